@@ -1,0 +1,8 @@
+"""What lets an optimised model leave PyTorch, installed as ``fastres.export``."""
+
+from __future__ import annotations
+
+if __name__ != "fastres.export":
+    # Reached only with the repository's root on sys.path, where the same modules would otherwise
+    # be imported a second time under a second name.
+    raise ImportError(f"this package is fastres.export, not {__name__}: import it by that name")
