@@ -1,4 +1,4 @@
-"""What target says of this machine and of made-up ones: Intel, Arm, a container, no system files."""
+"""What target says of this machine and of made-up ones: Intel, Arm, a container, no /proc."""
 
 from __future__ import annotations
 
