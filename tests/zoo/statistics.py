@@ -22,12 +22,12 @@ def randomise_statistics(model: nn.Module, *example: Any, seed: int = 0) -> nn.M
     """Give every BatchNorm of ``model`` its own, deterministic and sane statistics, in place.
 
     Freshly built BatchNorms are nearly the identity, and networks whose statistics are drawn
-    blindly explode or die within a few blocks. So the scale is drawn from ±[0.5, 1.5] (a quarter
-    negative, one channel in eight zero), the shift from N(0, 0.3); then, if an example input is
-    given, one forward pass with the BatchNorms alone in training mode measures the true mean and
-    variance of each layer's input under these scales; finally both are moved off the truth (the
-    mean by 0.2 standard deviations, the variance by a factor in [0.7, 1.4]), as a trained network's
-    are.
+    blindly explode or die within a few blocks. So the scale is drawn from ±[0.5, 1.5] (one
+    channel in four negative, one in eight zero), the shift from N(0, 0.3); then, if an example
+    input is given, one forward pass with the BatchNorms alone in training mode measures the true
+    mean and variance of each layer's input under these scales; finally both are moved off the truth
+    (the mean by 0.2 standard deviations, the variance by a factor in [0.7, 1.4]), as a trained
+    network's are.
 
     Args:
         model: changed in place; module modes are as before afterwards.
@@ -60,10 +60,10 @@ def _draw_affine(norm: nn.Module, generator: torch.Generator) -> None:
         return
     assert isinstance(norm.weight, torch.Tensor) and isinstance(norm.bias, torch.Tensor)
     scale = _uniform(norm.weight, 0.5, 1.5, generator)
-    sign = torch.where(_uniform(scale, 0, 1, generator) < 0.25, -1.0, 1.0).to(scale)
-    norm.weight.copy_(scale * sign)
-    # The channel's output is then its shift alone, whatever the convolution gave.
-    norm.weight[torch.randint(8, (), generator=generator).item() :: 8] = 0
+    norm.weight.copy_(scale)
+    first = int(torch.randint(8, (), generator=generator))
+    norm.weight[first::8] = 0  # the output is then the shift alone, whatever the convolution gave
+    norm.weight[(first + 1) % 4 :: 4] *= -1
     norm.bias.copy_(torch.randn(norm.bias.shape, generator=generator).to(norm.bias) * 0.3)
 
 
