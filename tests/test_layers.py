@@ -18,7 +18,7 @@ ORDER = [
     *("kernels", "ops"),
     *("graph", "functional", "contract", "diagnose", "capture"),
     *("report", "passes"),
-    *("runtime", "verify", "optimized", "optimize"),
+    *("runtime", "verify", "profile", "optimized", "optimize"),
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
