@@ -22,7 +22,7 @@ def randomise_statistics(model: nn.Module, *example: Any, seed: int = 0) -> nn.M
     """Give every BatchNorm of ``model`` its own, deterministic and sane statistics, in place.
 
     Freshly built BatchNorms are nearly the identity, and networks whose statistics are drawn
-    blindly explode or die within a few blocks. So the scale is drawn from ±[0.5, 1.5] (one
+    blindly explode or die within a few blocks. So the scale is drawn from ±[0.3, 0.9] (one
     channel in four negative, one in eight zero), the shift from N(0, 0.3); then, if an example
     input is given, one forward pass with the BatchNorms alone in training mode measures the true
     mean and variance of each layer's input under these scales; finally both are moved off the truth
@@ -59,7 +59,7 @@ def _draw_affine(norm: nn.Module, generator: torch.Generator) -> None:
     if norm.weight is None:
         return
     assert isinstance(norm.weight, torch.Tensor) and isinstance(norm.bias, torch.Tensor)
-    scale = _uniform(norm.weight, 0.5, 1.5, generator)
+    scale = _uniform(norm.weight, 0.3, 0.9, generator)
     norm.weight.copy_(scale)
     first = int(torch.randint(8, (), generator=generator))
     norm.weight[first::8] = 0  # the output is then the shift alone, whatever the convolution gave
