@@ -1,0 +1,363 @@
+"""From an ``nn.Module`` to one ``fx.Graph`` of ATen operators, by ``torch.export`` (non-strict).
+
+The user's model is read, never changed: no mode, hook, weight or memory format. Batch, height and
+width become symbols where the model's code allows it, so one capture serves every size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fastres.contract import Contract, contract_of
+from fastres.diagnose import eager_fault
+from fastres.errors import CaptureError, ModelError, OptionError
+from fastres.functional import can_make_functional, is_in_place, make_functional
+from fastres.graph import add_constant, output_nodes
+
+DEFAULT_IMAGE = 224
+"""Height and width in pixels of the example derived from a model's first convolution."""
+
+
+@dataclass
+class Captured:
+    """One model as a graph.
+
+    Attributes:
+        module: the graph; weights are buffers that share memory with the model's.
+        contract: the inputs the graph is valid for.
+        in_spec: structure of ``(args, kwargs)``; its leaves are the graph's placeholders.
+        out_spec: structure of the result; its leaves are what the graph returns.
+        signature: how the model's forward binds its arguments.
+        example: the flattened arguments that stood for all others, batch of two or more.
+        notes: what capture did that the user should know, a sentence each.
+    """
+
+    module: fx.GraphModule
+    contract: Contract
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    signature: inspect.Signature
+    example: list[Any]
+    notes: list[str] = field(default_factory=list)
+
+    def move_to(self, device: torch.device) -> None:
+        """Let the graph take inputs and keep weights on ``device``."""
+        self.module.to(device)
+        self.contract = self.contract.on(device)
+
+
+def derive_example(model: nn.Module) -> Tensor:
+    """A batch of one image, [1, C, 224, 224], from the model's first ``nn.Conv2d``.
+
+    Raises:
+        ModelError: the model has no convolution.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight
+            size = (1, module.in_channels, DEFAULT_IMAGE, DEFAULT_IMAGE)
+            return torch.zeros(size, dtype=weight.dtype, device=weight.device)
+    raise ModelError(
+        f"{type(model).__name__} has no nn.Conv2d: fastres speeds up convolutional networks. If the "
+        "convolutions are functional calls, pass example_input=..."
+    )
+
+
+def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``(args, kwargs)`` of a call: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    if isinstance(example_input, Tensor):
+        return (example_input,), {}
+    if isinstance(example_input, (tuple, list)):
+        return tuple(example_input), {}
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    raise OptionError(
+        f"example_input is a {type(example_input).__name__}: expected a tensor, a tuple of positional "
+        "arguments or a dict of keyword arguments"
+    )
+
+
+def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so."""
+    training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
+    if not training:
+        return model, []
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
+        ) from error
+    return twin.eval(), [
+        f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
+        "optimised, the model itself still trains; call model.eval() first to silence this"
+    ]
+
+
+def capture(model: nn.Module, example_input: Any = None) -> Captured:
+    """Capture ``model`` (in eval mode) as one graph.
+
+    Raises:
+        CaptureError: hooks, parametrisations, state changed in forward, control flow that depends
+            on data, or anything else torch.export cannot follow; the message names the module.
+        ModelError: there is no convolution to derive an example from.
+        OptionError: ``example_input`` is neither tensor, tuple nor dict.
+    """
+    _refuse_what_would_be_lost(model)
+    derived = example_input is None
+    args, kwargs = as_arguments(derive_example(model) if derived else example_input)
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise OptionError(
+            f"example_input does not fit {type(model).__name__}.forward{signature}: {error}"
+        ) from error
+    args, kwargs = bound.args, bound.kwargs
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            program = _export(model, *_with_batch(args, kwargs))
+    except Exception as error:
+        raise CaptureError(_why_not(model, args, kwargs, derived, error)) from error
+    captured = _from_program(program, signature)
+    if output_nodes(captured.module.graph) == [None]:
+        raise CaptureError(_why_not(model, args, kwargs, derived, TypeError("it returned None")))
+    if printed.getvalue():
+        first = printed.getvalue().strip().splitlines()[0]
+        captured.notes.append(
+            f"print in forward is dropped: it ran once, during capture, and wrote {first[:80]!r}"
+        )
+    return captured
+
+
+def _refuse_what_would_be_lost(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("got a TorchScript module: pass the nn.Module that it was made from")
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise CaptureError(
+            "got a torch.compile'd module: pass the module you gave to torch.compile"
+        )
+    for name, module in model.named_modules():
+        where = f"module {name or '(the model itself)'} ({type(module).__name__})"
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        if hooks:
+            hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
+            raise CaptureError(
+                f"{where} has the forward hook {hook}: in one captured graph it would no longer be "
+                "called; remove it with the handle that registering it returned (weight_norm and "
+                "spectral_norm have functions of their own for that) and put its work into forward"
+            )
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            (tensor, *_) = module.parametrizations
+            raise CaptureError(
+                f"{where} has a parametrisation on {tensor!r}, which a captured graph would no longer "
+                "compute; make it permanent with torch.nn.utils.parametrize.remove_parametrizations("
+                f"module, {tensor!r})"
+            )
+
+
+class _GlobalPooling(TorchFunctionMode):
+    """Keep ``F.avg_pool2d(f, f.shape[2:])`` independent of the image size.
+
+    avg_pool2d takes plain numbers, so tracing would bake the example's size in. Pooling over the
+    whole image is ``adaptive_avg_pool2d(f, 1)``, which has no size in it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
+            return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
+        return func(*args, **kwargs)
+
+
+def _pools_everything(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: Any = None,
+) -> bool:
+    return (
+        isinstance(input, Tensor)
+        and input.dim() == 4
+        and isinstance(kernel_size, (tuple, list))
+        and len(kernel_size) == 2
+        and any(isinstance(size, torch.SymInt) for size in kernel_size)
+        and [str(size) for size in kernel_size] == [str(size) for size in input.shape[2:]]
+        and padding in (0, (0, 0), [0, 0])
+        and divisor_override is None
+    )
+
+
+def _with_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Double a batch of one: torch.export would take a size of one for a constant."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    images = [t for t in tensors if t.dim() == 4]
+    if not images or images[0].shape[0] > 1:
+        return args, kwargs
+
+    def doubled(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.shape[0] in (0, 1):
+            return leaf.new_zeros((2, *leaf.shape[1:]))
+        return leaf
+
+    doubled_args, doubled_kwargs = pytree.tree_map(doubled, (args, kwargs))
+    return doubled_args, doubled_kwargs
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    def dynamic(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        axes = [0, 2, 3] if leaf.dim() == 4 else [0] if leaf.dim() >= 2 else []
+        return {axis: Dim.AUTO for axis in axes}
+
+    shapes = pytree.tree_map(dynamic, (*args, *kwargs.values()))
+    # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
+    with torch.no_grad(), _GlobalPooling():
+        return torch.export.export(model, args, kwargs, dynamic_shapes=tuple(shapes), strict=False)
+
+
+def _why_not(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    derived: bool,
+    error: Exception,
+) -> str:
+    shapes = [
+        list(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+    ]
+    advice = " Pass example_input=... if the model takes another input." if derived else ""
+    fault = eager_fault(model, args, kwargs)
+    if fault is not None:
+        return f"{type(model).__name__} cannot be captured with input {shapes}: {fault}.{advice}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    place = _user_line(error)
+    if "data-dependent" in reason or "unbacked" in reason:
+        return (
+            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no one graph "
+            f"of it ({reason}). Use torch.where instead of if, or optimise the parts around the "
+            "decision separately."
+        )
+    return (
+        f"{type(model).__name__} runs, but torch.export cannot follow it{place}: "
+        f"{type(error).__name__}: {reason}"
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """`` at file:line in function`` of the innermost frame outside torch, or nothing."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+        if package not in ("torch", "fastres", "contextlib"):
+            found = f" at {code.co_filename.replace(chr(92), '/').split('/')[-1]}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return found
+
+
+def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captured:
+    if not can_make_functional(program.graph):
+        # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
+        with torch.no_grad():
+            program = program.run_decompositions({})
+    module = fx.GraphModule(torch.nn.Module(), fx.Graph())
+    graph = module.graph
+    values: dict[fx.Node, fx.Node] = {}
+    names: list[str] = []
+    recorded: list[Any] = []
+    signature = program.graph_signature
+    specs = iter(signature.input_specs)
+    state = {**program.state_dict, **program.constants}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = next(specs)
+            if spec.kind == InputKind.USER_INPUT:
+                values[node] = graph.node_copy(node)
+                names.append(node.name)
+                recorded.append(node.meta.get("val", getattr(spec.arg, "value", None)))
+            elif node.users and isinstance(spec.target, str):
+                values[node] = add_constant(graph, spec.target, state[spec.target])
+                values[node].meta["val"] = node.meta.get("val")
+        elif node.op == "output":
+            graph.output(_returned(node, signature, values))
+        elif node.op == "get_attr":
+            raise CaptureError(
+                f"the model uses {node.target}, a nested graph (control flow of torch or another "
+                "higher-order operator), which fastres does not take"
+            )
+        else:
+            values[node] = graph.node_copy(node, lambda n: values[n])
+            values[node].meta["module"] = module_path(node)
+            values[node].meta["source"] = node.name
+            if is_in_place(node) and values[node].args[0].op == "get_attr":  # type: ignore[union-attr]
+                raise CaptureError(_STATE.format(module=module_path(node) or "the model"))
+    written = {node.name for node in make_functional(graph)}
+    written |= {
+        str(spec.target)
+        for spec in signature.output_specs
+        if spec.kind == OutputKind.USER_INPUT_MUTATION
+    }
+    notes = [
+        f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
+        for name in sorted(written)
+    ]
+    graph.lint()
+    module.recompile()
+    in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
+    assert in_spec is not None and out_spec is not None
+    example = pytree.tree_leaves(program.example_inputs)
+    return Captured(
+        module, contract_of(names, recorded), in_spec, out_spec, forward, example, notes
+    )
+
+
+_STATE = (
+    "{module} changes its own state in forward (a buffer or parameter is written); an optimised "
+    "model keeps no state: move this out of forward"
+)
+
+
+def _returned(
+    output: fx.Node, signature: ExportGraphSignature, values: dict[fx.Node, fx.Node]
+) -> tuple[Any, ...]:
+    """What the user gets back, without the changed state that torch.export returns beside it."""
+    (results,) = output.args
+    assert isinstance(results, (tuple, list))
+    kept: list[Any] = []
+    for spec, result in zip(signature.output_specs, results, strict=True):
+        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+            raise CaptureError(_STATE.format(module="the model"))
+        if spec.kind == OutputKind.USER_OUTPUT:
+            kept.append(values[result] if isinstance(result, fx.Node) else result)
+    return tuple(kept)
+
+
+def module_path(node: fx.Node) -> str:
+    """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = ""
+    for path, _ in stack.values():
+        pass
+    return ".".join(part.split("@")[0] for part in str(path).split("."))

@@ -1,0 +1,221 @@
+"""What an optimised model takes: checked once for every new combination of input shapes.
+
+Capture replaces sizes by symbols. Where the model's own Python code then decided something on a
+size, torch recorded the decision as a guard; a call whose sizes would have decided otherwise must
+not run the captured graph, for its answer would silently be another model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from fastres.errors import InputError
+
+
+@dataclass(frozen=True)
+class TensorInput:
+    """One tensor argument: its name, and its sizes as numbers or symbolic expressions."""
+
+    name: str
+    dtype: torch.dtype
+    device: torch.device
+    sizes: tuple[int | sympy.Expr, ...]
+
+    @property
+    def form(self) -> str:
+        """``[N, 3, H, W]`` with names for what may vary, as messages show it."""
+        names = "NCHW" if len(self.sizes) == 4 else [f"d{i}" for i in range(len(self.sizes))]
+        parts = (
+            str(s) if isinstance(s, int) else n for s, n in zip(self.sizes, names, strict=True)
+        )
+        return f"[{', '.join(parts)}]"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A decision that the model's own code took on a size, and where it took it."""
+
+    condition: sympy.Basic
+    place: str
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The inputs that a captured graph is valid for.
+
+    ``inputs`` has one entry per flattened argument: a :class:`TensorInput`, or the plain value
+    that the argument had during capture and must have again.
+    """
+
+    inputs: tuple[TensorInput | Any, ...]
+    guards: tuple[Guard, ...]
+
+    def on(self, device: torch.device) -> Contract:
+        """The same contract for tensors on another device."""
+        inputs = (
+            replace(wanted, device=device) if isinstance(wanted, TensorInput) else wanted
+            for wanted in self.inputs
+        )
+        return Contract(tuple(inputs), self.guards)
+
+    def check(self, values: Sequence[Any]) -> None:
+        """Accept ``values`` (the flattened arguments of a call) or say what is wrong with them.
+
+        Raises:
+            InputError: number of arguments, type, rank, channels, dtype, device, size or a size
+                that the model's code treats differently from the captured one.
+        """
+        if len(values) != len(self.inputs):
+            raise InputError(
+                f"got {len(values)} arguments, expected {len(self.inputs)}: call the optimised "
+                "model with the same arguments as the model it was made from"
+            )
+        symbols: dict[sympy.Basic, int] = {}
+        for wanted, value in zip(self.inputs, values, strict=True):
+            if isinstance(wanted, TensorInput):
+                _check_tensor(wanted, value)
+                _bind(wanted, value, symbols)
+            elif isinstance(value, Tensor) or value != wanted:
+                raise InputError(
+                    f"got {_describe(value)} for an argument that was {wanted!r} when the model "
+                    "was captured; such arguments are fixed: optimise once per value, passing it "
+                    "in example_input"
+                )
+        for guard in self.guards:
+            # torch's capture takes 0 and 1 for "like any other size"; so do we.
+            sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
+            holds = guard.condition.xreplace({s: sympy.Integer(v) for s, v in sizes.items()})
+            if holds == sympy.false:
+                shapes = ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
+                raise InputError(
+                    f"got {shapes}: the model's code decides on the image size at {guard.place}, "
+                    f"and for this size it would run something else than what was captured; call "
+                    "optimize() with an example_input of this size and keep one optimised model "
+                    "for each case"
+                )
+
+
+def _check_tensor(wanted: TensorInput, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(
+            f"got {_describe(value)} for {wanted.name!r}, expected a {wanted.dtype} tensor "
+            f"{wanted.form}; convert it with torch.as_tensor"
+        )
+    shape = list(value.shape)
+    if value.dim() != len(wanted.sizes):
+        hint = "; add the batch with x.unsqueeze(0)" if value.dim() == 3 else ""
+        raise InputError(
+            f"got a tensor of rank {value.dim()} {shape} for {wanted.name!r}, expected rank "
+            f"{len(wanted.sizes)} {wanted.form}{hint}"
+        )
+    for axis, (size, got) in enumerate(zip(wanted.sizes, shape, strict=True)):
+        if isinstance(size, int) and size != got:
+            raise InputError(
+                f"got {shape} for {wanted.name!r}, expected {wanted.form}: "
+                + _size_hint(axis, size)
+            )
+    if value.dtype != wanted.dtype:
+        raise InputError(
+            f"got {value.dtype} for {wanted.name!r}, expected {wanted.dtype} as the model itself "
+            f"takes; convert it with x.to({wanted.dtype})"
+        )
+    if value.device != wanted.device:
+        raise InputError(
+            f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move it "
+            f"with x.to({str(wanted.device)!r}), or optimise with device={str(value.device)!r}"
+        )
+    if value.layout != torch.strided:
+        raise InputError(
+            f"got a {value.layout} tensor for {wanted.name!r}, expected a dense one; use x.to_dense()"
+        )
+
+
+def _size_hint(axis: int, size: int) -> str:
+    if axis == 1:
+        return f"the model has {size} input channels"
+    return (
+        f"the model's code fixes dimension {axis} to {size} (a Linear on flattened pixels, for "
+        "example); resize the input, or optimise with an example_input of the other size"
+    )
+
+
+def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -> None:
+    """Give the symbols in ``wanted`` the sizes of ``value``; the same symbol must get the same size."""
+    for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
+        if isinstance(size, int):
+            continue
+        unknown = [symbol for symbol in size.free_symbols if symbol not in symbols]
+        if len(unknown) == 1:
+            solutions = sympy.solve(size - got, unknown[0]) if size != unknown[0] else [got]
+            if len(solutions) == 1 and int(solutions[0]) == solutions[0]:
+                symbols[unknown[0]] = int(solutions[0])
+        if size.xreplace({s: sympy.Integer(v) for s, v in symbols.items()}) != got:
+            raise InputError(
+                f"got {list(value.shape)} for {wanted.name!r}: dimension {axis} must be {size} "
+                "(the model ties it to another dimension or needs a multiple); resize the input, "
+                "or optimise with an example_input of this size"
+            )
+
+
+def _describe(value: Any) -> str:
+    return (
+        f"a {type(value).__name__}"
+        if not isinstance(value, Tensor)
+        else f"a tensor {list(value.shape)}"
+    )
+
+
+def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
+    """The contract behind the values that capture recorded for a graph's inputs.
+
+    Args:
+        names: the arguments' names, for messages.
+        values: per argument a fake tensor, or the plain value it had during capture.
+    """
+    inputs: list[Any] = []
+    guards: list[Guard] = []
+    for name, value in zip(names, values, strict=True):
+        if not isinstance(value, Tensor):
+            inputs.append(value)
+            continue
+        sizes = tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
+        inputs.append(TensorInput(name, value.dtype, value.device, sizes))
+        if not guards:
+            guards = next(
+                (_guards(s.node.shape_env) for s in value.shape if not isinstance(s, int)), []
+            )
+    return Contract(tuple(inputs), tuple(guards))
+
+
+def _guards(shape_env: Any) -> list[Guard]:
+    """The decisions of the model's own code, without those inside torch's shape functions.
+
+    Torch's operators take their decisions (is it contiguous? does it broadcast?) again on the real
+    sizes when they run. ``torch.nn`` is Python code like the user's and counts as the user's.
+    """
+    package = Path(torch.__file__).parent
+    guards = []
+    for guard in shape_env.guards:
+        frame = guard.sloc.framework_loc
+        file = Path(getattr(frame, "filename", "") or "")
+        inside = package in file.parents and package / "nn" not in file.parents
+        if frame is not None and not inside:
+            guards.append(Guard(guard.expr, f"{file.name}:{frame.lineno}"))
+    ranges = shape_env.var_to_range
+    for symbol, bounds in ranges.items():
+        if bounds.lower > 2:
+            guards.append(
+                Guard(sympy.Ge(symbol, bounds.lower), "a comparison with its lower bound")
+            )
+        if bounds.upper < 2**31:
+            guards.append(
+                Guard(sympy.Le(symbol, bounds.upper), "a comparison with its upper bound")
+            )
+    return guards

@@ -1,0 +1,158 @@
+"""Small helpers on ``torch.fx`` graphs: constants, the user's module names, replacing nodes.
+
+The intermediate representation is a plain ``torch.fx.GraphModule`` of ATen and fastres operators.
+Weights are buffers of its root, read by ``get_attr`` nodes. Two entries of ``node.meta`` are ours:
+
+- ``"module"``: dotted name of the user's module that the node came from ("" for the model itself);
+- ``"source"``: name of the captured node whose value this node computes, so that a value can be
+  compared with the same value in another graph of the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def module_of(node: fx.Node) -> str:
+    """The user's module behind a node, worded for messages."""
+    return str(node.meta.get("module") or "(the model itself)")
+
+
+def label(node: fx.Node) -> str:
+    """``layer1.0.conv1`` where a module is known, else the operator's name with its position's name."""
+    return str(node.meta.get("module") or node.name)
+
+
+def is_call(node: Any, *targets: Any) -> bool:
+    """Whether ``node`` calls one of ``targets``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def constant(node: Any) -> Tensor | None:
+    """The tensor behind a ``get_attr`` node; None for anything else."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    owner = node.graph.owning_module
+    if owner is None:
+        return None
+    value = getattr(owner, str(node.target))
+    return value if isinstance(value, Tensor) else None
+
+
+def add_constant(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
+    """Store ``value`` as a buffer of the graph's module and read it at the insert point.
+
+    A name that is taken gets a number; dots become underscores.
+    """
+    owner = graph.owning_module
+    assert owner is not None
+    stem = name.replace(".", "_") or "constant"
+    free, number = stem, 0
+    while hasattr(owner, free):
+        number += 1
+        free = f"{stem}_{number}"
+    owner.register_buffer(free, value.detach())
+    # Graph.get_attr warns that the attribute does not exist when the owner is being edited.
+    return graph.create_node("get_attr", free)
+
+
+def call(graph: fx.Graph, target: Any, args: Iterable[Any], name: str) -> fx.Node:
+    """A call of an operator at the insert point, named after the user's module it stands for."""
+    return graph.create_node("call_function", target, tuple(args), name=name.replace(".", "_"))
+
+
+def value_of(node: fx.Node) -> Any:
+    """The fake tensor (or symbolic number) that capture recorded for a node's value."""
+    return node.meta.get("val")
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two nodes are tensors of provably the same shape and dtype."""
+    x, y = (value_of(node) if isinstance(node, fx.Node) else None for node in (a, b))
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return False
+    return x.dtype == y.dtype and _same_sizes(x.shape, y.shape)
+
+
+def _same_sizes(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    left, right = list(a), list(b)
+    return len(left) == len(right) and all(
+        str(m) == str(n) for m, n in zip(left, right, strict=True)
+    )
+
+
+def copy_meta(new: fx.Node, old: fx.Node) -> fx.Node:
+    """Give ``new`` the recorded value, module and source of the node whose value it computes."""
+    for key in ("val", "module", "source", "stack_trace"):
+        if key in old.meta:
+            new.meta[key] = old.meta[key]
+    return new
+
+
+def replace(old: fx.Node, new: fx.Node) -> None:
+    """Let ``new`` stand for ``old`` everywhere, and remove ``old``."""
+    copy_meta(new, old)
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def erase_unused(nodes: Iterable[Any]) -> None:
+    """Remove those of ``nodes`` that nothing reads any more."""
+    for node in nodes:
+        if isinstance(node, fx.Node) and not node.users and node.op != "placeholder":
+            node.graph.erase_node(node)
+
+
+def drop_unused_constants(module: fx.GraphModule) -> None:
+    """Remove buffers that no ``get_attr`` node reads."""
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers(recurse=False)]:
+        if name not in read:
+            delattr(module, name)
+
+
+def output_nodes(graph: fx.Graph) -> list[Any]:
+    """What the graph returns, as a flat list of nodes and plain values."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    returned = output.args[0]
+    return list(returned) if isinstance(returned, (tuple, list)) else [returned]
+
+
+def aliases(target: Any) -> bool:
+    """Whether an operator's result may share memory with an argument, by its schema.
+
+    Operators without a schema are assumed to.
+    """
+    schema = getattr(target, "_schema", None)
+    if schema is None or not isinstance(target, torch._ops.OpOverload):
+        return True
+    return any(result.alias_info is not None for result in schema.returns)
+
+
+def activation_of(node: Any) -> str:
+    """The name in :data:`fastres.spec.ACTIVATIONS` of what a stand-alone ATen node applies, or "none"."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return "none"
+    name = _ACTIVATIONS.get(node.target)
+    if name is not None:
+        return name
+    bounds = list(node.args[1:])
+    if node.target is torch.ops.aten.hardtanh.default and bounds == [0.0, 6.0]:
+        return "relu6"
+    if node.target is torch.ops.aten.clamp_min.default and bounds == [0]:
+        return "relu"
+    if node.target is torch.ops.aten.clamp.default and bounds in ([0], [0, None]):
+        return "relu"
+    return "none"
+
+
+_ACTIVATIONS: dict[Any, str] = {
+    torch.ops.aten.relu.default: "relu",
+    torch.ops.aten.relu6.default: "relu6",
+    torch.ops.aten.silu.default: "silu",
+    torch.ops.aten.hardswish.default: "hardswish",
+}

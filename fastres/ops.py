@@ -1,0 +1,65 @@
+"""The operators ``fastres::*``: schema, fake implementation, eager implementation, decomposition.
+
+Their meaning is :mod:`fastres.kernels.reference`; this file makes them operators of torch's
+dispatcher, so that they can stand in an ``fx.Graph``, be exported and be compiled. They are for
+inference and have no gradient. They are registered once, when this module is imported.
+
+=================  ======================================================================
+operator           meaning
+=================  ======================================================================
+conv2d             ``activation(pre_activation(conv(x) + bias) + residual)``
+scale_shift        ``activation(x * scale + shift)`` per channel
+add_relu           ``relu(x + y)``
+max_pool2d         largest value under each window
+global_avg_pool    mean over height and width
+linear             ``activation(x @ weight.T + bias)``
+bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU, for engines with such a kernel
+=================  ======================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastres.kernels import reference
+
+_SCHEMAS: dict[Callable[..., torch.Tensor], str] = {
+    reference.conv2d: "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, "
+    "int[4] padding, int[2] dilation, int groups, str pre_activation, str activation) -> Tensor",
+    reference.scale_shift: "(Tensor x, Tensor scale, Tensor shift, str activation) -> Tensor",
+    reference.add_relu: "(Tensor x, Tensor y) -> Tensor",
+    reference.max_pool2d: "(Tensor x, int[2] kernel, int[2] stride, int[2] padding, "
+    "int[2] dilation, bool ceil_mode) -> Tensor",
+    reference.global_avg_pool: "(Tensor x, bool keepdim) -> Tensor",
+    reference.linear: "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor",
+    reference.bottleneck: "(Tensor x, Tensor weight, Tensor? bias, Tensor expand_weight, "
+    "Tensor? expand_bias, Tensor residual, int[2] stride, int[4] padding, int[2] dilation, "
+    "int groups) -> Tensor",
+}
+
+_library = torch.library.Library("fastres", "DEF")
+for _function, _schema in _SCHEMAS.items():
+    _library.define(_function.__name__ + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_function.__name__, _function, "CompositeExplicitAutograd")
+    # The reference is made of torch operators, so on fake tensors it is its own shape function,
+    # and shape, dtype and memory format cannot drift from what the eager implementation gives.
+    torch.library.register_fake(f"fastres::{_function.__name__}", _function, lib=_library)
+
+conv2d = torch.ops.fastres.conv2d.default
+scale_shift = torch.ops.fastres.scale_shift.default
+add_relu = torch.ops.fastres.add_relu.default
+max_pool2d = torch.ops.fastres.max_pool2d.default
+global_avg_pool = torch.ops.fastres.global_avg_pool.default
+linear = torch.ops.fastres.linear.default
+bottleneck = torch.ops.fastres.bottleneck.default
+
+REFERENCE: dict[Any, Callable[..., torch.Tensor]] = {
+    getattr(torch.ops.fastres, function.__name__).default: function for function in _SCHEMAS
+}
+"""Each operator with its plain-PyTorch meaning: the oracle, and the decomposition for export.
+
+For example ``exported_program.run_decompositions({**table, **fastres.ops.REFERENCE})``.
+"""

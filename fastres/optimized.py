@@ -1,0 +1,174 @@
+"""The drop-in module that ``optimize`` returns."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fastres import ops, profile
+from fastres.capture import Captured
+from fastres.errors import FastresWarning, InputError, OptionError
+from fastres.graph import output_nodes
+from fastres.options import Options
+from fastres.report import Remark, Report
+from fastres.runtime.engine import choose
+from fastres.runtime.runner import Runner
+
+
+class OptimizedModule(nn.Module):
+    """A model for inference: same call, same result, same dtypes as the model it was made from.
+
+    Attributes:
+        graph_module: the fused graph, an ``fx.GraphModule``; ``graph_module.code`` reads well.
+        report: the receipt.
+
+    It is always in eval mode, on one device and in one precision. It may be called from several
+    threads at once. Results never share memory with inputs, with each other or with later results.
+    """
+
+    graph_module: fx.GraphModule
+
+    def __init__(self, captured: Captured, options: Options, report: Report) -> None:
+        super().__init__()
+        self.graph_module = captured.module
+        self.report = report
+        self._contract = captured.contract
+        self._options = options
+        self._in_spec = captured.in_spec
+        self._out_spec = captured.out_spec
+        self._signature = captured.signature
+        # One tensor in, one tensor out: by far the most calls, and no tree to walk.
+        self._takes_one = captured.in_spec == pytree.tree_structure(((0,), {}))
+        self._gives_one = captured.out_spec == pytree.tree_structure(0)
+        self._runner = self._make_runner()
+        super().eval()
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs the model."""
+        return self._runner.engine.name
+
+    @property
+    def threads(self) -> int:
+        """Threads that a call from the current thread uses."""
+        return self._runner.limit.threads
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's answer; see :func:`fastres.optimize`.
+
+        Raises:
+            InputError: an argument's structure, rank, size, channels, dtype or device is not one
+                that the model takes.
+            OutOfMemory: this shape does not fit into memory.
+        """
+        flat = self._flatten(args, kwargs)
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            results = self.graph_module(*flat)
+        else:
+            results = self._runner(flat)
+        return (
+            results[0] if self._gives_one else pytree.tree_unflatten(list(results), self._out_spec)
+        )
+
+    def profile(self, *args: Any, rounds: int = profile.ROUNDS, **kwargs: Any) -> profile.Profile:
+        """Time per layer of a call with these arguments, by the names of the user's modules.
+
+        Args:
+            rounds: calls to take the median of.
+        """
+        flat = self._flatten(args, kwargs)
+        executable = self._runner.executable(flat)
+        with torch.no_grad(), self._runner.limit():
+            return profile.measure(executable, lambda: self(*args, **kwargs), flat, rounds)
+
+    def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
+        """Every operator's result for flattened arguments, computed by the engine itself."""
+        tapped = _with_taps(self.graph_module)
+        executable = self._runner.engine.build(tapped, flat)
+        nodes = output_nodes(tapped.graph)
+        return list(zip(nodes, self._runner.run(executable, flat), strict=True))
+
+    def engine_remarks(self, flat: Sequence[Any]) -> tuple[list[Remark], list[str]]:
+        """What the engine left to torch for inputs of these shapes, and its notes."""
+        executable = self._runner.executable(flat)
+        return executable.remarks, executable.notes
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """Stays in eval mode: BatchNorm is gone, there is nothing to train."""
+        if mode:
+            warnings.warn(
+                "an optimised model is for inference and stays in eval mode; train the model it was "
+                "made from and optimise again",
+                FastresWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in ``nn.Module``, for state dicts of this optimised model (folded weights)."""
+        result = super().load_state_dict(*args, **kwargs)
+        self._runner = self._make_runner()
+        return result
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
+        for buffer in self.graph_module.buffers():
+            moved = fn(buffer)
+            if moved.dtype != buffer.dtype or moved.device != buffer.device:
+                raise OptionError(
+                    f"an optimised model stays {buffer.dtype} on {buffer.device}; to get one in "
+                    f"{moved.dtype} on {moved.device}, call optimize() with precision=... or device=..."
+                )
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._runner = self._make_runner()
+
+    def _make_runner(self) -> Runner:
+        engine, _ = choose(self._options.engine, self.graph_module)
+        return Runner(self.graph_module, self._contract, engine, self._options.threads)
+
+    def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        if self._takes_one and not kwargs and len(args) == 1 and isinstance(args[0], Tensor):
+            return [args[0]]
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"the model is called as forward{self._signature}: {error}") from error
+        flat, spec = pytree.tree_flatten((bound.args, bound.kwargs))
+        if spec != self._in_spec:
+            raise InputError(
+                f"got arguments of the structure {_names(bound.arguments)}, expected those of the "
+                "captured call; optional arguments and nested containers are fixed at capture: pass "
+                "the same ones, or optimise with an example_input of this structure"
+            )
+        return flat
+
+
+def _with_taps(module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with every floating-point result of an operator as an output."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    taps = []
+    for node in module.graph.nodes:
+        if node.op == "output":
+            continue
+        values[node] = graph.node_copy(node, values.__getitem__)
+        if node.target in ops.REFERENCE:
+            taps.append(values[node])
+    graph.output(tuple(taps))
+    return fx.GraphModule(module, graph)
+
+
+def _names(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {type(value).__name__}" for name, value in arguments.items())

@@ -1,0 +1,62 @@
+"""What the caller of ``optimize`` asked for, checked once, at the door."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from fastres.errors import OptionError
+
+PRECISIONS: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""The names that ``precision`` takes, with the dtype of weights and activations."""
+
+ENGINES: tuple[str, ...] = ("auto", "onednn", "eager")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of :func:`fastres.optimize`.
+
+    Attributes:
+        precision: a key of :data:`PRECISIONS`, or None for the model's own dtype.
+        engine: one of :data:`ENGINES`.
+        strict: raise for the first thing that is not optimised.
+        threads: threads per call, or None for what the process may use.
+        device: where the optimised model runs, or None for where the model is.
+
+    Raises:
+        OptionError: a value is not one of those.
+    """
+
+    precision: str | None = None
+    engine: str = "auto"
+    strict: bool = False
+    threads: int | None = None
+    device: torch.device | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise OptionError(
+                f"precision={self.precision!r}: expected None (the model's own) or one of "
+                f"{', '.join(map(repr, PRECISIONS))}"
+            )
+        if self.engine not in ENGINES:
+            raise OptionError(
+                f"engine={self.engine!r}: expected one of {', '.join(map(repr, ENGINES))}"
+            )
+        if not isinstance(self.strict, bool):
+            raise OptionError(f"strict={self.strict!r}: expected True or False")
+        threads = self.threads
+        if threads is not None and (
+            not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
+        ):
+            raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+
+    def dtype(self, own: torch.dtype) -> torch.dtype:
+        """The dtype to compute in, for a model whose own is ``own``."""
+        return own if self.precision is None else PRECISIONS[self.precision]

@@ -1,0 +1,53 @@
+"""The rewriting of a captured graph, pass by pass; each file is one pass.
+
+A pass is ``run(module, context)``: it changes the graph in place and writes what it refused, with a
+sentence, to the receipt. The order matters where a comment says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import fx
+
+from fastres.passes import (
+    absorb_padding,
+    affine,
+    drop,
+    finish,
+    fold_batch_norm,
+    fold_batch_norm_ahead,
+    fold_constants,
+    fuse,
+    normalise,
+)
+from fastres.passes.context import Context
+from fastres.report import Report
+
+PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
+    fold_constants.run,  # first: frozen BatchNorms and standardised weights become constants
+    drop.run,  # before normalise, which looks at neighbours
+    normalise.run,  # one spelling per operation, for all that follow
+    absorb_padding.run,  # before folding ahead, which asks whether a convolution pads
+    affine.run,  # after normalise: merges with the BatchNorms found there
+    fold_batch_norm.run,  # before fuse: an activation between would be in the way
+    fold_batch_norm_ahead.run,  # after folding backwards, which costs nothing at the border
+    fuse.run,
+)
+"""Every pass but the last, in order, with the reason for its place."""
+
+
+def rewrite(module: fx.GraphModule, report: Report, own: torch.dtype, dtype: torch.dtype) -> None:
+    """Run all passes on a captured graph, in place.
+
+    Args:
+        module: the captured graph; it owns its constants afterwards.
+        report: the receipt to write to.
+        own: dtype of the user's model.
+        dtype: dtype to compute in.
+    """
+    context = Context(report, dtype)
+    for run in PASSES:
+        run(module, context)
+    finish.run(module, context, own)

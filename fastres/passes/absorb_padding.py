@@ -1,0 +1,55 @@
+"""Zero padding before a convolution becomes the convolution's own: ``conv(pad(x, p)) -> conv(x, +p)``.
+
+Exact, since a convolution pads with zeros too. TensorFlow's SAME padding at stride 2 (one pixel
+more at bottom and right) arrives in PyTorch models as ``F.pad`` and disappears here.
+
+Checks: the padding is constant and zero, on height and width only, not a cropping; the convolution
+is its only reader.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastres import ops
+from fastres.graph import is_call
+from fastres.passes.context import Context
+
+aten = torch.ops.aten
+
+
+def run(module: fx.GraphModule, context: Context) -> None:
+    """Rewrite every padded convolution that passes the checks."""
+    for conv in list(module.graph.nodes):
+        if not is_call(conv, ops.conv2d):
+            continue
+        pad = conv.args[0]
+        sides = _zero_sides(pad)
+        if sides is None or len(pad.users) != 1:
+            continue
+        own = conv.args[5]
+        conv.update_arg(0, pad.args[0])
+        conv.update_arg(5, [a + b for a, b in zip(own, sides, strict=True)])
+        module.graph.erase_node(pad)
+
+
+def _zero_sides(node: Any) -> list[int] | None:
+    """(top, left, bottom, right) of a zero padding of an image; None for anything else."""
+    if is_call(node, aten.constant_pad_nd.default):
+        value = node.args[2] if len(node.args) > 2 else 0
+    elif is_call(node, aten.pad.default):
+        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+        if mode != "constant":
+            return None
+        value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    else:
+        return None
+    sides = list(node.args[1])
+    plain = all(isinstance(side, int) and side >= 0 for side in sides)
+    if value not in (None, 0, 0.0) or not plain or len(sides) > 4:
+        return None
+    left, right, top, bottom = sides + [0] * (4 - len(sides))
+    return [top, left, bottom, right]

@@ -1,0 +1,60 @@
+"""Drop what does nothing in inference: dropout in eval mode, clones, casts to the same dtype.
+
+Identity modules and empty ``nn.Sequential`` leave nothing in a captured graph to begin with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastres.graph import module_of, value_of
+from fastres.passes.context import Context
+
+aten = torch.ops.aten
+
+
+def _always(node: fx.Node) -> bool:
+    return True
+
+
+def _in_eval_mode(node: fx.Node) -> bool:
+    probability, training = node.args[1:3]
+    return not training or probability == 0.0
+
+
+def _to_same_dtype(node: fx.Node) -> bool:
+    return bool(value_of(node.args[0]).dtype == value_of(node).dtype)  # type: ignore[arg-type]
+
+
+_IDLE: dict[Any, Callable[[fx.Node], bool]] = {
+    aten.dropout.default: _in_eval_mode,
+    aten.feature_dropout.default: _in_eval_mode,
+    aten.alpha_dropout.default: _in_eval_mode,
+    aten.clone.default: _always,
+    aten.contiguous.default: _always,
+    aten.detach.default: _always,
+    aten.alias.default: _always,
+    aten.lift_fresh_copy.default: _always,
+    aten.to.dtype: _to_same_dtype,
+}
+
+
+def run(module: fx.GraphModule, context: Context) -> None:
+    """Remove idle nodes; a dropout that is active in inference too is left and said so."""
+    for node in list(module.graph.nodes):
+        idle = _IDLE.get(node.target) if node.op == "call_function" else None
+        if idle is None:
+            continue
+        if idle(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+        else:
+            context.report.notes.append(
+                f"{module_of(node)}: {node.target} is active in eval mode too, as in the model"
+                if idle is _in_eval_mode
+                else f"{module_of(node)}: {node.target} changes the dtype, as in the model"
+            )

@@ -1,0 +1,116 @@
+"""The last pass: choose precision, own the weights, list what is left.
+
+Weights and activations get the final dtype; a float input is cast on entry and each output back to
+the dtype that the model gives. Scale-and-shift constants stay float32 beside 16-bit activations.
+Constants are copied, so that the optimised model and the user's share no memory.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres import ops
+from fastres.graph import constant, drop_unused_constants, is_call, module_of, value_of
+from fastres.passes.context import Context
+
+aten = torch.ops.aten
+
+_MOVES_DATA = (
+    aten.flatten.using_ints, aten.reshape.default, aten.cat.default, aten.permute.default,
+    aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.chunk.default,
+    aten.squeeze.default, aten.squeeze.dim, aten.unsqueeze.default, aten.expand.default,
+    aten.to.dtype, aten.sym_size.int, operator.getitem, aten.clone.default,
+)  # fmt: skip
+"""Operations that compute nothing: no reason to list them as left to torch."""
+
+
+def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
+    """Finish the graph; ``own`` is the dtype of the user's model.
+
+    Afterwards the graph is linted and compiled, and every buffer is read by a node.
+    """
+    graph = module.graph
+    graph.eliminate_dead_code(is_impure_node=_is_boundary)
+    _cast_constants(module, own, context.dtype)
+    if context.dtype != own:
+        _cast_boundary(graph, own, context.dtype)
+    _place_constants(graph)
+    drop_unused_constants(module)
+    for node in graph.nodes:
+        if node.op == "call_function" and isinstance(value_of(node), Tensor):
+            _list(node, context)
+    graph.lint()
+    module.recompile()
+
+
+def _is_boundary(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output")
+
+
+def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype) -> None:
+    wide = {
+        str(argument.target)
+        for node in module.graph.nodes
+        if is_call(node, ops.scale_shift)
+        for argument in node.args[1:3]
+        if isinstance(argument, fx.Node)
+    }
+    for name, value in list(module.named_buffers(recurse=False)):
+        target = value.dtype
+        if target in (own, torch.float64):
+            target = dtype
+        if name in wide and target.itemsize < 4:
+            target = torch.float32
+        module.register_buffer(name, value.detach().to(target, copy=True).contiguous())
+
+
+def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> None:
+    for node in list(graph.nodes):
+        if node.op == "placeholder" and node.users and _is_float(node, own):
+            with graph.inserting_after(node):
+                cast = graph.call_function(aten.to.dtype, (node, dtype))
+            node.replace_all_uses_with(
+                cast, delete_user_cb=lambda user, cast=cast: user is not cast
+            )
+            cast.meta["module"] = ""
+        elif node.op == "output":
+            results = [_cast_back(graph, node, result, own) for result in node.args[0]]
+            node.args = (tuple(results),)
+
+
+def _cast_back(graph: fx.Graph, output: fx.Node, result: Any, own: torch.dtype) -> Any:
+    if not isinstance(result, fx.Node) or not _is_float(result, own):
+        return result
+    with graph.inserting_before(output):
+        cast = graph.call_function(aten.to.dtype, (result, own))
+    for key in ("val", "module"):
+        cast.meta[key] = result.meta.get(key)
+    return cast
+
+
+def _is_float(node: fx.Node, dtype: torch.dtype) -> bool:
+    value = value_of(node)
+    return isinstance(value, Tensor) and value.dtype == dtype
+
+
+def _place_constants(graph: fx.Graph) -> None:
+    """Read each constant right before its first reader, so that the code can be read in order."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and node.users:
+            min(node.users, key=order.__getitem__).prepend(node)
+
+
+def _list(node: fx.Node, context: Context) -> None:
+    report = context.report
+    if node.target in ops.REFERENCE:
+        names = [f"{a.target}" for a in node.args if constant(a) is not None]  # type: ignore[union-attr]
+        report.layers.append(
+            (module_of(node), str(node.target), str(context.dtype) if names else "")
+        )
+    elif node.target not in _MOVES_DATA:
+        report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

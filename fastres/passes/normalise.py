@@ -1,0 +1,257 @@
+"""One spelling per operation: ATen's many forms become the operators of :mod:`fastres.ops`.
+
+::
+
+    conv2d, conv2d.padding, convolution          -> fastres::conv2d, four-sided padding
+    batch_norm in eval mode                      -> fastres::scale_shift, float64 constants
+        scale = weight / sqrt(running_var + eps)     (Ioffe and Szegedy 2015, algorithm 2)
+        shift = bias - running_mean * scale
+    max_pool2d                                   -> fastres::max_pool2d
+    adaptive_avg_pool2d(1), mean over (H, W),
+        avg_pool2d over the whole image          -> fastres::global_avg_pool
+    linear                                       -> fastres::linear
+    view                                         -> reshape, or flatten where it is one
+
+What has no such form stays ATen. Later passes need to know one name for each thing only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres import ops
+from fastres.graph import (
+    activation_of,
+    add_constant,
+    call,
+    constant,
+    erase_unused,
+    is_call,
+    label,
+    module_of,
+    replace,
+    value_of,
+)
+from fastres.passes.context import Context
+from fastres.spec import pair, same_padding
+
+aten = torch.ops.aten
+
+
+def run(module: fx.GraphModule, context: Context) -> None:
+    """Rewrite every node that has a canonical form, and count what the receipt counts."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        rewrite = _REWRITES.get(node.target)
+        if rewrite is not None:
+            with module.graph.inserting_before(node):
+                rewrite(node, context)
+    for node in module.graph.nodes:
+        if activation_of(node) != "none":
+            context.report.found["activation"] += 1
+        elif is_call(node, ops.conv2d):
+            context.report.found["convolution"] += 1
+        elif is_residual_addition(node):
+            context.report.found["addition"] += 1
+
+
+def is_residual_addition(node: fx.Node) -> bool:
+    """Whether a node adds two feature maps (not a constant, not a number)."""
+    return is_call(node, aten.add.Tensor) and all(
+        isinstance(arg, fx.Node)
+        and isinstance(value_of(arg), Tensor)
+        and value_of(arg).dim() == 4
+        and constant(arg) is None
+        for arg in node.args[:2]
+    )
+
+
+def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _call(node: fx.Node, target: Any, *args: Any) -> None:
+    replace(node, call(node.graph, target, args, label(node)))
+
+
+def _conv2d(node: fx.Node, context: Context) -> None:
+    x, weight = node.args[:2]
+    bias = _argument(node, 2, "bias", None)
+    stride = pair(_argument(node, 3, "stride", 1))
+    padding = _argument(node, 4, "padding", 0)
+    dilation = pair(_argument(node, 5, "dilation", 1))
+    groups = _argument(node, 6, "groups", 1)
+    _convolve(node, x, weight, bias, stride, padding, dilation, groups)
+
+
+def _convolution(node: fx.Node, context: Context) -> None:
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    if not transposed and value_of(node).dim() == 4:
+        _convolve(node, x, weight, bias, pair(stride), padding, pair(dilation), groups)  # type: ignore[arg-type]
+
+
+def _convolve(
+    node: fx.Node,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+) -> None:
+    if value_of(node).dim() != 4:  # an image without a batch
+        return
+    if padding == "same":
+        kernel = value_of(weight).shape[2:]
+        sides = same_padding((int(kernel[0]), int(kernel[1])), dilation)
+    elif padding == "valid":
+        sides = (0, 0, 0, 0)
+    else:
+        sides = pair(padding) * 2
+    _call(
+        node, ops.conv2d, x, weight, bias, None, list(stride), list(sides), list(dilation), groups,
+        "none", "none",
+    )  # fmt: skip
+
+
+def _batch_norm(node: fx.Node, context: Context) -> None:
+    x, weight, bias, mean, var, training, _, eps = node.args[:8]
+    _normalise_batch(node, node, x, weight, bias, mean, var, bool(training), eps, context)
+
+
+def _native_batch_norm(node: fx.Node, context: Context) -> None:
+    x, weight, bias, mean, var, _, eps = node.args
+    (result,) = node.users  # getitem(0); the saved statistics have no reader in inference
+    _normalise_batch(node, result, x, weight, bias, mean, var, False, eps, context)
+    erase_unused([node])
+
+
+def _batch_norm_of_batch(node: fx.Node, context: Context) -> None:
+    context.report.found["batch_norm"] += 1
+    context.report.refuse(module_of(node), "BatchNorm", _BATCH_STATISTICS)
+
+
+_BATCH_STATISTICS = (
+    "it normalises with the statistics of the batch, also in eval mode (no running statistics), "
+    "so there is nothing constant to fold"
+)
+
+
+def _normalise_batch(
+    node: fx.Node, result: fx.Node, x: Any, weight: Any, bias: Any, mean: Any, var: Any,
+    training: bool, eps: Any, context: Context,
+) -> None:  # fmt: skip
+    context.report.found["batch_norm"] += 1
+    if training or mean is None or var is None:
+        context.report.refuse(module_of(node), "BatchNorm", _BATCH_STATISTICS)
+        return
+    statistics = [None if a is None else constant(a) for a in (weight, bias, mean, var)]
+    if any(
+        a is not None and s is None
+        for a, s in zip((weight, bias, mean, var), statistics, strict=True)
+    ):
+        context.report.refuse(
+            module_of(node), "BatchNorm", "its parameters are computed from the input"
+        )
+        return
+    gamma, beta, mu, sigma2 = (None if s is None else s.double() for s in statistics)
+    assert mu is not None and sigma2 is not None
+    scale = torch.rsqrt(sigma2 + eps)
+    scale = scale if gamma is None else gamma * scale
+    shift = -mu * scale if beta is None else beta - mu * scale
+    name = node.meta.get("module") or node.name
+    scale_node = add_constant(node.graph, f"{name}_scale", scale)
+    shift_node = add_constant(node.graph, f"{name}_shift", shift)
+    new = call(node.graph, ops.scale_shift, (x, scale_node, shift_node, "none"), name)
+    new.meta["batch_norm"] = True
+    replace(result, new)
+    new.meta["module"] = node.meta.get("module", "")
+
+
+def _max_pool2d(node: fx.Node, context: Context) -> None:
+    if value_of(node).dim() == 4:
+        _pool(node, node)
+
+
+def _max_pool2d_with_indices(node: fx.Node, context: Context) -> None:
+    if [user.args[1] for user in node.users] == [0]:
+        _pool(node, next(iter(node.users)))
+        erase_unused([node])
+
+
+def _pool(node: fx.Node, result: fx.Node) -> None:
+    kernel = pair(node.args[1])  # type: ignore[arg-type]
+    stride = _argument(node, 2, "stride", ())
+    _call(
+        result,
+        ops.max_pool2d,
+        node.args[0],
+        list(kernel),
+        list(pair(stride) if stride else kernel),
+        list(pair(_argument(node, 3, "padding", 0))),
+        list(pair(_argument(node, 4, "dilation", 1))),
+        bool(_argument(node, 5, "ceil_mode", False)),
+    )
+
+
+def _adaptive_avg_pool2d(node: fx.Node, context: Context) -> None:
+    if value_of(node).dim() == 4 and pair(node.args[1]) == (1, 1):  # type: ignore[arg-type]
+        _call(node, ops.global_avg_pool, node.args[0], True)
+
+
+def _mean(node: fx.Node, context: Context) -> None:
+    value = value_of(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    axes = _argument(node, 1, "dim", None)
+    if not isinstance(value, Tensor) or value.dim() != 4 or not axes or node.kwargs.get("dtype"):
+        return
+    if sorted(axis % 4 for axis in axes) == [2, 3]:
+        _call(node, ops.global_avg_pool, node.args[0], bool(_argument(node, 2, "keepdim", False)))
+
+
+def _avg_pool2d(node: fx.Node, context: Context) -> None:
+    value = value_of(node.args[0])  # type: ignore[arg-type]
+    padding = pair(_argument(node, 3, "padding", 0))
+    whole = value.dim() == 4 and tuple(value.shape[2:]) == pair(node.args[1])  # type: ignore[arg-type]
+    if whole and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
+        _call(node, ops.global_avg_pool, node.args[0], True)
+
+
+def _linear(node: fx.Node, context: Context) -> None:
+    _call(node, ops.linear, node.args[0], node.args[1], _argument(node, 2, "bias", None), "none")
+
+
+def _view(node: fx.Node, context: Context) -> None:
+    """A view demands a memory layout that channels-last activations do not have; reshape does not."""
+    x = node.args[0]
+    before, after = value_of(x), value_of(node)  # type: ignore[arg-type]
+    keeps_batch = (
+        before.dim() >= 2 and after.dim() == 2 and str(before.shape[0]) == str(after.shape[0])
+    )
+    if keeps_batch:  # also right for an empty batch, where reshape(0, -1) has no answer
+        _call(node, aten.flatten.using_ints, x, 1)
+    elif node.target == aten.view.default:
+        node.target = aten.reshape.default
+
+
+_REWRITES: dict[Any, Callable[[fx.Node, Context], None]] = {
+    aten.conv2d.default: _conv2d,
+    aten.conv2d.padding: _conv2d,
+    aten.convolution.default: _convolution,
+    aten.batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit_no_training.default: _native_batch_norm,
+    aten._native_batch_norm_legit.no_stats: _batch_norm_of_batch,
+    aten.max_pool2d.default: _max_pool2d,
+    aten.max_pool2d_with_indices.default: _max_pool2d_with_indices,
+    aten.adaptive_avg_pool2d.default: _adaptive_avg_pool2d,
+    aten.mean.dim: _mean,
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.linear.default: _linear,
+    aten.view.default: _view,
+    aten.reshape.default: _view,
+}

@@ -1,0 +1,90 @@
+"""Where the time of one call goes, by the names of the user's modules."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fastres.runtime.executable import Executable
+
+ROUNDS = 20
+"""Calls that a profile takes the median of, after two that do not count."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One operation of one module: median milliseconds per call."""
+
+    module: str
+    operation: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Time per layer of one call.
+
+    Attributes:
+        layers: in the order they run.
+        milliseconds: median of whole calls, measured in turn with the layered ones.
+    """
+
+    layers: tuple[LayerTime, ...]
+    milliseconds: float
+
+    @property
+    def between(self) -> float:
+        """Milliseconds of a whole call outside its layers: what the runtime itself costs.
+
+        Two medians of noisy measurements; it can come out slightly below zero.
+        """
+        return self.milliseconds - sum(layer.milliseconds for layer in self.layers)
+
+    def __str__(self) -> str:
+        table = Table(
+            "module", "operation", "ms", "share", title=f"{self.milliseconds:.3f} ms per call"
+        )
+        for layer in self.layers:
+            share = layer.milliseconds / self.milliseconds
+            table.add_row(
+                layer.module, layer.operation, f"{layer.milliseconds:.3f}", f"{share:.1%}"
+            )
+        table.add_section()
+        table.add_row(
+            "(between layers)", "", f"{self.between:.3f}", f"{self.between / self.milliseconds:.1%}"
+        )
+        console = Console(width=120, force_terminal=False)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+
+def measure(
+    executable: Executable, call: Callable[[], Any], inputs: Sequence[Any], rounds: int = ROUNDS
+) -> Profile:
+    """Time ``executable`` layer by layer, in turn with whole calls of ``call``."""
+    layered: list[list[tuple[str, str, int]]] = []
+    whole: list[int] = []
+    for index in range(rounds + 2):
+        times = executable.timed(inputs)
+        started = time.perf_counter_ns()
+        call()
+        took = time.perf_counter_ns() - started
+        if index >= 2:
+            layered.append(times)
+            whole.append(took)
+    layers = [
+        LayerTime(
+            column[0][0] or "(model)",
+            column[0][1],
+            statistics.median(t for _, _, t in column) / 1e6,
+        )
+        for column in zip(*layered, strict=True)
+    ]
+    return Profile(tuple(layers), statistics.median(whole) / 1e6)

@@ -1,0 +1,84 @@
+"""The letters, once for the whole project, and the arithmetic of one convolution.
+
+======  ==========================================  ======  =================================
+letter  meaning                                     letter  meaning
+======  ==========================================  ======  =================================
+N       images in the batch                         K       filters, i.e. output channels
+C       input channels                              R, S    filter height and width
+H, W    input height and width, pixels              P, Q    output height and width, pixels
+======  ==========================================  ======  =================================
+
+Four-sided padding is ``(top, left, bottom, right)`` in pixels, the order of the ONNX ``pads``
+attribute (https://onnx.ai/onnx/operators/onnx__Conv.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Pair: TypeAlias = tuple[int, int]
+Padding: TypeAlias = tuple[int, int, int, int]
+
+ACTIVATIONS: tuple[str, ...] = ("none", "relu", "relu6", "silu", "hardswish")
+"""The element-wise functions that ``fastres::conv2d`` may apply, by their torch names."""
+
+
+def pair(value: int | Sequence[int]) -> Pair:
+    """``3 -> (3, 3)``, ``[3] -> (3, 3)``, ``[3, 5] -> (3, 5)``: how torch reads two-sided arguments."""
+    if isinstance(value, int):
+        return value, value
+    first, *rest = value
+    return int(first), int(rest[0] if rest else first)
+
+
+def is_symmetric(padding: Sequence[int]) -> bool:
+    """Whether top equals bottom and left equals right, as torch's own convolutions require."""
+    top, left, bottom, right = padding
+    return top == bottom and left == right
+
+
+def same_padding(kernel: Pair, dilation: Pair) -> Padding:
+    """torch's ``padding="same"`` (stride 1): the odd pixel of an even filter goes to bottom and right."""
+    total_h, total_w = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
+    return total_h // 2, total_w // 2, total_h - total_h // 2, total_w - total_w // 2
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One two-dimensional convolution: everything but the data.
+
+    ``P = floor((H + top + bottom - dilation_h * (R - 1) - 1) / stride_h) + 1``, Q likewise
+    (Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", 2016).
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
+    r: int
+    s: int
+    stride: Pair = (1, 1)
+    padding: Padding = (0, 0, 0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def p(self) -> int:
+        """Output height in pixels."""
+        span = self.h + self.padding[0] + self.padding[2] - self.dilation[0] * (self.r - 1) - 1
+        return span // self.stride[0] + 1
+
+    @property
+    def q(self) -> int:
+        """Output width in pixels."""
+        span = self.w + self.padding[1] + self.padding[3] - self.dilation[1] * (self.s - 1) - 1
+        return span // self.stride[1] + 1
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiplications, each with its addition; padding pixels are counted like any other."""
+        per_pixel = (self.c // self.groups) * self.r * self.s * self.k
+        return self.n * self.p * self.q * per_pixel

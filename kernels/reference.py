@@ -1,0 +1,144 @@
+"""The operators in plain PyTorch: slow, obvious, and what every kernel is compared with.
+
+Each function is the definition of the operator of the same name in :mod:`fastres.ops`. In float64
+it is the oracle; on the tensors' own dtype it is what runs where no engine does better; traced, it
+is the operator's decomposition for export. Tensors are NCHW by shape, in any memory format. No
+argument is modified and no result shares memory with an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply one of ``none relu relu6 silu hardswish`` by its torch name; NaN stays NaN."""
+    if activation == "none":
+        return x
+    if activation == "relu":
+        return torch.relu(x)
+    if activation == "relu6":
+        return F.relu6(x)
+    if activation == "silu":
+        return F.silu(x)
+    if activation == "hardswish":
+        return F.hardswish(x)
+    raise ValueError(f"activation {activation!r}: expected none, relu, relu6, silu or hardswish")
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pre_activation: str,
+    activation: str,
+) -> Tensor:
+    """``activation(pre_activation(conv(x, weight) + bias) + residual)``.
+
+    Args:
+        x: [N, C, H, W].
+        weight: [K, C / groups, R, S].
+        bias: [K] or None.
+        residual: [N, K, P, Q] or None.
+        stride, dilation: (height, width), pixels.
+        padding: (top, left, bottom, right), pixels of zeros.
+        groups: number of groups that C and K are split into.
+        pre_activation, activation: see :func:`activate`.
+
+    Returns:
+        [N, K, P, Q] in the dtype of ``x``.
+    """
+    top, left, bottom, right = padding
+    if top == bottom and left == right:
+        sides = [top, left]
+    else:
+        x = F.pad(x, (left, right, top, bottom))
+        sides = [0, 0]
+    y = torch.conv2d(x, weight, bias, list(stride), sides, list(dilation), groups)
+    y = activate(y, pre_activation)
+    if residual is not None:
+        y = y + residual
+    return activate(y, activation)
+
+
+def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str) -> Tensor:
+    """``activation(x * scale + shift)`` per channel: a BatchNorm that no convolution could take.
+
+    Args:
+        x: [N, C, ...].
+        scale, shift: [C], in the dtype of ``x`` or wider; the arithmetic is done in theirs.
+
+    Returns:
+        Shape and dtype of ``x``.
+    """
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    y = torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape))
+    return activate(y, activation).to(x.dtype)
+
+
+def add_relu(x: Tensor, y: Tensor) -> Tensor:
+    """``relu(x + y)`` for tensors of one shape: a residual addition that no convolution could take."""
+    return torch.relu(x + y)
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Tensor:
+    """Largest value under each window, borders padded with minus infinity; all pairs are (height, width)."""
+    return torch.max_pool2d(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
+
+
+def global_avg_pool(x: Tensor, keepdim: bool) -> Tensor:
+    """Mean over H and W: [N, C, H, W] -> [N, C, 1, 1] if ``keepdim`` else [N, C]."""
+    return torch.mean(x, dim=(2, 3), keepdim=keepdim)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """``activation(x @ weight.T + bias)``: [..., C] with [K, C] and [K] gives [..., K]."""
+    return activate(F.linear(x, weight, bias), activation)
+
+
+def bottleneck(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    residual: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """The tail of a bottleneck block, ``relu(conv1x1(relu(conv(x) + bias)) + expand_bias + residual)``.
+
+    He et al., "Deep Residual Learning for Image Recognition" (2015), figure 5, right. ``expand_weight``
+    is [K2, K, 1, 1]; ``residual`` and the result are [N, K2, P, Q]; the rest is as in :func:`conv2d`.
+    """
+    narrow = conv2d(x, weight, bias, None, stride, padding, dilation, groups, "none", "relu")
+    return conv2d(
+        narrow,
+        expand_weight,
+        expand_bias,
+        residual,
+        (1, 1),
+        (0, 0, 0, 0),
+        (1, 1),
+        1,
+        "none",
+        "relu",
+    )
