@@ -26,7 +26,7 @@ from fastres.contract import Contract, contract_of
 from fastres.diagnose import eager_fault
 from fastres.errors import CaptureError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
-from fastres.graph import add_constant, output_nodes
+from fastres.graph import add_constant, arguments, output_nodes
 
 DEFAULT_IMAGE = 224
 """Height and width in pixels of the example derived from a model's first convolution."""
@@ -229,7 +229,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if not isinstance(leaf, Tensor):
             return None
         axes = [0, 2, 3] if leaf.dim() == 4 else [0] if leaf.dim() >= 2 else []
-        return {axis: Dim.AUTO for axis in axes}
+        return dict.fromkeys(axes, Dim.AUTO)
 
     shapes = pytree.tree_map(dynamic, (*args, *kwargs.values()))
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
@@ -311,7 +311,7 @@ def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captu
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
-            if is_in_place(node) and values[node].args[0].op == "get_attr":  # type: ignore[union-attr]
+            if is_in_place(node) and values[node].args[0].op == "get_attr":
                 raise CaptureError(_STATE.format(module=module_path(node) or "the model"))
     written = {node.name for node in make_functional(graph)}
     written |= {
@@ -343,7 +343,7 @@ def _returned(
     output: fx.Node, signature: ExportGraphSignature, values: dict[fx.Node, fx.Node]
 ) -> tuple[Any, ...]:
     """What the user gets back, without the changed state that torch.export returns beside it."""
-    (results,) = output.args
+    (results,) = arguments(output)
     assert isinstance(results, (tuple, list))
     kept: list[Any] = []
     for spec, result in zip(signature.output_specs, results, strict=True):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.graph import arguments
+
 
 def is_in_place(node: Any) -> bool:
     """Whether a node writes to one of its arguments, by its operator's schema."""
@@ -33,7 +35,7 @@ def can_make_functional(graph: fx.Graph) -> bool:
     family: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if is_in_place(node):
-            written = node.args[0] if node.args else None
+            written = arguments(node)[0] if arguments(node) else None
             if not isinstance(written, fx.Node) or _functional(node) is None:
                 return False
             family[node] = family.get(written, written)
@@ -61,7 +63,7 @@ def make_functional(graph: fx.Graph) -> list[fx.Node]:
     for node in list(graph.nodes):
         if not is_in_place(node):
             continue
-        written = node.args[0]
+        written = arguments(node)[0]
         if written.op == "placeholder":
             written_inputs.append(written)
         node.target = _functional(node)

@@ -156,3 +156,8 @@ _ACTIVATIONS: dict[Any, str] = {
     torch.ops.aten.silu.default: "silu",
     torch.ops.aten.hardswish.default: "hardswish",
 }
+
+
+def arguments(node: fx.Node) -> tuple[Any, ...]:
+    """A node's positional arguments, without the dozen types that torch declares for each."""
+    return node.args

@@ -22,6 +22,7 @@ from torch import Tensor, fx
 from fastres import ops
 from fastres.graph import (
     add_constant,
+    arguments,
     call,
     constant,
     is_call,
@@ -46,7 +47,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 
 def _to_scale_shift(node: fx.Node) -> None:
-    x, value = node.args[:2]
+    x, value = arguments(node)[:2]
     if constant(value) is None and node.target is not aten.sub.Tensor:
         x, value = value, x
     per_channel = _per_channel(x, value, node)
@@ -56,7 +57,7 @@ def _to_scale_shift(node: fx.Node) -> None:
     if node.target is aten.mul.Tensor:
         scale, shift = per_channel, torch.zeros_like(per_channel)
     else:
-        factor = float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
+        factor = float(node.kwargs.get("alpha", 1))
         sign = -factor if node.target is aten.sub.Tensor else factor
         scale, shift = torch.ones_like(per_channel), per_channel * sign
     _replace_by_scale_shift(node, x, scale, shift)
@@ -76,16 +77,16 @@ def _per_channel(x: Any, value: Any, result: fx.Node) -> Tensor | None:
 
 
 def _merge(node: fx.Node) -> None:
-    first = node.args[0]
+    first = arguments(node)[0]
     if not is_call(first, ops.scale_shift) or len(first.users) != 1:
         return
-    a, b = constant(first.args[1]), constant(first.args[2])
-    c, d = constant(node.args[1]), constant(node.args[2])
+    a, b = constant(arguments(first)[1]), constant(arguments(first)[2])
+    c, d = constant(arguments(node)[1]), constant(arguments(node)[2])
     assert a is not None and b is not None and c is not None and d is not None
     marked = first.meta.get("batch_norm") or node.meta.get("batch_norm")
     if first.meta.get("batch_norm") and node.meta.get("batch_norm"):
         return  # two BatchNorms are two lines of the receipt; folding takes them one by one
-    new = _replace_by_scale_shift(node, first.args[0], a * c, b * c + d)
+    new = _replace_by_scale_shift(node, arguments(first)[0], a * c, b * c + d)
     if marked:
         new.meta["batch_norm"] = True
         new.meta["module"] = (first if first.meta.get("batch_norm") else node).meta.get(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.graph import module_of, value_of
+from fastres.graph import arguments, module_of, value_of
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -22,12 +22,12 @@ def _always(node: fx.Node) -> bool:
 
 
 def _in_eval_mode(node: fx.Node) -> bool:
-    probability, training = node.args[1:3]
+    probability, training = arguments(node)[1:3]
     return not training or probability == 0.0
 
 
 def _to_same_dtype(node: fx.Node) -> bool:
-    return bool(value_of(node.args[0]).dtype == value_of(node).dtype)  # type: ignore[arg-type]
+    return bool(value_of(arguments(node)[0]).dtype == value_of(node).dtype)
 
 
 _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
@@ -50,7 +50,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
         if idle is None:
             continue
         if idle(node):
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(arguments(node)[0])
             module.graph.erase_node(node)
         else:
             context.report.notes.append(

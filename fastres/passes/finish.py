@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.graph import constant, drop_unused_constants, is_call, module_of, value_of
+from fastres.graph import arguments, constant, drop_unused_constants, is_call, module_of, value_of
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -56,7 +56,7 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         str(argument.target)
         for node in module.graph.nodes
         if is_call(node, ops.scale_shift)
-        for argument in node.args[1:3]
+        for argument in arguments(node)[1:3]
         if isinstance(argument, fx.Node)
     }
     for name, value in list(module.named_buffers(recurse=False)):
@@ -78,7 +78,7 @@ def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> Non
             )
             cast.meta["module"] = ""
         elif node.op == "output":
-            results = [_cast_back(graph, node, result, own) for result in node.args[0]]
+            results = [_cast_back(graph, node, result, own) for result in arguments(node)[0]]
             node.args = (tuple(results),)
 
 
@@ -108,7 +108,7 @@ def _place_constants(graph: fx.Graph) -> None:
 def _list(node: fx.Node, context: Context) -> None:
     report = context.report
     if node.target in ops.REFERENCE:
-        names = [f"{a.target}" for a in node.args if constant(a) is not None]  # type: ignore[union-attr]
+        names = [f"{a.target}" for a in arguments(node) if constant(a) is not None]
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )

@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from fastres import ops
-from fastres.graph import add_constant, constant, erase_unused, is_call, label
+from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label
 from fastres.passes.context import Context
 
 
@@ -40,7 +40,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 
 def _check(node: fx.Node) -> str | None:
-    producer: Any = node.args[0]
+    producer: Any = arguments(node)[0]
     if not is_call(producer, ops.conv2d, ops.linear):
         before = getattr(producer, "target", "a value")
         return f"there is no convolution right before it but {before}"
@@ -57,8 +57,10 @@ def _check(node: fx.Node) -> str | None:
 
 
 def _fold(node: fx.Node, context: Context) -> str | None:
-    producer: Any = node.args[0]
-    weight, scale, shift = (constant(a) for a in (producer.args[1], node.args[1], node.args[2]))
+    producer: Any = arguments(node)[0]
+    weight, scale, shift = (
+        constant(a) for a in (producer.args[1], arguments(node)[1], arguments(node)[2])
+    )
     assert weight is not None and scale is not None and shift is not None
     bias = constant(producer.args[2])
     folded_weight = weight.to(torch.float64, copy=True).mul_(
@@ -79,10 +81,10 @@ def _fold(node: fx.Node, context: Context) -> str | None:
 
 
 def _remove(node: fx.Node) -> None:
-    producer: Any = node.args[0]
+    producer: Any = arguments(node)[0]
     for key in ("val", "source"):
         producer.meta[key] = node.meta.get(key)
-    constants = node.args[1:3]
+    constants = arguments(node)[1:3]
     node.replace_all_uses_with(producer)
     node.graph.erase_node(node)
     erase_unused(constants)

@@ -20,7 +20,7 @@ from typing import Any
 from torch import fx
 
 from fastres import ops
-from fastres.graph import add_constant, constant, erase_unused, is_call, label, module_of
+from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label, module_of
 from fastres.passes.context import Context
 
 
@@ -55,7 +55,7 @@ def _check(node: fx.Node) -> str | None:
         return f"the weight of {label(conv)} is computed from the input"
     if conv.args[2] is not None and constant(conv.args[2]) is None:
         return f"the bias of {label(conv)} is computed from the input"
-    shift = constant(node.args[2])
+    shift = constant(arguments(node)[2])
     assert shift is not None
     if any(conv.args[5]) and bool((shift != 0).any()):
         return f"{label(conv)} pads, and folding the shift would change the border pixels"
@@ -64,7 +64,9 @@ def _check(node: fx.Node) -> str | None:
 
 def _fold(node: fx.Node, context: Context) -> str | None:
     conv: Any = next(iter(node.users))
-    weight, scale, shift = (constant(a) for a in (conv.args[1], node.args[1], node.args[2]))
+    weight, scale, shift = (
+        constant(a) for a in (conv.args[1], arguments(node)[1], arguments(node)[2])
+    )
     assert weight is not None and scale is not None and shift is not None
     filters, per_group = weight.shape[:2]
     groups = conv.args[7]
@@ -79,11 +81,11 @@ def _fold(node: fx.Node, context: Context) -> str | None:
     if not (context.fits(folded_weight) and context.fits(folded_bias)):
         return f"the folded weight of {label(conv)} would overflow {context.dtype}"
     stem = conv.meta.get("module") or conv.name
-    old = [*conv.args[1:3], *node.args[1:3]]
+    old = [*conv.args[1:3], *arguments(node)[1:3]]
     with conv.graph.inserting_before(conv):
         conv.update_arg(1, add_constant(conv.graph, f"{stem}_weight_folded", folded_weight))
         conv.update_arg(2, add_constant(conv.graph, f"{stem}_bias_folded", folded_bias))
-    conv.update_arg(0, node.args[0])
+    conv.update_arg(0, arguments(node)[0])
     conv.graph.erase_node(node)
     erase_unused(old)
     return None

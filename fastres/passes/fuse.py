@@ -24,7 +24,16 @@ import torch
 from torch import fx
 
 from fastres import ops
-from fastres.graph import activation_of, call, is_call, label, module_of, replace, same_shape
+from fastres.graph import (
+    activation_of,
+    arguments,
+    call,
+    is_call,
+    label,
+    module_of,
+    replace,
+    same_shape,
+)
 from fastres.passes.context import Context
 from fastres.passes.normalise import is_residual_addition
 
@@ -46,7 +55,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 
 def _fuse_activation(node: fx.Node, context: Context) -> None:
-    producer: Any = node.args[0]
+    producer: Any = arguments(node)[0]
     name = activation_of(node)
     if is_call(producer, ops.conv2d, ops.scale_shift, ops.linear):
         if producer.args[-1] != "none":
@@ -79,7 +88,7 @@ def _remarks(addition: fx.Node) -> list[Any]:
 
 
 def _fuse_addition(node: fx.Node, context: Context) -> None:
-    candidates = [a for a in node.args[:2] if is_call(a, ops.conv2d)]
+    candidates = [a for a in arguments(node)[:2] if is_call(a, ops.conv2d)]
     reason = "neither summand is a convolution"
     fitting: list[Any] = []
     for conv in candidates:
@@ -96,7 +105,7 @@ def _fuse_addition(node: fx.Node, context: Context) -> None:
         return
     order = {other: index for index, other in enumerate(node.graph.nodes)}
     conv = max(fitting, key=lambda c: (c.args[9] == "none", len(c.args[0].users) == 1, order[c]))
-    (residual,) = (a for a in node.args[:2] if a is not conv)
+    (residual,) = (a for a in arguments(node)[:2] if a is not conv)
     x, weight, bias, _, stride, padding, dilation, groups, _, activation = conv.args
     fused = (x, weight, bias, residual, stride, padding, dilation, groups, activation, "none")
     _move(conv, node, ops.conv2d, fused)
@@ -104,7 +113,7 @@ def _fuse_addition(node: fx.Node, context: Context) -> None:
 
 
 def _why_not(addition: fx.Node, conv: fx.Node) -> str | None:
-    x, y = addition.args[:2]
+    x, y = arguments(addition)[:2]
     if x is y:
         return f"it adds the output of {module_of(conv)} to itself"
     if len(conv.users) != 1:
@@ -129,7 +138,7 @@ def _move(old: fx.Node, place: fx.Node, target: Any, args: Any) -> None:
 
 
 def _flatten_pool(node: fx.Node) -> None:
-    pool: Any = node.args[0]
-    whole = list(node.args[1:]) in ([1], [1, -1])
+    pool: Any = arguments(node)[0]
+    whole = list(arguments(node)[1:]) in ([1], [1, -1])
     if whole and is_call(pool, ops.global_avg_pool) and pool.args[1] and len(pool.users) == 1:
         _move(pool, node, ops.global_avg_pool, (pool.args[0], False))

@@ -27,6 +27,7 @@ from fastres import ops
 from fastres.graph import (
     activation_of,
     add_constant,
+    arguments,
     call,
     constant,
     erase_unused,
@@ -67,12 +68,14 @@ def is_residual_addition(node: fx.Node) -> bool:
         and isinstance(value_of(arg), Tensor)
         and value_of(arg).dim() == 4
         and constant(arg) is None
-        for arg in node.args[:2]
+        for arg in arguments(node)[:2]
     )
 
 
 def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+    return (
+        arguments(node)[index] if len(arguments(node)) > index else node.kwargs.get(name, default)
+    )
 
 
 def _call(node: fx.Node, target: Any, *args: Any) -> None:
@@ -80,7 +83,7 @@ def _call(node: fx.Node, target: Any, *args: Any) -> None:
 
 
 def _conv2d(node: fx.Node, context: Context) -> None:
-    x, weight = node.args[:2]
+    x, weight = arguments(node)[:2]
     bias = _argument(node, 2, "bias", None)
     stride = pair(_argument(node, 3, "stride", 1))
     padding = _argument(node, 4, "padding", 0)
@@ -90,9 +93,9 @@ def _conv2d(node: fx.Node, context: Context) -> None:
 
 
 def _convolution(node: fx.Node, context: Context) -> None:
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments(node)
     if not transposed and value_of(node).dim() == 4:
-        _convolve(node, x, weight, bias, pair(stride), padding, pair(dilation), groups)  # type: ignore[arg-type]
+        _convolve(node, x, weight, bias, pair(stride), padding, pair(dilation), groups)
 
 
 def _convolve(
@@ -121,12 +124,12 @@ def _convolve(
 
 
 def _batch_norm(node: fx.Node, context: Context) -> None:
-    x, weight, bias, mean, var, training, _, eps = node.args[:8]
+    x, weight, bias, mean, var, training, _, eps = arguments(node)[:8]
     _normalise_batch(node, node, x, weight, bias, mean, var, bool(training), eps, context)
 
 
 def _native_batch_norm(node: fx.Node, context: Context) -> None:
-    x, weight, bias, mean, var, _, eps = node.args
+    x, weight, bias, mean, var, _, eps = arguments(node)
     (result,) = node.users  # getitem(0); the saved statistics have no reader in inference
     _normalise_batch(node, result, x, weight, bias, mean, var, False, eps, context)
     erase_unused([node])
@@ -186,12 +189,12 @@ def _max_pool2d_with_indices(node: fx.Node, context: Context) -> None:
 
 
 def _pool(node: fx.Node, result: fx.Node) -> None:
-    kernel = pair(node.args[1])  # type: ignore[arg-type]
+    kernel = pair(arguments(node)[1])
     stride = _argument(node, 2, "stride", ())
     _call(
         result,
         ops.max_pool2d,
-        node.args[0],
+        arguments(node)[0],
         list(kernel),
         list(pair(stride) if stride else kernel),
         list(pair(_argument(node, 3, "padding", 0))),
@@ -201,35 +204,47 @@ def _pool(node: fx.Node, result: fx.Node) -> None:
 
 
 def _adaptive_avg_pool2d(node: fx.Node, context: Context) -> None:
-    if value_of(node).dim() == 4 and pair(node.args[1]) == (1, 1):  # type: ignore[arg-type]
-        _call(node, ops.global_avg_pool, node.args[0], True)
+    if value_of(node).dim() == 4 and pair(arguments(node)[1]) == (1, 1):
+        _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 
 def _mean(node: fx.Node, context: Context) -> None:
-    value = value_of(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    value = value_of(arguments(node)[0]) if isinstance(arguments(node)[0], fx.Node) else None
     axes = _argument(node, 1, "dim", None)
     if not isinstance(value, Tensor) or value.dim() != 4 or not axes or node.kwargs.get("dtype"):
         return
     if sorted(axis % 4 for axis in axes) == [2, 3]:
-        _call(node, ops.global_avg_pool, node.args[0], bool(_argument(node, 2, "keepdim", False)))
+        _call(
+            node,
+            ops.global_avg_pool,
+            arguments(node)[0],
+            bool(_argument(node, 2, "keepdim", False)),
+        )
 
 
 def _avg_pool2d(node: fx.Node, context: Context) -> None:
-    value = value_of(node.args[0])  # type: ignore[arg-type]
+    value = value_of(arguments(node)[0])
     padding = pair(_argument(node, 3, "padding", 0))
-    whole = value.dim() == 4 and tuple(value.shape[2:]) == pair(node.args[1])  # type: ignore[arg-type]
+    whole = value.dim() == 4 and tuple(value.shape[2:]) == pair(arguments(node)[1])
     if whole and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
-        _call(node, ops.global_avg_pool, node.args[0], True)
+        _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 
 def _linear(node: fx.Node, context: Context) -> None:
-    _call(node, ops.linear, node.args[0], node.args[1], _argument(node, 2, "bias", None), "none")
+    _call(
+        node,
+        ops.linear,
+        arguments(node)[0],
+        arguments(node)[1],
+        _argument(node, 2, "bias", None),
+        "none",
+    )
 
 
 def _view(node: fx.Node, context: Context) -> None:
     """A view demands a memory layout that channels-last activations do not have; reshape does not."""
-    x = node.args[0]
-    before, after = value_of(x), value_of(node)  # type: ignore[arg-type]
+    x = arguments(node)[0]
+    before, after = value_of(x), value_of(node)
     keeps_batch = (
         before.dim() >= 2 and after.dim() == 2 and str(before.shape[0]) == str(after.shape[0])
     )

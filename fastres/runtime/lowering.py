@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.errors import OutOfMemory
-from fastres.graph import aliases, copy_meta, output_nodes
+from fastres.graph import aliases, arguments, copy_meta, output_nodes
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, dead_after
 from fastres.runtime.propagate import propagate
@@ -100,7 +100,7 @@ class Lowering:
             isinstance(value, fx.Node)
             and value.target in ops.REFERENCE
             and value in self._dead.get(reader, ())
-            and sum(argument is value for argument in reader.args) == 1
+            and sum(argument is value for argument in arguments(reader)) == 1
             and all(user is reader or user.target in ops.REFERENCE for user in value.users)
         )
 
@@ -129,7 +129,7 @@ class Lowering:
     def _is_fresh(self, node: fx.Node) -> bool:
         """Whether a result is new memory by construction: no input, no possible view, a real cast."""
         if node.target is torch.ops.aten.to.dtype:
-            return bool(self.facts[node.args[0]].dtype != self.facts[node].dtype)  # type: ignore[index]
+            return bool(self.facts[arguments(node)[0]].dtype != self.facts[node].dtype)
         return node.op == "call_function" and not aliases(node.target)
 
     def _images(self) -> list[tuple[fx.Node, Tensor]]:

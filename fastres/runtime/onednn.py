@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.graph import constant
+from fastres.graph import arguments, constant
 from fastres.kernels import reference
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule
@@ -71,15 +71,17 @@ class OneDnnEngine:
         return Lowering(module, inputs).run(self.name, rules, finite_only=True)
 
     def _conv2d(self, lowering: Lowering, node: fx.Node) -> fx.Node:
-        x, weight, bias, residual, stride, padding, dilation, groups, before, after = node.args
+        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
+            node
+        )
         tensor = constant(weight)
         if tensor is None:
             lowering.remark(node, "convolution", "its weight is computed from the input")
-            return lowering.call(reference.conv2d, lowering.value(node.args), node)
+            return lowering.call(reference.conv2d, lowering.value(arguments(node)), node)
         image = lowering.value(x)
-        size = list(lowering.facts[x].shape)  # type: ignore[index]
-        if not is_symmetric(padding):  # type: ignore[arg-type]
-            top, left, bottom, right = padding  # type: ignore[misc]
+        size = list(lowering.facts[x].shape)
+        if not is_symmetric(padding):
+            top, left, bottom, right = padding
             image = lowering.call(
                 aten.constant_pad_nd.default, (image, [left, right, top, bottom]), node
             )
@@ -89,9 +91,9 @@ class OneDnnEngine:
                 f"{node.meta.get('module')}: padding {padding} differs between sides, so torch pads first"
             )
         else:
-            sides = list(padding[:2])  # type: ignore[index]
+            sides = list(padding[:2])
         packed = self._packed.convolution(
-            str(weight.target), tensor, sides, stride, dilation, groups, size  # type: ignore[union-attr,arg-type]
+            str(weight.target), tensor, sides, stride, dilation, groups, size
         )  # fmt: skip
         rest = (lowering.constant(f"{node.name}_packed", packed), lowering.value(bias))
         shape = (sides, stride, dilation, groups)
@@ -109,14 +111,14 @@ class OneDnnEngine:
         return lowering.call(_add_to, (first, lowering.value(residual), after), node)
 
     def _linear(self, lowering: Lowering, node: fx.Node) -> fx.Node:
-        x, weight, bias, activation = node.args
+        x, weight, bias, activation = arguments(node)
         tensor = constant(weight)
-        fact = lowering.facts[x]  # type: ignore[index]
+        fact = lowering.facts[x]
         if tensor is None or fact.dim() != 2 or activation not in _IN_SUM:
-            return lowering.call(reference.linear, lowering.value(node.args), node)
-        packed = self._packed.linear(str(weight.target), tensor, fact.shape[0])  # type: ignore[union-attr]
+            return lowering.call(reference.linear, lowering.value(arguments(node)), node)
+        packed = self._packed.linear(str(weight.target), tensor, fact.shape[0])
         attribute, scalars = _ATTRIBUTES[str(activation)]
-        arguments = (
+        bound = (
             lowering.value(x),
             lowering.constant(f"{node.name}_packed", packed),
             lowering.value(bias),
@@ -124,15 +126,15 @@ class OneDnnEngine:
             scalars,
             "",
         )
-        return lowering.call(torch.ops.mkldnn._linear_pointwise.default, arguments, node)
+        return lowering.call(torch.ops.mkldnn._linear_pointwise.default, bound, node)
 
 
 def _convolution(
     lowering: Lowering, node: fx.Node, image: Any, rest: Any, shape: Any, activation: str
 ) -> fx.Node:
     attribute, scalars = _ATTRIBUTES[activation]
-    arguments = (image, *rest, *shape, attribute, scalars, "")
-    return lowering.call(torch.ops.mkldnn._convolution_pointwise.default, arguments, node)
+    bound = (image, *rest, *shape, attribute, scalars, "")
+    return lowering.call(torch.ops.mkldnn._convolution_pointwise.default, bound, node)
 
 
 def _convolution_sum(
@@ -172,10 +174,10 @@ def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
 
 
 def _to_dtype(lowering: Lowering, node: fx.Node) -> fx.Node:
-    fact, x = lowering.facts[node], node.args[0]
+    fact, x = lowering.facts[node], arguments(node)[0]
     if isinstance(x, fx.Node) and x.op == "placeholder" and fact.dim() == 4:
         return lowering.call(channels_last, (lowering.value(x), fact.dtype, _strides(fact)), node)
-    return lowering.call(aten.to.dtype, lowering.value(node.args), node)
+    return lowering.call(aten.to.dtype, lowering.value(arguments(node)), node)
 
 
 def _strides(fact: Tensor) -> tuple[int, ...]:

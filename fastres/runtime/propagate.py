@@ -24,15 +24,15 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     facts: dict[fx.Node, Any] = {}
-    arguments = iter(inputs)
+    given = iter(inputs)
     with mode, torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                facts[node] = _fake(mode, next(arguments))
+                facts[node] = _fake(mode, next(given))
             elif node.op == "get_attr":
                 facts[node] = _fake(mode, getattr(module, str(node.target)))
             elif node.op == "call_function":
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), facts.__getitem__)
+                args, kwargs = fx.node.map_arg((arguments(node), node.kwargs), facts.__getitem__)
                 try:
                     facts[node] = node.target(*args, **kwargs)
                 except (RuntimeError, ValueError, ZeroDivisionError) as error:

@@ -107,4 +107,4 @@ def _is_ordinary(value: Any) -> bool:
     if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
         return True
     low, high = torch.aminmax(value)
-    return -ORDINARY < float(low) and float(high) < ORDINARY  # false for NaN
+    return float(low) > -ORDINARY and float(high) < ORDINARY  # false for NaN
