@@ -72,13 +72,13 @@ def derive_example(model: nn.Module) -> Tensor:
             size = (1, module.in_channels, DEFAULT_IMAGE, DEFAULT_IMAGE)
             return torch.zeros(size, dtype=weight.dtype, device=weight.device)
     raise ModelError(
-        f"{type(model).__name__} has no nn.Conv2d: fastres speeds up convolutional networks. If the "
-        "convolutions are functional calls, pass example_input=..."
+        f"{type(model).__name__} has no nn.Conv2d: fastres speeds up convolutional networks. If "
+        "the convolutions are functional calls, pass example_input=..."
     )
 
 
 def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``(args, kwargs)`` of a call: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+    """A call's ``(args, kwargs)``: of a tensor, a tuple of arguments or a dict of keyword ones."""
     if isinstance(example_input, Tensor):
         return (example_input,), {}
     if isinstance(example_input, (tuple, list)):
@@ -86,8 +86,8 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     raise OptionError(
-        f"example_input is a {type(example_input).__name__}: expected a tensor, a tuple of positional "
-        "arguments or a dict of keyword arguments"
+        f"example_input is a {type(example_input).__name__}: expected a tensor, a tuple of "
+        "positional arguments or a dict of keyword arguments"
     )
 
 
@@ -98,7 +98,7 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
         return model, []
     try:
         twin = copy.deepcopy(model)
-    except Exception as error:
+    except Exception as error:  # a user's __deepcopy__ may raise anything
         raise CaptureError(
             f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
         ) from error
@@ -132,7 +132,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     try:
         with contextlib.redirect_stdout(printed):
             program = _export(model, *_with_batch(args, kwargs))
-    except Exception as error:
+    except Exception as error:  # forward is the user's and may raise anything; so may torch.export
         raise CaptureError(_why_not(model, args, kwargs, derived, error)) from error
     captured = _from_program(program, signature)
     if output_nodes(captured.module.graph) == [None]:
@@ -165,9 +165,9 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
         if torch.nn.utils.parametrize.is_parametrized(module):
             (tensor, *_) = module.parametrizations
             raise CaptureError(
-                f"{where} has a parametrisation on {tensor!r}, which a captured graph would no longer "
-                "compute; make it permanent with torch.nn.utils.parametrize.remove_parametrizations("
-                f"module, {tensor!r})"
+                f"{where} has a parametrisation on {tensor!r}, which a captured graph would no "
+                "longer compute; make it permanent with "
+                f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
             )
 
 
@@ -255,9 +255,9 @@ def _why_not(
     place = _user_line(error)
     if "data-dependent" in reason or "unbacked" in reason:
         return (
-            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no one graph "
-            f"of it ({reason}). Use torch.where instead of if, or optimise the parts around the "
-            "decision separately."
+            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no "
+            f"one graph of it ({reason}). Use torch.where instead of if, or optimise the parts "
+            "around the decision separately."
         )
     return (
         f"{type(model).__name__} runs, but torch.export cannot follow it{place}: "
@@ -272,7 +272,8 @@ def _user_line(error: BaseException) -> str:
         code = trace.tb_frame.f_code
         package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
         if package not in ("torch", "fastres", "contextlib"):
-            found = f" at {code.co_filename.replace(chr(92), '/').split('/')[-1]}:{trace.tb_lineno} in {code.co_name}"
+            file = code.co_filename.replace("\\", "/").split("/")[-1]
+            found = f" at {file}:{trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next
     return found
 
@@ -311,7 +312,7 @@ def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captu
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
-            if is_in_place(node) and values[node].args[0].op == "get_attr":
+            if is_in_place(node) and arguments(values[node])[0].op == "get_attr":
                 raise CaptureError(_STATE.format(module=module_path(node) or "the model"))
     written = {node.name for node in make_functional(graph)}
     written |= {
@@ -357,7 +358,5 @@ def _returned(
 def module_path(node: fx.Node) -> str:
     """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = ""
-    for path, _ in stack.values():
-        pass
+    path = next(reversed(stack.values()))[0] if stack else ""
     return ".".join(part.split("@")[0] for part in str(path).split("."))

@@ -128,12 +128,13 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
         )
     if value.device != wanted.device:
         raise InputError(
-            f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move it "
-            f"with x.to({str(wanted.device)!r}), or optimise with device={str(value.device)!r}"
+            f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move "
+            f"it with x.to({str(wanted.device)!r}), or optimise with device={str(value.device)!r}"
         )
     if value.layout != torch.strided:
         raise InputError(
-            f"got a {value.layout} tensor for {wanted.name!r}, expected a dense one; use x.to_dense()"
+            f"got a {value.layout} tensor for {wanted.name!r}, expected a dense one; use "
+            "x.to_dense()"
         )
 
 
@@ -147,7 +148,7 @@ def _size_hint(axis: int, size: int) -> str:
 
 
 def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -> None:
-    """Give the symbols in ``wanted`` the sizes of ``value``; the same symbol must get the same size."""
+    """Give the symbols in ``wanted`` the sizes of ``value``; one symbol must get one size."""
     for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
         if isinstance(size, int):
             continue
@@ -185,12 +186,11 @@ def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
         if not isinstance(value, Tensor):
             inputs.append(value)
             continue
-        sizes = tuple(s if isinstance(s, int) else s.node.expr for s in value.shape)
+        shape: tuple[Any, ...] = value.shape  # of torch.SymInt too, which the type leaves out
+        sizes = tuple(s if isinstance(s, int) else s.node.expr for s in shape)
         inputs.append(TensorInput(name, value.dtype, value.device, sizes))
         if not guards:
-            guards = next(
-                (_guards(s.node.shape_env) for s in value.shape if not isinstance(s, int)), []
-            )
+            guards = next((_guards(s.node.shape_env) for s in shape if not isinstance(s, int)), [])
     return Contract(tuple(inputs), tuple(guards))
 
 

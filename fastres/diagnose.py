@@ -24,7 +24,7 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     """
     try:
         twin = copy.deepcopy(model).eval()
-    except Exception as error:  # the copy is only a diagnosis; say why there is none
+    except Exception as error:  # noqa: BLE001 - a user's __deepcopy__ may raise anything
         return f"the model could not be copied for a diagnosis ({error})"
     names = {id(module): name or "(the model itself)" for name, module in twin.named_modules()}
     running: list[nn.Module] = []
@@ -44,7 +44,7 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     try:
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
             result = twin(*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever forward raises, the sentence says it
         where = running[-1] if running else twin
         sentence = (
             f"the model itself fails in module {names[id(where)]} ({type(where).__name__}): "

@@ -85,4 +85,4 @@ class VerificationError(FastresError):
 
 
 class FastresWarning(UserWarning):
-    """Something was left unoptimised or done differently than asked; the receipt has the details."""
+    """Something was left unoptimised or done otherwise than asked; the receipt has the details."""

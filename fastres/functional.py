@@ -1,4 +1,4 @@
-"""In-place operations made functional: ``relu_(x)`` becomes ``relu(x)``, later readers of x read that.
+"""In-place operations made functional: ``relu_(x)`` becomes ``relu(x)``, read by x's later readers.
 
 Exact as long as nobody reads the same memory under another name, so views are looked for first;
 where there are any, torch's own functionalisation has to be used (right in every case, but seconds
@@ -74,7 +74,7 @@ def make_functional(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _functional(node: fx.Node) -> Any:
-    """``aten.add.Tensor`` for a call of ``aten.add_.Tensor``; None where that would not be the same."""
+    """``aten.add.Tensor`` for a call of ``aten.add_.Tensor``; None where that is not the same."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
     name = target._opname

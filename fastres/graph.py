@@ -23,7 +23,7 @@ def module_of(node: fx.Node) -> str:
 
 
 def label(node: fx.Node) -> str:
-    """``layer1.0.conv1`` where a module is known, else the operator's name with its position's name."""
+    """``layer1.0.conv1`` where a module is known, else the node's own name, unique in its graph."""
     return str(node.meta.get("module") or node.name)
 
 
@@ -134,7 +134,7 @@ def aliases(target: Any) -> bool:
 
 
 def activation_of(node: Any) -> str:
-    """The name in :data:`fastres.spec.ACTIVATIONS` of what a stand-alone ATen node applies, or "none"."""
+    """Which of :data:`fastres.spec.ACTIVATIONS` a stand-alone ATen node applies, or "none"."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return "none"
     name = _ACTIVATIONS.get(node.target)

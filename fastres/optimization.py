@@ -87,8 +87,8 @@ def optimize(
         rewrite(captured.module, report, own, options.dtype(own))
     if not report.found["convolution"]:
         raise ModelError(
-            f"{type(model).__name__} has no two-dimensional convolution that runs in forward: there "
-            "is nothing for fastres to speed up"
+            f"{type(model).__name__} has no two-dimensional convolution that runs in forward: "
+            "there is nothing for fastres to speed up"
         )
     if options.device is not None:
         captured.move_to(options.device)
@@ -134,7 +134,7 @@ def _own_dtype(model: nn.Module) -> torch.dtype:
 
 
 def _sample(captured: Captured, given: bool) -> list[Any]:
-    """The flattened arguments of the call that is checked: the caller's own, or one random image."""
+    """The flattened arguments of the checked call: the caller's own, or one random image."""
     if given:
         return captured.example
     generator = torch.Generator().manual_seed(0)
@@ -173,8 +173,8 @@ def _check(
         raise VerificationError(
             f"the optimised {report.model} differs from the model: error {comparison.error:.2e} on "
             f"{shapes}, {comparison.ratio:.1f}x that of torch eager (allowed {CHECK_BOUND:g}x). "
-            "Nothing is returned; this is a defect of fastres, or a model that treats a batch of one "
-            "differently: pass an example_input, and please report it"
+            "Nothing is returned; this is a defect of fastres, or a model that treats a batch of "
+            "one differently: pass an example_input, and please report it"
         )
 
 

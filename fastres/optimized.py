@@ -102,8 +102,8 @@ class OptimizedModule(nn.Module):
         """Stays in eval mode: BatchNorm is gone, there is nothing to train."""
         if mode:
             warnings.warn(
-                "an optimised model is for inference and stays in eval mode; train the model it was "
-                "made from and optimise again",
+                "an optimised model is for inference and stays in eval mode; train the model it "
+                "was made from and optimise again",
                 FastresWarning,
                 stacklevel=2,
             )
@@ -121,7 +121,8 @@ class OptimizedModule(nn.Module):
             if moved.dtype != buffer.dtype or moved.device != buffer.device:
                 raise OptionError(
                     f"an optimised model stays {buffer.dtype} on {buffer.device}; to get one in "
-                    f"{moved.dtype} on {moved.device}, call optimize() with precision=... or device=..."
+                    f"{moved.dtype} on {moved.device}, call optimize() with precision=... or "
+                    "device=..."
                 )
         return self
 
@@ -131,7 +132,7 @@ class OptimizedModule(nn.Module):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        nn.Module.__setstate__(self, state)
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
@@ -149,8 +150,8 @@ class OptimizedModule(nn.Module):
         if spec != self._in_spec:
             raise InputError(
                 f"got arguments of the structure {_names(bound.arguments)}, expected those of the "
-                "captured call; optional arguments and nested containers are fixed at capture: pass "
-                "the same ones, or optimise with an example_input of this structure"
+                "captured call; optional arguments and nested containers are fixed at capture: "
+                "pass the same ones, or optimise with an example_input of this structure"
             )
         return flat
 

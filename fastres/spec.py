@@ -26,7 +26,7 @@ ACTIVATIONS: tuple[str, ...] = ("none", "relu", "relu6", "silu", "hardswish")
 
 
 def pair(value: int | Sequence[int]) -> Pair:
-    """``3 -> (3, 3)``, ``[3] -> (3, 3)``, ``[3, 5] -> (3, 5)``: how torch reads two-sided arguments."""
+    """``3 -> (3, 3)``, ``[3] -> (3, 3)``, ``[3, 5] -> (3, 5)``: how torch reads a pair."""
     if isinstance(value, int):
         return value, value
     first, *rest = value
@@ -40,7 +40,7 @@ def is_symmetric(padding: Sequence[int]) -> bool:
 
 
 def same_padding(kernel: Pair, dilation: Pair) -> Padding:
-    """torch's ``padding="same"`` (stride 1): the odd pixel of an even filter goes to bottom and right."""
+    """torch's ``padding="same"`` (stride 1): an even filter's odd pixel goes bottom and right."""
     total_h, total_w = (d * (k - 1) for k, d in zip(kernel, dilation, strict=True))
     return total_h // 2, total_w // 2, total_h - total_h // 2, total_w - total_w // 2
 

@@ -43,7 +43,10 @@ class Drift:
     eager_error: float
 
     def __str__(self) -> str:
-        return f"{self.module} ({self.operation}): error {self.error:.2e}, eager's {self.eager_error:.2e}"
+        return (
+            f"{self.module} ({self.operation}): error {self.error:.2e}, "
+            f"eager's {self.eager_error:.2e}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,9 @@ class Verification:
 
     def __str__(self) -> str:
         lines = [
-            f"{'passed' if self.passed else 'FAILED'}: error {self.error:.2e}, {self.error_ratio:.2f}x "
-            f"eager's own in {self.precision} ({self.eager_error:.2e}), bound {self.bound:g}x",
+            f"{'passed' if self.passed else 'FAILED'}: error {self.error:.2e}, "
+            f"{self.error_ratio:.2f}x eager's own in {self.precision} ({self.eager_error:.2e}), "
+            f"bound {self.bound:g}x",
             f"top-1 agreement with float64: {self.top1_agreement:.2%} of {self.images} images",
             f"first layer that drifts: {self.first_drift or 'none'}",
         ]
@@ -143,7 +147,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """Our error as a multiple of eager's, which counts as one unit in the last place at least."""
+        """Our error divided by eager's, which counts as one unit in the last place at least."""
         eager = self.eager_error if math.isfinite(self.eager_error) else 0.0
         return self.error / max(eager, self.floor)
 

@@ -86,7 +86,7 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str) -> Ten
 
 
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
-    """``relu(x + y)`` for tensors of one shape: a residual addition that no convolution could take."""
+    """``relu(x + y)`` for tensors of one shape: a residual addition no convolution could take."""
     return torch.relu(x + y)
 
 
@@ -98,7 +98,7 @@ def max_pool2d(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Largest value under each window, borders padded with minus infinity; all pairs are (height, width)."""
+    """Largest value under each window, borders padded with minus infinity; pairs are (H, W)."""
     return torch.max_pool2d(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
 
 
@@ -124,10 +124,11 @@ def bottleneck(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """The tail of a bottleneck block, ``relu(conv1x1(relu(conv(x) + bias)) + expand_bias + residual)``.
+    """The tail of a bottleneck: ``relu(conv1x1(relu(conv(x) + bias)) + expand_bias + residual)``.
 
-    He et al., "Deep Residual Learning for Image Recognition" (2015), figure 5, right. ``expand_weight``
-    is [K2, K, 1, 1]; ``residual`` and the result are [N, K2, P, Q]; the rest is as in :func:`conv2d`.
+    He et al., "Deep Residual Learning for Image Recognition" (2015), figure 5, right.
+    ``expand_weight`` is [K2, K, 1, 1]; ``residual`` and the result are [N, K2, P, Q]; the rest is
+    as in :func:`conv2d`.
     """
     narrow = conv2d(x, weight, bias, None, stride, padding, dilation, groups, "none", "relu")
     return conv2d(

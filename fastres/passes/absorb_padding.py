@@ -1,4 +1,4 @@
-"""Zero padding before a convolution becomes the convolution's own: ``conv(pad(x, p)) -> conv(x, +p)``.
+"""Zero padding moves into the convolution after it: ``conv(pad(x, p)) -> conv(x, +p)``.
 
 Exact, since a convolution pads with zeros too. TensorFlow's SAME padding at stride 2 (one pixel
 more at bottom and right) arrives in PyTorch models as ``F.pad`` and disappears here.

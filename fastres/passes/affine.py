@@ -57,7 +57,8 @@ def _to_scale_shift(node: fx.Node) -> None:
     if node.target is aten.mul.Tensor:
         scale, shift = per_channel, torch.zeros_like(per_channel)
     else:
-        factor = float(node.kwargs.get("alpha", 1))
+        alpha: Any = node.kwargs.get("alpha", 1)
+        factor = float(alpha)
         sign = -factor if node.target is aten.sub.Tensor else factor
         scale, shift = torch.ones_like(per_channel), per_channel * sign
     _replace_by_scale_shift(node, x, scale, shift)

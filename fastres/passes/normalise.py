@@ -242,7 +242,7 @@ def _linear(node: fx.Node, context: Context) -> None:
 
 
 def _view(node: fx.Node, context: Context) -> None:
-    """A view demands a memory layout that channels-last activations do not have; reshape does not."""
+    """A view demands a memory layout that channels-last activations lack; reshape does not."""
     x = arguments(node)[0]
     before, after = value_of(x), value_of(node)
     keeps_batch = (

@@ -127,7 +127,7 @@ class Lowering:
         self.graph.output(tuple(returned))
 
     def _is_fresh(self, node: fx.Node) -> bool:
-        """Whether a result is new memory by construction: no input, no possible view, a real cast."""
+        """Whether a result is new memory for certain: no input, no possible view, a real cast."""
         if node.target is torch.ops.aten.to.dtype:
             return bool(self.facts[arguments(node)[0]].dtype != self.facts[node].dtype)
         return node.op == "call_function" and not aliases(node.target)

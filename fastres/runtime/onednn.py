@@ -88,7 +88,8 @@ class OneDnnEngine:
             size = [size[0], size[1], size[2] + top + bottom, size[3] + left + right]
             sides = [0, 0]
             lowering.notes.append(
-                f"{node.meta.get('module')}: padding {padding} differs between sides, so torch pads first"
+                f"{node.meta.get('module')}: padding {padding} differs between sides, so "
+                "torch pads first"
             )
         else:
             sides = list(padding[:2])
@@ -146,7 +147,7 @@ def _convolution_sum(
     shape: Any,
     activation: str,
 ) -> fx.Node:
-    """``activation(conv(x) + residual)`` in one call, into the residual's own memory where allowed."""
+    """``activation(conv(x) + residual)`` in one call, in the residual's memory where allowed."""
     tail = (*rest, *shape, "add", 1.0, activation if activation != "none" else None, [], "")
     addend = lowering.value(residual)
     if residual.target not in ops.REFERENCE:  # a slice, for one, need not be dense

@@ -79,8 +79,8 @@ class Runner:
             isinstance(v, Tensor) and v.requires_grad for v in inputs
         ):
             raise InputError(
-                "got an input that requires a gradient, but an optimised model is for inference and "
-                "has none: call it under torch.no_grad(), or pass x.detach()"
+                "got an input that requires a gradient, but an optimised model is for inference "
+                "and has none: call it under torch.no_grad(), or pass x.detach()"
             )
         return self._built(inputs, self.engine)
 
