@@ -1,0 +1,98 @@
+"""One contender in a process of its own: cold start and peak memory. Started by `fresh`.
+
+``python -m fastres.bench.cold JOB`` reads a `Request` from the file JOB and prints a line of JSON.
+The clock starts when the model is in memory and torch is imported, and stops when the contender
+has given its first answer. fastres is imported by then, because this module is in it; the time for
+that is added to fastres's own, and what others find loaded by it (sympy) they have for free.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastres.bench import catalogue, memory, source
+from fastres.bench.contender import Job
+
+CALLS = 3
+"""Further calls after the first: memory that only a second call takes counts as well."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the process is asked to do.
+
+    Attributes:
+        model: as for ``--model``.
+        seed: of the model's weights where no ``weights`` replace them.
+        weights: file with the state that the bench gave to a model with random weights, or None.
+        images: file with one batch.
+        contender, precision, threads: which, and how.
+        folder, cache: where it may write, see `fastres.bench.contender.Job`.
+    """
+
+    model: str
+    seed: int
+    weights: str | None
+    images: str
+    contender: str
+    precision: str
+    threads: int
+    folder: str
+    cache: str
+
+
+def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
+    """Do what the file named in ``argv`` asks.
+
+    Args:
+        argv: the file's name.
+        import_seconds: what importing fastres took beyond torch; it counts for fastres only.
+    """
+    warnings.simplefilter("ignore")
+    request = Request(**json.loads(Path(argv[0]).read_text()))
+    torch.set_num_threads(request.threads)
+    model = source.build(source.parse(request.model), request.seed)
+    if request.weights is not None:
+        model.load_state_dict(torch.load(request.weights, weights_only=True))
+    images = torch.load(request.images, weights_only=True)
+    contender = catalogue.find(request.contender)
+    job = Job(
+        model,
+        images,
+        request.precision,
+        request.threads,
+        Path(request.folder),
+        Path(request.cache),
+    )
+    memory.reset_peak()
+    before = memory.resident()
+    began = time.perf_counter()
+    ready = contender.prepare(job)
+    ready.call(images)
+    seconds = time.perf_counter() - began
+    if contender is catalogue.FASTRES:
+        seconds += import_seconds
+    for _ in range(CALLS):
+        ready.call(images)
+    peak, counter = memory.peak()
+    answer = {
+        "cold_seconds": seconds,
+        "export_seconds": ready.export_seconds,
+        "peak_bytes": peak,
+        "before_bytes": before,
+        "counter": counter,
+    }
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

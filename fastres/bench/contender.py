@@ -1,0 +1,70 @@
+"""What a contender is. Those there are stand in `fastres.bench.catalogue`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PRECISIONS = ("fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contender gets to make itself ready.
+
+    Attributes:
+        model: the user's, in float32 and evaluation mode; not to be changed.
+        example: a batch as it will be timed, ``[N, C, H, W]``, float32, contiguous.
+        precision: what to compute in, one of `PRECISIONS`.
+        threads: how many may be used.
+        folder: for files that the contender writes.
+        cache: a folder, perhaps not there yet, for what a second process would find again.
+    """
+
+    model: nn.Module
+    example: torch.Tensor
+    precision: str
+    threads: int
+    folder: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contender that can be called.
+
+    Attributes:
+        call: from a batch like the example to the model's answers. Each contender gets the same
+            float32 tensor and gives float32 answers in memory of their own; what converting them
+            takes is part of its time.
+        export_seconds: how long it took to write the model for another runtime, if it was.
+        notes: what a reader of the table should know, e.g. which of two modes was taken.
+    """
+
+    call: Callable[[torch.Tensor], object]
+    export_seconds: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run the model.
+
+    Attributes:
+        name: on the command line and in records.
+        title: in tables.
+        prepare: makes it ready for one job.
+        missing: what has to be installed before it works, or None.
+        refuses: why it does not compute in a precision, or None.
+    """
+
+    name: str
+    title: str
+    prepare: Callable[[Job], Ready]
+    missing: Callable[[], str | None] = lambda: None
+    refuses: Callable[[str], str | None] = lambda precision: None

@@ -1,0 +1,181 @@
+"""One table: everybody made ready and checked at one batch size, then timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastres import measure
+from fastres.bench import answers, catalogue, fresh, torch_contenders, workload
+from fastres.bench.cold import Request
+from fastres.bench.contender import PRECISIONS, Contender, Job
+from fastres.bench.progress import Progress
+from fastres.bench.record import Batch, Row, anonymous
+from fastres.bench.settings import Settings
+from fastres.errors import ModelError
+
+Call = Callable[[], object]
+REFERENCE = f"{catalogue.REFERENCE.name}-fp32"
+"""The row that is always there."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is the same for all contenders and batch sizes.
+
+    Attributes:
+        settings: the command line's.
+        model: in float32.
+        pool: images, ``[N, C, H, W]``.
+        truth: the model's answers to them in float64.
+        folder: for everybody's files.
+    """
+
+    settings: Settings
+    model: nn.Module
+    pool: torch.Tensor
+    truth: answers.Answers
+    folder: Path
+
+
+def entries(settings: Settings) -> Iterator[tuple[Contender, str]]:
+    """Contenders and precisions of one table: the reference first, fastres last in each."""
+    yield catalogue.REFERENCE, "fp32"
+    for precision in (p for p in PRECISIONS if p in settings.precisions):
+        for name, peer in catalogue.PEERS.items():
+            if name in settings.peers and (peer, precision) != (catalogue.REFERENCE, "fp32"):
+                yield peer, precision
+        yield catalogue.FASTRES, precision
+
+
+def hold(stage: Stage, batch: int, *, cold: bool, progress: Progress) -> Batch:
+    """Fill the table for one batch size.
+
+    Args:
+        stage: what there is.
+        batch: images per call.
+        cold: whether cold start and peak memory are measured too.
+        progress: is told what happens.
+
+    Raises:
+        ModelError: eager itself cannot run the model, or its answers are rounding noise.
+    """
+    settings = stage.settings
+    torch_contenders.forget_compiled()
+    checked = workload.images_checked(batch)
+    truth = stage.truth.first(checked)
+    request = None
+    if cold:
+        request = fresh.save(
+            stage.model, settings.source, stage.pool[:batch], settings.seed, stage.folder
+        )
+    plan = list(entries(settings))
+    eager_errors = {
+        precision: _eager_error(stage, _job(stage, "yardstick", batch, precision), truth)
+        for precision in dict.fromkeys(precision for _, precision in plan)
+    }
+    rows: list[Row] = []
+    calls: dict[str, Call] = {}
+    for done, (contender, precision) in enumerate(plan):
+        progress.show(f"batch {batch}: {contender.title} {precision}", done / len(plan))
+        row = Row(contender.name, contender.title, precision, "unavailable")
+        absent = contender.missing() or contender.refuses(precision)
+        if absent is None:
+            job = _job(stage, contender.name, batch, precision)
+            row, call = _admit(stage, contender, job, request, truth, eager_errors[precision])
+            if call is not None:
+                calls[row.key] = call
+        else:
+            row = replace(row, reason=absent)
+        rows.append(row)
+    if REFERENCE not in calls:
+        raise ModelError(f"the reference cannot be timed: {rows[0].reason}")
+    times = measure.interleave(
+        calls,
+        measure.Plan(seconds=settings.seconds, seed=settings.seed),
+        on_round=lambda done, part: progress.show(f"batch {batch}: round {done}", part),
+    )
+    timed = (replace(row, samples_ns=tuple(times.get(row.key, ()))) for row in rows)
+    return Batch(batch, checked, tuple(timed))
+
+
+def _job(stage: Stage, name: str, batch: int, precision: str) -> Job:
+    folder = stage.folder / f"{name}-{precision}-{batch}"
+    folder.mkdir()
+    return Job(
+        model=stage.model,
+        example=stage.pool[:batch],
+        precision=precision,
+        threads=stage.settings.threads,
+        folder=folder,
+        cache=folder / "cache",
+    )
+
+
+def _eager_error(stage: Stage, job: Job, truth: answers.Answers) -> float:
+    """Eager's error in the job's precision, which the others' errors are multiples of."""
+    try:
+        ready = catalogue.REFERENCE.prepare(job)
+        given = answers.collect(ready.call, _batches(stage, job, truth))
+    except Exception as error:
+        raise ModelError(
+            f"torch eager itself cannot run the model in {job.precision}: {_sentence(error)}"
+        ) from error
+    return answers.relative_error(given, truth)
+
+
+def _admit(
+    stage: Stage,
+    contender: Contender,
+    job: Job,
+    request: Request | None,
+    truth: answers.Answers,
+    eager_error: float,
+) -> tuple[Row, Call | None]:
+    """Make a contender ready and check its answers.
+
+    Returns:
+        Its row, still without times, and what to time, or None if it failed.
+    """
+    row = Row(contender.name, contender.title, job.precision, "failed")
+    try:
+        if request is not None:
+            row = replace(row, fresh=fresh.measure(request, contender.name, job))
+        ready = contender.prepare(job)
+        given = answers.collect(ready.call, _batches(stage, job, truth))
+    except Exception as error:  # noqa: BLE001 - whatever a contender raises, its row says it
+        return replace(row, reason=_sentence(error)), None
+    verdict = answers.judge(
+        given,
+        truth,
+        precision=job.precision,
+        eager_error=eager_error,
+        bound=answers.OURS if contender is catalogue.FASTRES else answers.PEERS,
+    )
+    row = replace(
+        row,
+        status="timed" if verdict.complaint is None else "failed",
+        reason=verdict.complaint,
+        notes=ready.notes,
+        error=answers.finite(verdict.error),
+        error_ratio=answers.finite(verdict.ratio),
+        top1=verdict.top1,
+    )
+    if verdict.complaint is not None:
+        return row, None
+    return row, lambda: ready.call(job.example)
+
+
+def _batches(stage: Stage, job: Job, truth: answers.Answers) -> tuple[torch.Tensor, ...]:
+    images: tuple[torch.Tensor, ...] = stage.pool[: len(truth.values)].split(len(job.example))
+    return images
+
+
+def _sentence(error: Exception) -> str:
+    """An exception on one line."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return anonymous(f"{type(error).__name__}: {first}" if first else type(error).__name__)

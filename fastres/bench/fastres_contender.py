@@ -1,0 +1,21 @@
+"""fastres itself."""
+
+from __future__ import annotations
+
+import warnings
+
+from fastres.bench.contender import Job, Ready
+from fastres.errors import FastresWarning
+
+
+def prepare(job: Job) -> Ready:
+    """Optimise for the precision, with the first batch as the example."""
+    import fastres
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FastresWarning)
+        fast = fastres.optimize(
+            job.model, job.example, precision=job.precision, threads=job.threads
+        )
+    left = [str(warning.message) for warning in caught]
+    return Ready(fast, notes=(f"engine {fast.engine}", *left))

@@ -1,0 +1,228 @@
+"""What a bench found out, complete enough to print its tables again: JSON of a stated version.
+
+No absolute path gets into a record; it may be published as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any, Literal
+
+from fastres import measure
+from fastres.errors import OptionError
+
+SCHEMA = "fastres.bench"
+VERSION = 1
+
+Status = Literal["timed", "failed", "unavailable"]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """What a process of its own showed.
+
+    Attributes:
+        cold_seconds: from the model built in memory to its first answer: imports, conversion or
+            compilation with an empty cache, and the first call.
+        cached_seconds: the same in a second process that finds the first one's cache; None for
+            contenders that leave none.
+        export_seconds: of these, for writing the model in another runtime's form; or None.
+        peak_bytes: the process's largest resident size from the model built to a few calls later.
+        before_bytes: its resident size with the model built, Python and torch included.
+        counter: where the peak was read, "VmHWM" or "ru_maxrss" (which begins at the size of the
+            process that started this one).
+    """
+
+    cold_seconds: float
+    cached_seconds: float | None
+    export_seconds: float | None
+    peak_bytes: int
+    before_bytes: int | None
+    counter: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one precision at one batch size.
+
+    Attributes:
+        name, title: of the contender.
+        precision: what it computed in.
+        status: "timed"; "failed", it answered wrongly or not at all; "unavailable", it does not
+            exist here or not in this precision.
+        reason: why it is not timed, or None.
+        notes: e.g. which of two modes was taken.
+        error, error_ratio, top1: see `fastres.bench.answers.Verdict`; None where it gave no
+            answers or the number is not finite.
+        fresh: cold start and memory, or None if they were not measured.
+        samples_ns: nanoseconds per call, the same index is the same round in every row.
+    """
+
+    name: str
+    title: str
+    precision: str
+    status: Status
+    reason: str | None = None
+    notes: tuple[str, ...] = ()
+    error: float | None = None
+    error_ratio: float | None = None
+    top1: float | None = None
+    fresh: Fresh | None = None
+    samples_ns: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name and precision, e.g. ``compile-bf16``."""
+        return f"{self.name}-{self.precision}"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All contenders at one batch size.
+
+    Attributes:
+        batch: images per call.
+        images_checked: how many images' answers were compared with float64.
+        rows: the reference first.
+    """
+
+    batch: int
+    images_checked: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the bench.
+
+    Attributes:
+        created: UTC, ISO 8601.
+        command: its arguments.
+        revision: git revision of fastres, with "+changes" if there are any; None if unknown.
+        environment: `fastres.target.environment` while measuring.
+        settings: model, size, threads, seeds, seconds.
+        model: what is known of it: parameters, how its weights came about.
+        batches: what was measured.
+    """
+
+    created: str
+    command: tuple[str, ...]
+    revision: str | None
+    environment: dict[str, Any]
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    batches: tuple[Batch, ...]
+
+
+def to_json(record: Record) -> str:
+    """The record as text, without absolute paths.
+
+    Raises:
+        ValueError: it holds something that JSON has no form for.
+    """
+    tree = {"schema": SCHEMA, "version": VERSION, **asdict(record)}
+    for batch, written in zip(record.batches, tree["batches"], strict=True):
+        for row, into in zip(batch.rows, written["rows"], strict=True):
+            into["key"] = row.key
+            if row.samples_ns:
+                into["summary"] = asdict(measure.summarise(row.samples_ns))
+    text = json.dumps(_anonymous(tree), indent=1, allow_nan=False)
+    # One number per line would make the thousands of times most of the file.
+    return re.sub(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]", _on_one_line, text) + "\n"
+
+
+def from_json(text: str, name: str = "the record") -> Record:
+    """Read a record. The summaries in it are for other readers; they are not read.
+
+    Raises:
+        OptionError: it is no record, or one of another version; ``name`` is in the message.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"{name} is not JSON: {error}") from error
+    if not isinstance(tree, dict) or tree.get("schema") != SCHEMA:
+        raise OptionError(f"{name} is not a record of python -m fastres.bench")
+    if tree.get("version") != VERSION:
+        raise OptionError(
+            f"{name} is a record of version {tree.get('version')}, this fastres reads {VERSION}"
+        )
+    try:
+        batches = tuple(
+            Batch(one["batch"], one["images_checked"], tuple(map(_row, one["rows"])))
+            for one in tree["batches"]
+        )
+        return Record(
+            tree["created"],
+            tuple(tree["command"]),
+            tree["revision"],
+            dict(tree["environment"]),
+            dict(tree["settings"]),
+            dict(tree["model"]),
+            batches,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OptionError(f"{name} is incomplete or damaged: {error!r}") from error
+
+
+def write(record: Record, path: Path) -> None:
+    """Write the record, all of it or nothing: to a file beside it, which then takes its name."""
+    text = to_json(record)
+    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".json.part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # noqa: PTH101
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Record:
+    """Read a record's file.
+
+    Raises:
+        OptionError: there is none, or `from_json` refuses it.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path} cannot be read: {error}") from error
+    return from_json(text, str(path))
+
+
+def anonymous(text: str) -> str:
+    """The text with absolute paths cut down to their last part."""
+    return re.sub(r"(?<![\w:/.])(?:/[\w.@+~-]+){2,}/?", lambda m: PurePath(m[0]).name, text)
+
+
+def _anonymous(tree: Any) -> Any:
+    if isinstance(tree, str):
+        return anonymous(tree)
+    if isinstance(tree, dict):
+        return {key: _anonymous(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_anonymous(value) for value in tree]
+    return tree
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s+", " ", match[1]) + "]"
+
+
+def _row(tree: dict[str, Any]) -> Row:
+    fields = {k: v for k, v in tree.items() if k not in ("key", "summary")}
+    if fields["status"] not in ("timed", "failed", "unavailable"):
+        raise ValueError(f"status {fields['status']!r}")
+    if (fields["status"] == "timed") != bool(fields["samples_ns"]):
+        raise ValueError(f"{fields['name']}: timed rows, and no others, have times")
+    fields["notes"] = tuple(fields["notes"])
+    fields["samples_ns"] = tuple(fields["samples_ns"])
+    fields["fresh"] = None if fields["fresh"] is None else Fresh(**fields["fresh"])
+    return Row(**fields)

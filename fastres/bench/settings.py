@@ -1,0 +1,203 @@
+"""The bench's command line, read and checked."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+
+from fastres import target
+from fastres.bench import catalogue, source
+from fastres.bench.contender import PRECISIONS
+from fastres.errors import OptionError
+
+_T = TypeVar("_T")
+Cold = Literal["first", "each", "none"]
+_DEPTHS = (18, 34, 50, 101, 152)
+
+_EPILOG = """\
+Each contender gets the same float32 images and gives float32 answers. The reference, 1.00x, is
+torch eager in float32 and NCHW: the model as its user has it. Exit status: 0, or 1 if fastres
+failed the check of its answers, or 2 for options that cannot be.
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and where the result goes. The fields are those of ``--help``."""
+
+    source: source.Source
+    batches: tuple[int, ...]
+    size: int
+    precisions: tuple[str, ...]
+    threads: int
+    images: Path | None
+    peers: tuple[str, ...]
+    cold: Cold
+    seconds: float
+    seed: int
+    reference: str
+    json: Path | None
+    plot: Path | None
+    markdown: bool
+    from_record: Path | None
+
+
+def parse(argv: Sequence[str] | None) -> Settings:
+    """Read the command line.
+
+    Args:
+        argv: arguments without the program's name; None takes them from ``sys.argv``.
+
+    Raises:
+        OptionError: a value that cannot be.
+        SystemExit: for ``--help`` and what argparse rejects.
+    """
+    given = _parser().parse_args(argv)
+    model = f"resnet{given.depth}" if given.depth else given.model or "resnet50"
+    if given.images is not None and not given.images.is_dir():
+        raise OptionError(f"--images {given.images}: expected a directory of images")
+    if given.from_record is not None and given.json is not None:
+        raise OptionError("--json writes what --from-record reads; leave one of them out")
+    if given.plot is not None and find_spec("matplotlib") is None:
+        raise OptionError("--plot needs matplotlib: pip install 'fastres[bench]'")
+    for option, path in (("--json", given.json), ("--plot", given.plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise OptionError(f"{option} {path}: there is no directory {path.parent} to write to")
+    return Settings(
+        source=source.parse(model),
+        batches=_distinct("--batch", given.batch),
+        size=given.size,
+        precisions=_precisions(given.precision),
+        threads=given.threads or target.cpu_threads(),
+        images=given.images,
+        peers=_peers(given.peers),
+        cold=given.cold,
+        seconds=given.seconds,
+        seed=given.seed,
+        reference=given.reference,
+        json=given.json,
+        plot=given.plot,
+        markdown=given.markdown,
+        from_record=given.from_record,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.bench",
+        description="Time a model in fastres and elsewhere, side by side, after checking answers.",
+        epilog=_EPILOG,
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--depth", type=int, choices=_DEPTHS, help="a ResNet of fastres.models")
+    which.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a name in fastres.models, torchvision:NAME, timm:NAME, or module:function that "
+        "returns the model (default: resnet50)",
+    )
+    add("--batch", type=_positive, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    add("--size", type=_positive, default=224, help="pixels of a side (default: 224)")
+    add(
+        "--precision",
+        nargs="+",
+        choices=PRECISIONS,
+        help="default: fp32, and bf16 where oneDNN has it on this processor",
+    )
+    add("--threads", type=_positive, metavar="N", help="default: what this process may use")
+    add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
+    add(
+        "--peers",
+        nargs="+",
+        default=["all"],
+        metavar="PEER",
+        help=f"none, all, or some of {', '.join(catalogue.PEERS)} (default: all; the table names "
+        "those that are not installed)",
+    )
+    add(
+        "--cold",
+        choices=("first", "each", "none"),
+        default="first",
+        help="measure cold start and peak memory, each contender in a process of its own, at the "
+        "first batch size (the default), at each, or not",
+    )
+    add(
+        "--seconds",
+        type=_not_negative,
+        default=15.0,
+        metavar="S",
+        help="time in turns for so long per batch size, at least 10 rounds (default: 15)",
+    )
+    add("--seed", type=int, default=0, help="of weights, images and order (default: 0)")
+    add(
+        "--reference",
+        default="eager-fp32",
+        metavar="KEY",
+        help="contender and precision that the ratios are to, e.g. compile-bf16 (default: "
+        "eager-fp32)",
+    )
+    add("--json", type=Path, metavar="PATH", help="write the record: every time, the environment")
+    add("--plot", type=Path, metavar="PATH", help="draw images per second as a PNG")
+    add("--markdown", action="store_true", help="print the tables as Markdown")
+    add("--from-record", type=Path, metavar="PATH", help="measure nothing, print this record")
+    return parser
+
+
+def _precisions(given: Sequence[str] | None) -> tuple[str, ...]:
+    if given:
+        return _distinct("--precision", given)
+    return PRECISIONS if target.onednn_supports(torch.bfloat16) else ("fp32",)
+
+
+def _peers(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of peers. Those asked for by name must be there; "all" may not, the table says so."""
+    words = _distinct("--peers", given)
+    for word in ("none", "all"):
+        if word in words and len(words) > 1:
+            raise OptionError(f"--peers {' '.join(given)}: {word} stands alone")
+    if words == ("none",):
+        return ()
+    if words == ("all",):
+        return tuple(catalogue.PEERS)
+    for word in words:
+        if word not in catalogue.PEERS:
+            raise OptionError(
+                f"--peers {word}: expected none, all or some of {', '.join(catalogue.PEERS)}"
+            )
+        needs = catalogue.PEERS[word].missing()
+        if needs is not None:
+            raise OptionError(f"--peers {word}: it needs {needs}")
+    return words
+
+
+def _distinct(option: str, values: Sequence[_T]) -> tuple[_T, ...]:
+    twice = [value for value in values if list(values).count(value) > 1]
+    if twice:
+        raise OptionError(f"{option}: {twice[0]} is there twice")
+    return tuple(values)
+
+
+def _number(text: str, kind: Callable[[str], float], least: float, wanted: str) -> float:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {wanted}")
+    return value
+
+
+def _positive(text: str) -> int:
+    return int(_number(text, int, 1, "a whole number of at least 1"))
+
+
+def _not_negative(text: str) -> float:
+    return _number(text, float, 0, "a number of at least 0")

@@ -1,0 +1,126 @@
+"""torch by itself: eager as it comes, eager in channels-last, and torch.compile with freezing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastres.bench.answers import leaves
+from fastres.bench.contender import DTYPES, Job, Ready
+
+
+def eager(job: Job) -> Ready:
+    """The model as its user has it; in bfloat16, ``model.to(torch.bfloat16)``."""
+    dtype = DTYPES[job.precision]
+    model = job.model if dtype == torch.float32 else copy.deepcopy(job.model).to(dtype)
+    return Ready(_inference(model, lambda images: images.to(dtype)))
+
+
+def channels_last(job: Job) -> Ready:
+    """Weights and images in channels-last order, as torch's own advice for convolutions goes."""
+    dtype = DTYPES[job.precision]
+    model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
+    return Ready(
+        _inference(model, lambda images: images.to(dtype, memory_format=torch.channels_last))
+    )
+
+
+def compiled(job: Job) -> Ready:
+    """torch.compile with its weights frozen, for this one shape.
+
+    In bfloat16 the model is converted first, as for eager.
+
+    Raises:
+        RuntimeError: nothing was compiled, so that eager would be timed under another name.
+    """
+    from torch._dynamo.utils import counters
+    from torch._inductor import config
+
+    dtype = DTYPES[job.precision]
+    model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
+    call = _inference(
+        torch.compile(model, dynamic=False),
+        lambda images: images.to(dtype, memory_format=torch.channels_last),
+    )
+    before = counters["stats"]["unique_graphs"]
+    with config.patch(freezing=True), _compile_cache(job.cache), _fewer_log_lines():
+        call(job.example)
+    if counters["stats"]["unique_graphs"] == before:
+        raise RuntimeError("torch.compile compiled nothing and ran the model eagerly")
+    return Ready(call)
+
+
+def no_compiler() -> str | None:
+    """What torch.compile needs and this machine lacks."""
+    from torch._inductor import config
+
+    configured = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
+    names = [name for name in configured if name]
+    if any(shutil.which(name) for name in names):
+        return None
+    return f"a C++ compiler ({', '.join(names)}), which torch.compile calls for a CPU's code"
+
+
+def forget_compiled() -> None:
+    """Drop what torch.compile compiled before, so that another shape is compiled from scratch.
+
+    Otherwise torch makes the batch size symbolic at the second one, and gives up compiling the
+    model's code after eight.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
+def _inference(
+    model: Callable[..., object] | nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], object]:
+    def call(images: torch.Tensor) -> object:
+        with torch.inference_mode():
+            answers = model(convert(images))
+            return answers if _is_float32(answers) else _to_float32(answers)
+
+    return call
+
+
+def _is_float32(answers: object) -> bool:
+    return isinstance(answers, torch.Tensor) and answers.dtype == torch.float32
+
+
+def _to_float32(answers: object) -> list[torch.Tensor]:
+    return [tensor.float() for tensor in leaves(answers)]
+
+
+@contextmanager
+def _compile_cache(folder: Path) -> Iterator[None]:
+    """Keep what is compiled in the bench's own folder, not among the user's."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextmanager
+def _fewer_log_lines() -> Iterator[None]:
+    """Without a GPU, torch.compile's look for CUDA's compiler is worth no line in the table."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

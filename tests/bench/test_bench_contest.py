@@ -1,0 +1,235 @@
+"""Who gets into a table, under which label, and who is timed."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fastres import bench
+from fastres.bench import (
+    answers,
+    catalogue,
+    contest,
+    onnxruntime_contender,
+    settings,
+    source,
+    torch_contenders,
+    workload,
+)
+from fastres.bench.contender import Contender, Job, Ready
+from fastres.bench.progress import Progress
+from fastres.bench.record import Batch, Row
+from fastres.errors import ModelError
+
+Answer = Callable[[nn.Module, torch.Tensor], object]
+
+
+def contender(name: str, answer: Answer, *notes: str) -> Contender:
+    """One that answers with what a function makes of the model and the images."""
+
+    def prepare(job: Job) -> Ready:
+        model = copy.deepcopy(job.model)
+
+        def call(images: torch.Tensor) -> object:
+            with torch.no_grad():
+                return answer(model, images)
+
+        return Ready(call, notes=notes)
+
+    return Contender(name, f"the {name}", prepare)
+
+
+def right(model: nn.Module, images: torch.Tensor) -> object:
+    return model(images)
+
+
+def wrong(model: nn.Module, images: torch.Tensor) -> object:
+    return model(images) * 1.001
+
+
+def explodes(model: nn.Module, images: torch.Tensor) -> object:
+    raise ArithmeticError("reading /home/somebody/secret/file failed\nand more")
+
+
+def hold(folder: Path, batch: int = 4, words: str = "--precision fp32") -> Batch:
+    """A table with a small network, without fresh processes."""
+    given = settings.parse(f"--model cifar_resnet20 --size 32 --seconds 0 {words}".split())
+    model = source.build(given.source, given.seed)
+    pool = workload.synthetic_images(16, 3, 32, seed=0)
+    workload.settle(model, pool, seed=0)
+    truth = answers.oracle(model, pool)
+    stage = contest.Stage(given, model, pool, truth, folder)
+    return contest.hold(stage, batch, cold=False, progress=Progress())
+
+
+def rows(batch: Batch) -> dict[str, Row]:
+    return {row.key: row for row in batch.rows}
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *peers: Contender, ours: Contender | None = None) -> None:
+    """Let the catalogue hold these beside the reference."""
+    everybody = {peer.name: peer for peer in (catalogue.REFERENCE, *peers)}
+    monkeypatch.setattr(catalogue, "PEERS", everybody)
+    monkeypatch.setattr(catalogue, "FASTRES", ours or contender("fastres", right))
+
+
+def test_the_reference_is_first_and_each_row_says_its_precision() -> None:
+    def keys(words: str) -> list[str]:
+        entries = contest.entries(settings.parse(words.split()))
+        return [f"{one.name}-{precision}" for one, precision in entries]
+
+    assert keys("--precision bf16 fp32 --peers onnxruntime eager") == [
+        *("eager-fp32", "onnxruntime-fp32", "fastres-fp32"),
+        *("eager-bf16", "onnxruntime-bf16", "fastres-bf16"),
+    ]
+    assert keys("--precision bf16 --peers none") == ["eager-fp32", "fastres-bf16"]
+
+
+def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, contender("honest", right, "in its own way"))
+    batch = hold(tmp_path)
+    assert batch.batch == 4
+    assert batch.images_checked == 16
+    assert [row.status for row in batch.rows] == ["timed"] * 3
+    assert {len(row.samples_ns) for row in batch.rows} == {10}
+    honest = rows(batch)["honest-fp32"]
+    assert honest.notes == ("in its own way",)
+    assert honest.title == "the honest"
+    assert honest.top1 == 1.0
+
+
+def test_who_answers_wrongly_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, contender("liar", wrong), contender("bomb", explodes))
+    found = rows(hold(tmp_path))
+    liar, bomb = found["liar-fp32"], found["bomb-fp32"]
+    assert liar.status == bomb.status == "failed"
+    assert liar.samples_ns == bomb.samples_ns == ()
+    assert liar.error == pytest.approx(1e-3, rel=0.01)
+    assert liar.reason is not None
+    assert "error 1.0e-03" in liar.reason
+    assert bomb.reason == "ArithmeticError: reading file failed"
+    assert found["eager-fp32"].status == found["fastres-fp32"].status == "timed"
+
+
+def test_fastres_is_held_to_its_own_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slightly_off(model: nn.Module, images: torch.Tensor) -> object:
+        return model(images) * (1 + 2.5e-6)  # about five times eager's error
+
+    only(
+        monkeypatch,
+        contender("peer", slightly_off),
+        ours=contender("fastres", slightly_off),
+    )
+    found = rows(hold(tmp_path))
+    assert found["peer-fp32"].status == "timed"
+    assert found["fastres-fp32"].status == "failed"
+    ratio = found["fastres-fp32"].error_ratio
+    assert ratio is not None
+    assert answers.OURS < ratio < answers.PEERS
+
+
+def test_the_exit_status_is_1_when_fastres_answers_wrongly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = """--model cifar_resnet20 --size 32 --batch 4 --seconds 0 --cold none --threads 1
+        --precision fp32"""
+    only(monkeypatch, contender("liar", wrong))
+    assert bench.main(words.split()) == 0, "a peer's failure is its own"
+    only(monkeypatch, ours=contender("fastres", wrong))
+    assert bench.main(words.split()) == 1
+    said = capsys.readouterr()
+    assert "fastres-fp32 failed its check: error 1.0e-03" in said.err
+
+
+def test_a_reference_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "REFERENCE", contender("eager", explodes))
+    only(monkeypatch)
+    with pytest.raises(ModelError, match="eager itself cannot run the model in fp32: Arithmetic"):
+        hold(tmp_path)
+
+
+def test_a_model_whose_answers_are_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = contender("eager", lambda model, images: model(images) + torch.randn(len(images), 1))
+    monkeypatch.setattr(catalogue, "REFERENCE", noisy)
+    only(monkeypatch)
+    with pytest.raises(ModelError, match="the reference cannot be timed: error"):
+        hold(tmp_path)
+
+
+def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
+    words = "--precision bf16 --peers onnxruntime"
+    found = rows(hold(tmp_path, words=words))["onnxruntime-bf16"]
+    assert found.status == "unavailable"
+    assert found.reason == "its CPU provider has no bfloat16 convolution"
+    assert found.samples_ns == ()
+    assert onnxruntime_contender.refuses("fp32") is None
+
+
+def test_a_peer_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = Contender(
+        "absent", "Absent", contender("absent", right).prepare, missing=lambda: "pip install absent"
+    )
+    only(monkeypatch, absent)
+    found = rows(hold(tmp_path))["absent-fp32"]
+    assert (found.status, found.reason) == ("unavailable", "pip install absent")
+
+
+def job(tmp_path: Path, precision: str) -> Job:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()).eval()
+    return Job(model, torch.randn(2, 3, 8, 8), precision, 1, tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("prepare", [torch_contenders.eager, torch_contenders.channels_last])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_torch_computes_in_the_precision_it_is_labelled_with(
+    tmp_path: Path, prepare: Callable[[Job], Ready], precision: str
+) -> None:
+    asked = job(tmp_path, precision)
+    seen: list[torch.dtype] = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
+    try:
+        (answer,) = answers.leaves(prepare(asked).call(asked.example))
+    finally:
+        hook.remove()
+    assert set(seen) == {torch.float32 if precision == "fp32" else torch.bfloat16}
+    assert answer.dtype == torch.float32
+    assert next(asked.model.parameters()).dtype == torch.float32
+
+
+def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    seen: list[tuple[bool, str]] = []
+
+    def instead_of_compiling(model: nn.Module, dynamic: bool) -> Callable[[torch.Tensor], object]:
+        def call(images: torch.Tensor) -> object:
+            seen.append((config.freezing, os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+            return model(images)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", instead_of_compiling)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    before = config.freezing
+    with pytest.raises(RuntimeError, match="compiled nothing and ran the model eagerly"):
+        torch_contenders.compiled(job(tmp_path, "fp32"))
+    assert seen == [(True, str(tmp_path / "cache"))]
+    assert config.freezing is before
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    needed = torch_contenders.no_compiler()
+    assert needed is not None
+    assert "a C++ compiler" in needed

@@ -1,0 +1,99 @@
+"""The whole bench with a small network, processes of their own included."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastres import bench
+from fastres.bench import fresh, memory, record, source
+from fastres.bench.contender import Job
+
+
+def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "record.json"
+    words = f"""--model cifar_resnet20 --size 32 --batch 2 3 --peers none --precision fp32
+        --threads 1 --seconds 0.2 --json {path}"""
+    threads = torch.get_num_threads()
+    status = bench.main(words.split())
+    assert torch.get_num_threads() == threads
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert said.err == "", "progress is for terminals"
+    found = record.read(path)
+    assert [batch.batch for batch in found.batches] == [2, 3]
+    assert [batch.images_checked for batch in found.batches] == [16, 18]
+    for batch in found.batches:
+        assert [row.key for row in batch.rows] == ["eager-fp32", "fastres-fp32"]
+        reference, ours = batch.rows
+        assert reference.status == ours.status == "timed"
+        assert len(reference.samples_ns) == len(ours.samples_ns) >= 10
+        assert min(*reference.samples_ns, *ours.samples_ns) > 0
+        assert reference.error_ratio == 1.0
+        assert ours.top1 == 1.0
+    for row in found.batches[0].rows:
+        assert row.fresh is not None
+        assert row.fresh.cold_seconds > 0
+        assert row.fresh.before_bytes is not None
+        assert row.fresh.peak_bytes >= row.fresh.before_bytes > 50 << 20
+    assert all(row.fresh is None for row in found.batches[1].rows), "--cold first"
+    assert found.command == (*words.split()[:-1], "record.json")
+    assert found.model["parameters"] == 269_722
+    assert found.environment["torch_threads"] == 1
+    assert found.settings["seed"] == 0
+    assert "fastres against others in fp32" in said.out
+
+
+def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
+    model = source.build(source.parse("cifar_resnet20"), 0)
+    images = torch.zeros(1, 3, 32, 32)
+    request = fresh.save(model, source.parse("cifar_resnet20"), images, 0, tmp_path)
+    job = Job(model, images, "fp32", 1, tmp_path, tmp_path / "cache")
+    with pytest.raises(fresh.FreshFailed, match="there is no contender 'nobody'"):
+        fresh.measure(replace(request, model="cifar_resnet20"), "nobody", job)
+
+
+def test_models_by_function_are_built_anew_in_the_fresh_process(tmp_path: Path) -> None:
+    model = source.build(source.parse("cifar_resnet20"), 0)
+    images = torch.zeros(1, 3, 32, 32)
+    request = fresh.save(model, source.parse("somewhere:make"), images, 0, tmp_path)
+    assert request.weights is None
+    assert not (tmp_path / "weights.pt").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it in /proc")
+def test_peak_memory_is_seen_and_can_be_reset() -> None:
+    assert memory.reset_peak()
+    before, counter = memory.peak()
+    assert counter == "VmHWM"
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    during, _ = memory.peak()
+    assert during - before > 48 << 20
+    del block
+    still, _ = memory.peak()
+    assert during - still < 16 << 20, "the kernel counts pages in batches"
+    assert memory.reset_peak()
+    after, _ = memory.peak()
+    assert during - after > 48 << 20
+
+
+def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no" / "clear_refs")
+    assert memory.resident() is None
+    assert memory.reset_peak() is False
+    highest, counter = memory.peak()
+    assert counter == "ru_maxrss"
+    assert highest > 50 << 20
+
+
+def test_requests_are_plain_json(tmp_path: Path) -> None:
+    model = source.build(source.parse("cifar_resnet20"), 0)
+    request = fresh.save(
+        model, source.parse("cifar_resnet20"), torch.zeros(1, 3, 8, 8), 3, tmp_path
+    )
+    assert json.loads(json.dumps(vars(request)))["seed"] == 3
