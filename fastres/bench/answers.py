@@ -20,12 +20,6 @@ from torch import nn
 
 from fastres.bench.contender import DTYPES
 
-OURS = 2.0
-"""fastres passes up to this multiple of eager's own error in the same precision."""
-
-PEERS = 10.0
-"""Others pass up to this multiple: their algorithms are their choice, a wrong answer is not."""
-
 ABSOLUTE = {"fp32": 1e-3, "bf16": 0.5}
 """Eager itself passes up to this error; beyond it the model's answers are rounding noise."""
 
@@ -101,7 +95,7 @@ def judge(
     *,
     precision: str,
     eager_error: float,
-    bound: float = PEERS,
+    bound: float,
 ) -> Verdict:
     """Compare answers with the truth.
 

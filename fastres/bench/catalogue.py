@@ -8,7 +8,7 @@ from fastres.bench import (
     openvino_contender,
     torch_contenders,
 )
-from fastres.bench.contender import Contender
+from fastres.bench.contender import OURS, Contender
 from fastres.errors import OptionError
 
 REFERENCE = Contender("eager", "torch eager NCHW", torch_contenders.eager)
@@ -42,7 +42,7 @@ PEERS = {
     )
 }
 
-FASTRES = Contender("fastres", "fastres", fastres_contender.prepare)
+FASTRES = Contender("fastres", "fastres", fastres_contender.prepare, bound=OURS)
 
 
 def find(name: str) -> Contender:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +11,12 @@ from torch import nn
 
 PRECISIONS = ("fp32", "bf16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+OURS = 2.0
+"""fastres passes up to this multiple of eager's own error in the same precision."""
+
+PEERS = 10.0
+"""Others pass up to this multiple: their algorithms are their choice, a wrong answer is not."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Ready:
 
     call: Callable[[torch.Tensor], object]
     export_seconds: float | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Contender:
         prepare: makes it ready for one job.
         missing: what has to be installed before it works, or None.
         refuses: why it does not compute in a precision, or None.
+        bound: the largest multiple of eager's own error that passes.
     """
 
     name: str
@@ -68,3 +75,4 @@ class Contender:
     prepare: Callable[[Job], Ready]
     missing: Callable[[], str | None] = lambda: None
     refuses: Callable[[str], str | None] = lambda precision: None
+    bound: float = PEERS

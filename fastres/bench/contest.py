@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from fastres.bench.settings import Settings
 from fastres.errors import ModelError
 
 Call = Callable[[], object]
+Entry = tuple[Contender, str]
+"""A contender and the precision that it computes in."""
+
 REFERENCE = f"{catalogue.REFERENCE.name}-fp32"
 """The row that is always there."""
 
@@ -42,21 +45,23 @@ class Stage:
     folder: Path
 
 
-def entries(settings: Settings) -> Iterator[tuple[Contender, str]]:
-    """Contenders and precisions of one table: the reference first, fastres last in each."""
-    yield catalogue.REFERENCE, "fp32"
+def entries(settings: Settings) -> list[Entry]:
+    """Who stands in each table: the reference first, then by precision, fastres last in each."""
+    found: list[Entry] = [(catalogue.REFERENCE, "fp32")]
     for precision in (p for p in PRECISIONS if p in settings.precisions):
-        for name, peer in catalogue.PEERS.items():
-            if name in settings.peers and (peer, precision) != (catalogue.REFERENCE, "fp32"):
-                yield peer, precision
-        yield catalogue.FASTRES, precision
+        peers = (peer for name, peer in catalogue.PEERS.items() if name in settings.peers)
+        found += [(peer, precision) for peer in (*peers, catalogue.FASTRES)]
+    return list(dict.fromkeys(found))
 
 
-def hold(stage: Stage, batch: int, *, cold: bool, progress: Progress) -> Batch:
+def hold(
+    stage: Stage, entries: Sequence[Entry], batch: int, *, cold: bool, progress: Progress
+) -> Batch:
     """Fill the table for one batch size.
 
     Args:
         stage: what there is.
+        entries: who takes part, the reference first.
         batch: images per call.
         cold: whether cold start and peak memory are measured too.
         progress: is told what happens.
@@ -73,15 +78,14 @@ def hold(stage: Stage, batch: int, *, cold: bool, progress: Progress) -> Batch:
         request = fresh.save(
             stage.model, settings.source, stage.pool[:batch], settings.seed, stage.folder
         )
-    plan = list(entries(settings))
     eager_errors = {
         precision: _eager_error(stage, _job(stage, "yardstick", batch, precision), truth)
-        for precision in dict.fromkeys(precision for _, precision in plan)
+        for precision in dict.fromkeys(precision for _, precision in entries)
     }
     rows: list[Row] = []
     calls: dict[str, Call] = {}
-    for done, (contender, precision) in enumerate(plan):
-        progress.show(f"batch {batch}: {contender.title} {precision}", done / len(plan))
+    for done, (contender, precision) in enumerate(entries):
+        progress.show(f"batch {batch}: {contender.title} {precision}", done / len(entries))
         row = Row(contender.name, contender.title, precision, "unavailable")
         absent = contender.missing() or contender.refuses(precision)
         if absent is None:
@@ -154,7 +158,7 @@ def _admit(
         truth,
         precision=job.precision,
         eager_error=eager_error,
-        bound=answers.OURS if contender is catalogue.FASTRES else answers.PEERS,
+        bound=contender.bound,
     )
     row = replace(
         row,

@@ -13,20 +13,26 @@ import torch
 from torch import nn
 
 from fastres import target
-from fastres.bench import answers, contest, revision, source, workload
+from fastres.bench import answers, contender, contest, revision, source, workload
 from fastres.bench.progress import Progress
 from fastres.bench.record import Record, anonymous
 from fastres.bench.settings import Settings
 from fastres.errors import OptionError
 
 
-def run(settings: Settings, command: Sequence[str], progress: Progress) -> Record:
+def run(
+    settings: Settings,
+    command: Sequence[str],
+    progress: Progress,
+    entries: Sequence[contest.Entry] | None = None,
+) -> Record:
     """Measure what the settings ask for.
 
     Args:
         settings: from the command line.
         command: the command line itself, for the record.
         progress: is told what happens.
+        entries: who takes part, the reference first; None for those that the settings name.
 
     Raises:
         OptionError: the model cannot be built, or the images do not fit it.
@@ -43,11 +49,12 @@ def run(settings: Settings, command: Sequence[str], progress: Progress) -> Recor
             weights = workload.settle(model, pool, settings.seed)
         progress.show(f"{len(pool)} images through {settings.source} in float64")
         truth = answers.oracle(model, pool)
+        entries = contest.entries(settings) if entries is None else entries
         stage = contest.Stage(settings, model, pool, truth, Path(folder))
         batches = []
         for position, batch in enumerate(settings.batches):
             cold = settings.cold == "each" or (settings.cold == "first" and position == 0)
-            batches.append(contest.hold(stage, batch, cold=cold, progress=progress))
+            batches.append(contest.hold(stage, entries, batch, cold=cold, progress=progress))
     return Record(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=tuple(map(anonymous, command)),
@@ -89,8 +96,8 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "seconds": settings.seconds,
         "seed": settings.seed,
         "bounds": {
-            "fastres_times_eager": answers.OURS,
-            "peers_times_eager": answers.PEERS,
+            "fastres_times_eager": contender.OURS,
+            "peers_times_eager": contender.PEERS,
             "absolute": answers.ABSOLUTE,
         },
     }
