@@ -6,3 +6,7 @@ if __name__ != "fastres.export":
     # Reached only with the repository's root on sys.path, where the same modules would otherwise
     # be imported a second time under a second name.
     raise ImportError(f"this package is fastres.export, not {__name__}: import it by that name")
+
+from fastres.export.standard import to_standard
+
+__all__ = ["to_standard"]

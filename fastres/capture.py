@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -42,7 +43,7 @@ class Captured:
         in_spec: structure of ``(args, kwargs)``; its leaves are the graph's placeholders.
         out_spec: structure of the result; its leaves are what the graph returns.
         signature: how the model's forward binds its arguments.
-        example: the flattened arguments that stood for all others, batch of two or more.
+        example: the flattened arguments that the model was captured with.
         notes: what capture did that the user should know, a sentence each.
     """
 
@@ -77,10 +78,19 @@ def derive_example(model: nn.Module) -> Tensor:
     )
 
 
+def own_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of the first convolution's weight, else of the first floating-point tensor."""
+    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    tensors = [*convolutions, *model.parameters(), *model.buffers()]
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+
+
 def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's ``(args, kwargs)``: of a tensor, a tuple of arguments or a dict of keyword ones."""
     if isinstance(example_input, Tensor):
         return (example_input,), {}
+    if isinstance(example_input, tuple) and list(map(type, example_input)) == [tuple, dict]:
+        return example_input[0], example_input[1]
     if isinstance(example_input, (tuple, list)):
         return tuple(example_input), {}
     if isinstance(example_input, Mapping):
@@ -120,7 +130,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     _refuse_what_would_be_lost(model)
     derived = example_input is None
     args, kwargs = as_arguments(derive_example(model) if derived else example_input)
-    signature = inspect.signature(model.forward)
+    signature = _without_annotations(inspect.signature(model.forward))
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -128,13 +138,14 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
             f"example_input does not fit {type(model).__name__}.forward{signature}: {error}"
         ) from error
     args, kwargs = bound.args, bound.kwargs
+    example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
-            program = _export(model, *_with_batch(args, kwargs))
+            program = _export(model, signature, *with_batch(args, kwargs))
     except Exception as error:  # forward is the user's and may raise anything; so may torch.export
         raise CaptureError(_why_not(model, args, kwargs, derived, error)) from error
-    captured = _from_program(program, signature)
+    captured = _from_program(program, signature, example)
     if output_nodes(captured.module.graph) == [None]:
         raise CaptureError(_why_not(model, args, kwargs, derived, TypeError("it returned None")))
     if printed.getvalue():
@@ -143,6 +154,12 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
             f"print in forward is dropped: it ran once, during capture, and wrote {first[:80]!r}"
         )
     return captured
+
+
+def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
+    """Names, kinds and defaults: annotations may hold what cannot be pickled."""
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return inspect.Signature(plain)
 
 
 def _refuse_what_would_be_lost(model: nn.Module) -> None:
@@ -206,7 +223,7 @@ def _pools_everything(
     )
 
 
-def _with_batch(
+def with_batch(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Double a batch of one: torch.export would take a size of one for a constant."""
@@ -224,17 +241,25 @@ def _with_batch(
     return doubled_args, doubled_kwargs
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    def dynamic(leaf: Any) -> Any:
+def dynamic_sizes(arguments: Any) -> Any:
+    """What ``torch.export`` takes as ``dynamic_shapes``: batch, height and width may vary."""
+
+    def axes(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        axes = [0, 2, 3] if leaf.dim() == 4 else [0] if leaf.dim() >= 2 else []
-        return dict.fromkeys(axes, Dim.AUTO)
+        varying = [0, 2, 3] if leaf.dim() == 4 else [0] if leaf.dim() >= 2 else []
+        return dict.fromkeys(varying, Dim.AUTO)
 
-    shapes = pytree.tree_map(dynamic, (*args, *kwargs.values()))
+    return pytree.tree_map(axes, arguments)
+
+
+def _export(
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> ExportedProgram:
+    shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments))
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
     with torch.no_grad(), _GlobalPooling():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=tuple(shapes), strict=False)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def _why_not(
@@ -278,7 +303,9 @@ def _user_line(error: BaseException) -> str:
     return found
 
 
-def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captured:
+def _from_program(
+    program: ExportedProgram, forward: inspect.Signature, example: list[Any]
+) -> Captured:
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
         with torch.no_grad():
@@ -312,6 +339,12 @@ def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captu
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
+            if free_unbacked_symbols(node.meta.get("val")):
+                raise CaptureError(
+                    f"{module_path(node) or 'the model'} computes a size or a number from the "
+                    f"values of a tensor ({node.target}), which no prepared graph can hold: "
+                    "keep it a tensor (no .item(), no boolean indexing), or optimise the parts around it"
+                )
             if is_in_place(node) and arguments(values[node])[0].op == "get_attr":
                 raise CaptureError(_STATE.format(module=module_path(node) or "the model"))
     written = {node.name for node in make_functional(graph)}
@@ -328,7 +361,6 @@ def _from_program(program: ExportedProgram, forward: inspect.Signature) -> Captu
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    example = pytree.tree_leaves(program.example_inputs)
     return Captured(
         module, contract_of(names, recorded), in_spec, out_spec, forward, example, notes
     )

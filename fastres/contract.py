@@ -47,6 +47,15 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The smallest and largest size that the captured graph takes for one symbol."""
+
+    symbol: sympy.Symbol
+    lower: int
+    upper: int
+
+
+@dataclass(frozen=True)
 class Contract:
     """The inputs that a captured graph is valid for.
 
@@ -56,6 +65,7 @@ class Contract:
 
     inputs: tuple[TensorInput | Any, ...]
     guards: tuple[Guard, ...]
+    limits: tuple[Limit, ...] = ()
 
     def on(self, device: torch.device) -> Contract:
         """The same contract for tensors on another device."""
@@ -63,7 +73,7 @@ class Contract:
             replace(wanted, device=device) if isinstance(wanted, TensorInput) else wanted
             for wanted in self.inputs
         )
-        return Contract(tuple(inputs), self.guards)
+        return Contract(tuple(inputs), self.guards, self.limits)
 
     def check(self, values: Sequence[Any]) -> None:
         """Accept ``values`` (the flattened arguments of a call) or say what is wrong with them.
@@ -88,14 +98,26 @@ class Contract:
                     "was captured; such arguments are fixed: optimise once per value, passing it "
                     "in example_input"
                 )
+        for limit in self.limits:
+            got = symbols.get(limit.symbol, limit.lower)
+            if not limit.lower <= got <= limit.upper:
+                wanted = (
+                    f"at least {limit.lower}" if got < limit.lower else f"at most {limit.upper}"
+                )
+                raise InputError(
+                    f"got {_shapes(values)}: as captured, the model takes sizes of {wanted} where "
+                    f"this is {got}; beyond that an operation does not fit or the model's code "
+                    "takes another way. Resize the input, or optimise with an example_input of "
+                    "this size"
+                )
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
             holds = guard.condition.xreplace({s: sympy.Integer(v) for s, v in sizes.items()})
             if holds == sympy.false:
-                shapes = ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
                 raise InputError(
-                    f"got {shapes}: the model's code decides on the image size at {guard.place}, "
+                    f"got {_shapes(values)}: the model's code decides on the image size at "
+                    f"{guard.place}, "
                     f"and for this size it would run something else than what was captured; call "
                     "optimize() with an example_input of this size and keep one optimised model "
                     "for each case"
@@ -165,6 +187,10 @@ def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -
             )
 
 
+def _shapes(values: Sequence[Any]) -> str:
+    return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
+
+
 def _describe(value: Any) -> str:
     return (
         f"a {type(value).__name__}"
@@ -181,17 +207,22 @@ def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
         values: per argument a fake tensor, or the plain value it had during capture.
     """
     inputs: list[Any] = []
-    guards: list[Guard] = []
+    environment = None
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, Tensor):
             inputs.append(value)
             continue
-        shape: tuple[Any, ...] = value.shape  # of torch.SymInt too, which the type leaves out
-        sizes = tuple(s if isinstance(s, int) else s.node.expr for s in shape)
-        inputs.append(TensorInput(name, value.dtype, value.device, sizes))
-        if not guards:
-            guards = next((_guards(s.node.shape_env) for s in shape if not isinstance(s, int)), [])
-    return Contract(tuple(inputs), tuple(guards))
+        sizes: list[Any] = []
+        for size in value.shape:
+            if isinstance(size, torch.SymInt):
+                sizes.append(size.node.expr)
+                environment = size.node.shape_env
+            else:
+                sizes.append(size)
+        inputs.append(TensorInput(name, value.dtype, value.device, tuple(sizes)))
+    if environment is None:
+        return Contract(tuple(inputs), ())
+    return Contract(tuple(inputs), tuple(_guards(environment)), tuple(_limits(environment)))
 
 
 def _guards(shape_env: Any) -> list[Guard]:
@@ -208,14 +239,13 @@ def _guards(shape_env: Any) -> list[Guard]:
         inside = package in file.parents and package / "nn" not in file.parents
         if frame is not None and not inside:
             guards.append(Guard(guard.expr, f"{file.name}:{frame.lineno}"))
-    ranges = shape_env.var_to_range
-    for symbol, bounds in ranges.items():
-        if bounds.lower > 2:
-            guards.append(
-                Guard(sympy.Ge(symbol, bounds.lower), "a comparison with its lower bound")
-            )
-        if bounds.upper < 2**31:
-            guards.append(
-                Guard(sympy.Le(symbol, bounds.upper), "a comparison with its upper bound")
-            )
     return guards
+
+
+def _limits(shape_env: Any) -> list[Limit]:
+    """Bounds other than torch's own assumption that a symbolic size is two or more."""
+    return [
+        Limit(symbol, int(bounds.lower) if bounds.lower > 2 else 0, int(min(bounds.upper, 2**62)))
+        for symbol, bounds in shape_env.var_to_range.items()
+        if bounds.lower > 2 or bounds.upper < 2**31
+    ]

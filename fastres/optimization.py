@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture import Captured, capture, in_eval_mode
+from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.errors import (
     FastresWarning,
     ModelError,
@@ -26,7 +26,11 @@ from fastres.options import Options
 from fastres.passes import rewrite
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
+from fastres.runtime.runner import without_autocast
 from fastres.verification import compare
+
+CHECK_IMAGES = 4
+"""How many images of the example, at most, ``optimize`` runs in float64."""
 
 CHECK_BOUND = 8.0
 """How many times eager's own error the result may be off on the one sample of ``optimize``.
@@ -77,13 +81,30 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     options = Options(precision, engine, strict, threads, _device(device))
+    _refuse_meta(model)
+    for name, module in model.named_modules():
+        if isinstance(module, OptimizedModule):
+            raise ModelError(
+                f"{name or 'the model'} is already optimised: give optimize() the model that "
+                "it was made from"
+            )
+    with torch.no_grad(), without_autocast():  # autocast would be captured
+        fast, told = _optimize(model, example_input, options)
+    _announce(fast.report, strict, told)
+    return fast
+
+
+def _optimize(
+    model: nn.Module, example_input: Any, options: Options
+) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
         evaluated, told = in_eval_mode(model)
         captured = capture(evaluated, example_input)
     report.notes += [*told, *captured.notes]
-    own = _own_dtype(evaluated)
-    with _stage(report, "passes"):
+    own = own_dtype(evaluated)
+    # Folded weights made in inference mode could not be written to later.
+    with _stage(report, "passes"), torch.inference_mode(False), torch.no_grad():
         rewrite(captured.module, report, own, options.dtype(own))
     if not report.found["convolution"]:
         raise ModelError(
@@ -93,7 +114,7 @@ def optimize(
     if options.device is not None:
         captured.move_to(options.device)
     report.precision = str(options.dtype(own)).removeprefix("torch.")
-    chosen, passed_over = choose(engine, captured.module)
+    chosen, passed_over = choose(options.engine, captured.module)
     report.engine = chosen.name
     report.notes += passed_over
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
@@ -103,8 +124,7 @@ def optimize(
         _run_once(fast, captured, sample, report)
     with _stage(report, "check"):
         _check(evaluated, fast, captured, sample, report)
-    _announce(report, strict, told)
-    return fast
+    return fast, told
 
 
 @contextmanager
@@ -121,29 +141,45 @@ def _device(device: torch.device | str | None) -> torch.device | None:
         wanted = torch.device(device)
     except RuntimeError as error:
         raise OptionError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+    if wanted.type == "meta":
+        raise OptionError("device='meta': nothing runs there; expected a device with memory")
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise TargetError(f"device={device!r}: torch sees no CUDA device here; leave device out")
     return wanted
 
 
-def _own_dtype(model: nn.Module) -> torch.dtype:
-    """The dtype of the first convolution's weight, else of the first floating-point tensor."""
-    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-    tensors = [*convolutions, *model.parameters(), *model.buffers()]
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+def _refuse_meta(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ModelError(
+                f"{name} is on the meta device and has no values: load the weights first "
+                "(model.to_empty(device='cpu'), then load_state_dict)"
+            )
 
 
 def _sample(captured: Captured, given: bool) -> list[Any]:
-    """The flattened arguments of the checked call: the caller's own, or one random image."""
+    """The flattened arguments of the call to check: the caller's own, or one random image."""
     if given:
         return captured.example
     generator = torch.Generator().manual_seed(0)
 
     def image(leaf: Any) -> Any:
-        noise = torch.randn((1, *leaf.shape[1:]), generator=generator)
+        noise = torch.randn(leaf.shape, generator=generator)
         return noise.to(leaf.device, leaf.dtype)
 
     return [image(leaf) for leaf in captured.example]
+
+
+def _leading(sample: list[Any], count: int) -> list[Any]:
+    """The first images of a batch."""
+    sizes = [leaf.shape[0] for leaf in sample if isinstance(leaf, Tensor) and leaf.dim() == 4]
+    batch = sizes[0] if sizes else 0
+
+    def leading(leaf: Any) -> Any:
+        batched = isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.shape[0] == batch
+        return leaf[:count] if batched else leaf
+
+    return [leading(leaf) for leaf in sample]
 
 
 def _run_once(fast: OptimizedModule, captured: Captured, sample: list[Any], report: Report) -> None:
@@ -165,17 +201,26 @@ def _check(
     if _is_random(captured.module):
         report.notes.append("not checked on a sample: the model draws random numbers in eval mode")
         return
-    args, kwargs = pytree.tree_unflatten(sample, captured.in_spec)
-    comparison = compare(model, fast, [args] if not kwargs else [kwargs])
-    shapes = ", ".join(str(list(leaf.shape)) for leaf in sample if isinstance(leaf, Tensor))
-    report.check = Check(comparison.error, comparison.eager_error, comparison.ratio, shapes)
-    if not comparison.ratio <= CHECK_BOUND:
-        raise VerificationError(
-            f"the optimised {report.model} differs from the model: error {comparison.error:.2e} on "
-            f"{shapes}, {comparison.ratio:.1f}x that of torch eager (allowed {CHECK_BOUND:g}x). "
-            "Nothing is returned; this is a defect of fastres, or a model that treats a batch of "
-            "one differently: pass an example_input, and please report it"
+    # One image too: torch.export takes for granted that a batch has two or more.
+    one, some = _leading(sample, 1), _leading(sample, CHECK_IMAGES)
+    for arguments in [one] if _shapes(one) == _shapes(some) else [one, some]:
+        args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
+        comparison = compare(model, fast, [(args, kwargs)])
+        report.check = Check(
+            comparison.error, comparison.eager_error, comparison.ratio, _shapes(arguments)
         )
+        if not comparison.ratio <= CHECK_BOUND:
+            raise VerificationError(
+                f"the optimised {report.model} differs from the model: error "
+                f"{comparison.error:.2e} on {_shapes(arguments)}, {comparison.ratio:.1f}x that of "
+                f"torch eager (allowed {CHECK_BOUND:g}x). Nothing is returned. A model whose code "
+                "treats a batch of one differently cannot be captured as one graph; if yours does "
+                "not, this is a defect of fastres: please report it"
+            )
+
+
+def _shapes(arguments: list[Any]) -> str:
+    return ", ".join(str(list(leaf.shape)) for leaf in arguments if isinstance(leaf, Tensor))
 
 
 def _is_random(module: fx.GraphModule) -> bool:

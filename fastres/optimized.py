@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +34,10 @@ class OptimizedModule(nn.Module):
 
     graph_module: fx.GraphModule
 
+    def __new__(cls, captured: Captured, *_: Any) -> OptimizedModule:
+        """An instance of a class of its own, whose ``forward`` has the model's signature."""
+        return super().__new__(_with_signature(captured.signature))
+
     def __init__(self, captured: Captured, options: Options, report: Report) -> None:
         super().__init__()
         self.graph_module = captured.module
@@ -42,6 +47,9 @@ class OptimizedModule(nn.Module):
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
         self._signature = captured.signature
+        self._example = [
+            leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in captured.example
+        ]
         # One tensor in, one tensor out: by far the most calls, and no tree to walk.
         self._takes_one = captured.in_spec == pytree.tree_structure(((0,), {}))
         self._gives_one = captured.out_spec == pytree.tree_structure(0)
@@ -52,6 +60,16 @@ class OptimizedModule(nn.Module):
     def engine(self) -> str:
         """Name of the engine that runs the model."""
         return self._runner.engine.name
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` of the captured call, with zeros for the tensors' values."""
+        flat = [
+            torch.zeros_like(leaf, device=self.report.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._example
+        ]
+        args, kwargs = pytree.tree_unflatten(flat, self._in_spec)
+        return args, kwargs
 
     @property
     def threads(self) -> int:
@@ -126,13 +144,21 @@ class OptimizedModule(nn.Module):
                 )
         return self
 
+    def __reduce__(self) -> Any:
+        return _restore, (self._signature, self.__getstate__())
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
+        # torch.fx pickles a graph as its code, without what we know about its nodes.
+        state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__setstate__(self, state)
+        known = state.pop("_known")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for node, meta in zip(self.graph_module.graph.nodes, known, strict=True):
+            node.meta.update(meta)
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
@@ -154,6 +180,32 @@ class OptimizedModule(nn.Module):
                 "pass the same ones, or optimise with an example_input of this structure"
             )
         return flat
+
+
+def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:
+    """A subclass whose ``forward`` shows this signature, for ``torch.export`` and editors."""
+
+    def forward(self: OptimizedModule, *args: Any, **kwargs: Any) -> Any:
+        return OptimizedModule.forward(self, *args, **kwargs)
+
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [first, *signature.parameters.values()]
+    if any(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in parameters):
+        parameters[0] = first.replace(kind=inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    forward.__doc__ = OptimizedModule.forward.__doc__
+    return type("OptimizedModule", (OptimizedModule,), {"forward": forward})
+
+
+def _restore(signature: inspect.Signature, state: dict[str, Any]) -> OptimizedModule:
+    """What pickle and copy call; see :meth:`OptimizedModule.__reduce__`."""
+    module: OptimizedModule = nn.Module.__new__(_with_signature(signature))
+    module.__setstate__(state)
+    return module
+
+
+def _knowledge(node: fx.Node) -> dict[str, Any]:
+    return {key: node.meta[key] for key in ("module", "source") if key in node.meta}
 
 
 def _with_taps(module: fx.GraphModule) -> fx.GraphModule:

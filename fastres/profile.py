@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,12 @@ from rich.table import Table
 from fastres.runtime.executable import Executable
 
 ROUNDS = 20
-"""Calls that a profile takes the median of, after two that do not count."""
+"""Calls that a profile takes the fastest of, after two that do not count."""
 
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One operation of one module: median milliseconds per call."""
+    """One operation of one module, in milliseconds."""
 
     module: str
     operation: str
@@ -31,8 +30,9 @@ class Profile:
     """Time per layer of one call.
 
     Attributes:
-        layers: in the order they run.
-        milliseconds: median of whole calls, measured in turn with the layered ones.
+        layers: in the order they run, from the fastest call that was timed layer by layer. On a
+            noisy machine, medians taken layer by layer would add up to no call that ever was.
+        milliseconds: the fastest whole call; whole and layered calls took turns.
     """
 
     layers: tuple[LayerTime, ...]
@@ -42,7 +42,7 @@ class Profile:
     def between(self) -> float:
         """Milliseconds of a whole call outside its layers: what the runtime itself costs.
 
-        Two medians of noisy measurements; it can come out slightly below zero.
+        The difference of two measurements; noise can take it slightly below zero.
         """
         return self.milliseconds - sum(layer.milliseconds for layer in self.layers)
 
@@ -79,12 +79,6 @@ def measure(
         if index >= 2:
             layered.append(times)
             whole.append(took)
-    layers = [
-        LayerTime(
-            column[0][0] or "(model)",
-            column[0][1],
-            statistics.median(t for _, _, t in column) / 1e6,
-        )
-        for column in zip(*layered, strict=True)
-    ]
-    return Profile(tuple(layers), statistics.median(whole) / 1e6)
+    fastest = min(layered, key=lambda times: sum(took for _, _, took in times))
+    layers = (LayerTime(module or "(model)", name, took / 1e6) for module, name, took in fastest)
+    return Profile(tuple(layers), min(whole) / 1e6)

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture import as_arguments, capture, in_eval_mode
+from fastres.capture import Captured, as_arguments, capture, in_eval_mode, own_dtype
 from fastres.errors import OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
+from fastres.retype import Recorder
 
 BOUND = 2.0
 """How many times eager's own error ours may be."""
@@ -168,14 +169,13 @@ def precision_of(fast: OptimizedModule) -> torch.dtype:
 def compare(model: nn.Module, fast: OptimizedModule, batches: Iterable[Any]) -> Comparison:
     """Run the model in float64 and in the precision of ``fast``, and ``fast``, on every batch."""
     dtype = precision_of(fast)
-    oracle = in_precision(model, torch.float64)
-    eager = in_precision(model, dtype)
+    oracle = InPrecision(model, torch.float64)
+    eager = InPrecision(model, dtype)
     result = Comparison(torch.finfo(dtype).eps)
     for batch in batches:
         args, kwargs = as_arguments(batch)
         with torch.no_grad():
-            exact = _tensors(oracle(*_cast(args, torch.float64), **_cast(kwargs, torch.float64)))
-            plain = _tensors(eager(*_cast(args, dtype), **_cast(kwargs, dtype)))
+            exact, plain = _tensors(oracle(batch)), _tensors(eager(batch))
             given = _tensors(fast(*args, **kwargs))
         if [t.shape for t in exact] != [t.shape for t in given]:
             raise VerificationError(
@@ -190,10 +190,27 @@ def compare(model: nn.Module, fast: OptimizedModule, batches: Iterable[Any]) -> 
     return result
 
 
-def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of the model in eval mode, its floating-point weights and buffers in ``dtype``."""
-    twin, _ = in_eval_mode(model)
-    return copy.deepcopy(twin).to(dtype)
+class InPrecision:
+    """The model in another precision: a converted copy, run by torch alone.
+
+    A model whose forward names a dtype cannot be converted; of such a model, its captured graph is
+    run instead, with that dtype read as the other one.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._model, _ = in_eval_mode(model)
+        self._twin = copy.deepcopy(self._model).to(dtype)
+        self._dtype = dtype
+
+    def __call__(self, batch: Any) -> Any:
+        """The answer for a batch as :func:`verify` takes it."""
+        args, kwargs = _cast(as_arguments(batch), self._dtype)
+        try:
+            return self._twin(*args, **kwargs)
+        except RuntimeError:
+            captured = capture(self._model, batch)
+            recorder = Recorder(captured.module, own_dtype(self._model), self._dtype)
+            return recorder.run(*_cast(captured.example, self._dtype))
 
 
 def _cast(arguments: Any, dtype: torch.dtype) -> Any:
@@ -214,16 +231,22 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def _squared_error(y: Tensor, y64: Tensor, eager: Tensor) -> float:
-    """Sum of squares of ``y - y64``; infinite where only one of ``y`` and eager is a number.
+    """Sum of squares of ``y - y64`` where both are numbers.
 
-    Where both the model and we overflow to NaN or infinity, it is the model's doing.
+    Infinite if somewhere only one of them is NaN or infinite, unless eager does there what ``y``
+    does: then the model overflows in this precision by itself.
     """
-    if bool((torch.isnan(y) != torch.isnan(eager)).any()):
-        return math.inf
-    if bool((torch.isinf(y) != torch.isinf(eager)).any()):
+    alike = _same_kind(y, y64) | _same_kind(y, eager)
+    if not bool(alike.all()):
         return math.inf
     difference = y.double() - y64
     return float(torch.where(torch.isfinite(difference), difference, 0).square().sum())
+
+
+def _same_kind(a: Tensor, b: Tensor) -> Tensor:
+    """Where both are numbers, both NaN, or the same infinity."""
+    numbers = torch.isfinite(a) & torch.isfinite(b)
+    return numbers | (torch.isnan(a) & torch.isnan(b)) | (torch.isinf(a) & (a == b.to(a.dtype)))
 
 
 def _count_top1(result: Comparison, exact: Sequence[Tensor], given: Sequence[Tensor]) -> None:
@@ -238,17 +261,11 @@ def _count_top1(result: Comparison, exact: Sequence[Tensor], given: Sequence[Ten
 def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: float) -> Drift | None:
     """Compare every operator's result with the same value of the captured model."""
     dtype = precision_of(fast)
-    args, kwargs = as_arguments(batch)
     twin, _ = in_eval_mode(model)
     captured = capture(twin, batch)
-    flat = pytree.tree_leaves(
-        (
-            captured.signature.bind(*args, **kwargs).args,
-            captured.signature.bind(*args, **kwargs).kwargs,
-        )
-    )
-    exact = _values(captured.module, torch.float64, flat)
-    plain = _values(captured.module, dtype, flat)
+    own = own_dtype(twin)
+    exact, plain = (_values(captured, own, precision) for precision in (torch.float64, dtype))
+    flat = _cast(captured.example, own)
     floor = torch.finfo(dtype).eps
     for node, value in fast.intermediate(flat):
         y64 = exact.get(node.meta.get("source"))
@@ -266,25 +283,8 @@ def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: flo
     return None
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a captured graph in one dtype and keeps every tensor by its node's name."""
-
-    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
-        super().__init__(module)
-        self.dtype = dtype
-        self.kept: dict[Any, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "get_attr" and isinstance(value, Tensor) and value.is_floating_point():
-            return value.to(self.dtype)
-        if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
-            self.kept[n.name] = value
-        return value
-
-
-def _values(module: fx.GraphModule, dtype: torch.dtype, flat: Sequence[Any]) -> dict[Any, Tensor]:
-    recorder = _Recorder(module, dtype)
+def _values(captured: Captured, own: torch.dtype, dtype: torch.dtype) -> dict[Any, Tensor]:
+    recorder = Recorder(captured.module, own, dtype)
     with torch.no_grad():
-        recorder.run(*_cast(list(flat), dtype))
+        recorder.run(*_cast(captured.example, dtype))
     return recorder.kept

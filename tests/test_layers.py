@@ -18,11 +18,11 @@ ORDER = [
     *("kernels", "ops"),
     *("graph", "functional", "contract", "diagnose", "capture"),
     *("report", "passes"),
-    *("runtime", "verify", "profile", "optimized", "optimize"),
+    *("runtime", "profile", "optimized", "verification", "optimization"),
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
-    *("measure", "bench", "cli"),
+    *("measure", "bench", "verify_command", "verify", "cli"),
 ]
 
 

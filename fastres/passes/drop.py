@@ -34,6 +34,7 @@ _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
     aten.dropout.default: _in_eval_mode,
     aten.feature_dropout.default: _in_eval_mode,
     aten.alpha_dropout.default: _in_eval_mode,
+    aten.feature_alpha_dropout.default: _in_eval_mode,
     aten.clone.default: _always,
     aten.contiguous.default: _always,
     aten.detach.default: _always,

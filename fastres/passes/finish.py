@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from fastres import ops
 from fastres.graph import arguments, constant, drop_unused_constants, is_call, module_of, value_of
 from fastres.passes.context import Context
+from fastres.retype import retype_node
 
 aten = torch.ops.aten
 
@@ -37,6 +38,8 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     graph.eliminate_dead_code(is_impure_node=_is_boundary)
     _cast_constants(module, own, context.dtype)
     if context.dtype != own:
+        for node in graph.nodes:
+            retype_node(node, own, context.dtype)
         _cast_boundary(graph, own, context.dtype)
     _place_constants(graph)
     drop_unused_constants(module)
@@ -69,9 +72,10 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
 
 
 def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> None:
+    last = graph.find_nodes(op="placeholder")[-1]  # a call between inputs could take their names
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.users and _is_float(node, own):
-            with graph.inserting_after(node):
+            with graph.inserting_after(last):
                 cast = graph.call_function(aten.to.dtype, (node, dtype))
             node.replace_all_uses_with(
                 cast, delete_user_cb=lambda user, cast=cast: user is not cast

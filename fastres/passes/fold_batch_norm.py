@@ -21,7 +21,7 @@ import torch
 from torch import fx
 
 from fastres import ops
-from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label
+from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label, value_of
 from fastres.passes.context import Context
 
 
@@ -44,6 +44,10 @@ def _check(node: fx.Node) -> str | None:
     if not is_call(producer, ops.conv2d, ops.linear):
         before = getattr(producer, "target", "a value")
         return f"there is no convolution right before it but {before}"
+    if is_call(producer, ops.linear) and value_of(producer).dim() != 2:
+        return f"its channels are not the outputs of {label(producer)} before it"
+    if is_call(producer, ops.conv2d) and (producer.args[3] or producer.args[8] != "none"):
+        return f"{label(producer)} before it already adds a residual"
     if producer.args[-1] != "none":
         return f"{label(producer)} before it already has an activation"
     if len(producer.users) != 1:
@@ -68,7 +72,7 @@ def _fold(node: fx.Node, context: Context) -> str | None:
     )
     folded_bias = shift.clone() if bias is None else bias.double() * scale + shift
     if not (context.fits(folded_weight) and context.fits(folded_bias)):
-        return f"the folded weight of {label(producer)} would overflow {context.dtype}"
+        return f"the folded weight of {label(producer)} would overflow or underflow {context.dtype}"
     stem = producer.meta.get("module") or producer.name
     old = producer.args[1:3]
     with node.graph.inserting_before(producer):

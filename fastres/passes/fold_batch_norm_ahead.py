@@ -79,7 +79,7 @@ def _fold(node: fx.Node, context: Context) -> str | None:
     if bias is not None:
         folded_bias = folded_bias + bias.double()
     if not (context.fits(folded_weight) and context.fits(folded_bias)):
-        return f"the folded weight of {label(conv)} would overflow {context.dtype}"
+        return f"the folded weight of {label(conv)} would overflow or underflow {context.dtype}"
     stem = conv.meta.get("module") or conv.name
     old = [*conv.args[1:3], *arguments(node)[1:3]]
     with conv.graph.inserting_before(conv):

@@ -225,7 +225,9 @@ def _mean(node: fx.Node, context: Context) -> None:
 def _avg_pool2d(node: fx.Node, context: Context) -> None:
     value = value_of(arguments(node)[0])
     padding = pair(_argument(node, 3, "padding", 0))
-    whole = value.dim() == 4 and tuple(value.shape[2:]) == pair(arguments(node)[1])
+    # Only plain numbers: comparing a symbol with a number would answer for the example's size.
+    fixed = value.dim() == 4 and all(isinstance(size, int) for size in value.shape[2:])
+    whole = fixed and tuple(value.shape[2:]) == pair(arguments(node)[1])
     if whole and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 

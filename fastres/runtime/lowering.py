@@ -17,7 +17,7 @@ from fastres import ops
 from fastres.errors import OutOfMemory
 from fastres.graph import aliases, arguments, copy_meta, output_nodes
 from fastres.report import Remark
-from fastres.runtime.executable import Executable, dead_after
+from fastres.runtime.executable import Executable, compile_graph, dead_after
 from fastres.runtime.propagate import propagate
 from fastres.target import available_memory
 
@@ -39,9 +39,10 @@ class Lowering:
         self.inputs = inputs
         self.facts = propagate(source, inputs)
         self.graph = fx.Graph()
-        self.constants = torch.nn.Module()
+        self.constants: dict[str, Any] = {}
         self.remarks: list[Remark] = []
         self.notes: list[str] = []
+        self._inputs: dict[fx.Node, fx.Node] = {}
         self._values: dict[fx.Node, Any] = {}
         self._dead = dead_after(source.graph)
 
@@ -51,23 +52,27 @@ class Lowering:
         Raises:
             OutOfMemory: the activations need more than the process may still take.
         """
+        needed = self._peak_bytes()
+        self._refuse_if_too_large(needed)
+        for node in self.source.graph.find_nodes(op="placeholder"):
+            # All of them first: a later one's name could be taken by then.
+            self._inputs[node] = self.graph.node_copy(node)
         for node in self.source.graph.nodes:
             if node.op == "output":
                 self._return(node)
             elif node.op == "get_attr":
-                setattr(self.constants, str(node.target), getattr(self.source, str(node.target)))
+                self.constants[str(node.target)] = getattr(self.source, str(node.target))
                 self._values[node] = self.graph.node_copy(node)
             elif node.op == "call_function" and not _holds_tensors(self.facts[node]):
                 self._values[node] = self.facts[node]  # a size: now a number
             else:
                 rule = rules.get(node.op if node.op == "placeholder" else node.target, _keep)
                 self._values[node] = copy_meta(rule(self, node), node)
-        needed = self._peak_bytes()
-        self._refuse_if_too_large(needed)
         self.graph.eliminate_dead_code()
         self.graph.lint()
-        module = fx.GraphModule(self.constants, self.graph)
-        return Executable(module, engine, needed, finite_only, self.remarks, self.notes)
+        return compile_graph(
+            self.graph, self.constants, engine, needed, finite_only, self.remarks, self.notes
+        )
 
     def value(self, argument: Any) -> Any:
         """An argument of the fused graph as an argument of the lowered one."""
@@ -83,11 +88,10 @@ class Lowering:
     def constant(self, name: str, value: Any) -> fx.Node:
         """Keep an engine's own constant (a packed weight) with the executable."""
         stem, number = name, 0
-        while hasattr(self.constants, name):
+        while name in self.constants or hasattr(self.source, name):
             number += 1
             name = f"{stem}_{number}"
-        # Opaque tensors are no buffers: they can be neither saved nor moved.
-        object.__setattr__(self.constants, name, value)
+        self.constants[name] = value
         return self.graph.create_node("get_attr", name)
 
     def may_overwrite(self, value: Any, reader: fx.Node) -> bool:
@@ -110,7 +114,7 @@ class Lowering:
 
     def _return(self, output: fx.Node) -> None:
         results = output_nodes(self.source.graph)
-        image = next((v for v, fact in self._images()), None)
+        image = next((v for node, v in self._inputs.items() if _is_image(self.facts[node])), None)
         returned = []
         for index, result in enumerate(results):
             fact = self.facts.get(result) if isinstance(result, fx.Node) else None
@@ -132,19 +136,9 @@ class Lowering:
             return bool(self.facts[arguments(node)[0]].dtype != self.facts[node].dtype)
         return node.op == "call_function" and not aliases(node.target)
 
-    def _images(self) -> list[tuple[fx.Node, Tensor]]:
-        found = []
-        for node in self.graph.nodes:
-            fact = node.meta.get("fact")
-            if node.op == "placeholder" and isinstance(fact, Tensor) and fact.dim() == 4:
-                found.append((node, fact))
-        return found
-
     def placeholder(self, node: fx.Node) -> fx.Node:
         """The graph's input as it comes."""
-        new = self.graph.node_copy(node)
-        new.meta["fact"] = self.facts[node]
-        return new
+        return self._inputs[node]
 
     def _peak_bytes(self) -> int:
         """Most bytes of results alive at once in the fused graph, which has a result per operator.
@@ -185,6 +179,10 @@ def like_input(result: Tensor, image: Tensor, own: bool) -> Tensor:
         memory_format=torch.channels_last if keep else torch.contiguous_format
     )
     return given if own or given is not result else given.clone(memory_format=torch.preserve_format)
+
+
+def _is_image(fact: Any) -> bool:
+    return isinstance(fact, Tensor) and fact.dim() == 4
 
 
 def _keep(lowering: Lowering, node: fx.Node) -> fx.Node:

@@ -6,6 +6,7 @@ whether the input is ordinary, run without autograd and within the thread limit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ class Runner:
     def run(self, executable: Executable, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run an executable with everything around it but the checks of the input."""
         try:
-            with torch.no_grad(), self.limit():
+            with torch.no_grad(), self.limit(), without_autocast():
                 return executable(inputs)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, MemoryError) or "allocate" in str(error):
@@ -74,6 +75,7 @@ class Runner:
         """The executable that a call with these arguments runs (if they are ordinary)."""
         if self._weights_version() != self._version:  # somebody wrote into the weights
             self._version = self._weights_version()
+            self.engine = type(self.engine)()  # with it go the packed weights
             self.cache.clear()
         if torch.is_grad_enabled() and any(
             isinstance(v, Tensor) and v.requires_grad for v in inputs
@@ -88,13 +90,27 @@ class Runner:
         def build() -> Executable:
             self.contract.check(inputs)
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
-            with torch.no_grad(), self.limit():
+            with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():
                 return (self._eager if empty else engine).build(self.module, inputs)
 
         return self.cache.get((engine.name, *map(_fingerprint, inputs)), build)
 
     def _weights_version(self) -> int:
         return sum([weight._version for weight in self._weights])
+
+
+def without_autocast() -> contextlib.AbstractContextManager[Any]:
+    """A context in which precision is what ``optimize`` was asked for, autocast or not."""
+    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+        return _NOTHING
+    stack = contextlib.ExitStack()
+    for device in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+    return stack
+
+
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def _fingerprint(value: Any) -> Hashable:

@@ -1,0 +1,65 @@
+"""An optimised model as a ``torch.export`` program of standard ATen operators.
+
+Folding and rewriting stay; the operators ``fastres::*`` are replaced by their plain-PyTorch
+meaning. Such a program needs no fastres to run: ``torch.export.save`` stores it, and whatever
+reads exported programs takes it from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fastres import ops
+from fastres.capture import dynamic_sizes, with_batch
+from fastres.errors import VerificationError
+from fastres.optimized import OptimizedModule
+
+
+def to_standard(fast: OptimizedModule) -> ExportedProgram:
+    """Export ``fast`` with the sizes that it accepts kept dynamic, and check the result.
+
+    Returns:
+        A program without any operator of fastres; same inputs and outputs as ``fast``.
+
+    Raises:
+        VerificationError: the program answers differently from ``fast``'s own graph.
+    """
+    args, kwargs = with_batch(*fast.example)
+    arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
+    sizes = dynamic_sizes(dict(arguments))
+    with torch.no_grad():
+        program: ExportedProgram = torch.export.export(
+            fast, args, kwargs, dynamic_shapes=sizes, strict=False
+        ).run_decompositions(dict(ops.REFERENCE))
+    left = [str(n.target) for n in program.graph.nodes if n.target in ops.REFERENCE]
+    if left:
+        raise VerificationError(f"{left[0]} is still in the exported program")
+    _compare(fast, program)
+    return program
+
+
+def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
+    """Both run the same ATen operators on the same weights: the answers are bitwise equal."""
+    args, kwargs = with_batch(*fast.example)
+    generator = torch.Generator().manual_seed(0)
+
+    def image(leaf: object) -> object:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype)
+        return leaf
+
+    args, kwargs = pytree.tree_map(image, (args, kwargs))
+    with torch.no_grad():
+        wanted = fast.graph_module(*pytree.tree_leaves((args, kwargs)))
+        got = pytree.tree_leaves(program.module()(*args, **kwargs))
+    for y, z in zip(wanted, got, strict=True):
+        if isinstance(y, Tensor) and not torch.equal(y, z):
+            raise VerificationError(
+                f"the exported program differs by {float((y - z).abs().max()):.2e} from the "
+                "optimised model; nothing is returned"
+            )

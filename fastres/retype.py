@@ -1,0 +1,61 @@
+"""A captured graph run in another precision than the model was written for.
+
+A model may name a dtype in forward (``x.float()``, ``torch.zeros(..., dtype=torch.float32)``). Such
+a model cannot be run in float64 by converting its weights; its graph can, by reading every mention
+of the model's own dtype as the other one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.graph import value_of
+
+
+def retype_node(node: fx.Node, own: torch.dtype, dtype: torch.dtype) -> None:
+    """Let a call that names ``own``, or creates a tensor of that dtype, use ``dtype``."""
+    if node.op != "call_function":
+        return
+    node.args = fx.node.map_aggregate(node.args, lambda a: dtype if a is own else a)
+    node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: dtype if a is own else a)
+    value = value_of(node)
+    creates = isinstance(value, Tensor) and value.dtype == own and not _reads_tensors(node)
+    schema = getattr(node.target, "_schema", None)
+    if creates and schema is not None and any(a.name == "dtype" for a in schema.arguments):
+        node.kwargs = {**node.kwargs, "dtype": dtype}
+
+
+def _reads_tensors(node: fx.Node) -> bool:
+    return any(isinstance(value_of(parent), Tensor) for parent in node.all_input_nodes)
+
+
+class Recorder(fx.Interpreter):
+    """Runs a captured graph in ``dtype`` and keeps every floating-point result by its node's name.
+
+    The graph is copied; weights stay as they are and are cast when they are read.
+    """
+
+    def __init__(self, module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype) -> None:
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(module.graph, {}))
+        module = fx.GraphModule(module, graph)
+        super().__init__(module)
+        self.own = own
+        self.dtype = dtype
+        self.kept: dict[Any, Tensor] = {}
+        for node in module.graph.nodes:
+            retype_node(node, own, dtype)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node's value; constants and inputs of the model's own dtype are cast."""
+        value = super().run_node(n)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        if n.op in ("get_attr", "placeholder"):
+            return value.to(self.dtype)
+        if n.op == "call_function":
+            self.kept[n.name] = value
+        return value
