@@ -343,7 +343,8 @@ def _from_program(
                 raise CaptureError(
                     f"{module_path(node) or 'the model'} computes a size or a number from the "
                     f"values of a tensor ({node.target}), which no prepared graph can hold: "
-                    "keep it a tensor (no .item(), no boolean indexing), or optimise the parts around it"
+                    "keep it a tensor (no .item(), no boolean indexing), or optimise the parts "
+                    "around it"
                 )
             if is_in_place(node) and arguments(values[node])[0].op == "get_attr":
                 raise CaptureError(_STATE.format(module=module_path(node) or "the model"))

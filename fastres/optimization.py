@@ -13,8 +13,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
+from fastres.contract import Contract
 from fastres.errors import (
     FastresWarning,
+    InputError,
     ModelError,
     NotOptimizedError,
     OptionError,
@@ -203,7 +205,8 @@ def _check(
         return
     # One image too: torch.export takes for granted that a batch has two or more.
     one, some = _leading(sample, 1), _leading(sample, CHECK_IMAGES)
-    for arguments in [one] if _shapes(one) == _shapes(some) else [one, some]:
+    samples = [one, some] if _shapes(one) != _shapes(some) else [some]
+    for arguments in [each for each in samples if _is_taken(captured.contract, each)]:
         args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
         comparison = compare(model, fast, [(args, kwargs)])
         report.check = Check(
@@ -217,6 +220,15 @@ def _check(
                 "treats a batch of one differently cannot be captured as one graph; if yours does "
                 "not, this is a defect of fastres: please report it"
             )
+
+
+def _is_taken(contract: Contract, arguments: list[Any]) -> bool:
+    """Whether these sizes are allowed: a model may fix its batch."""
+    try:
+        contract.check(arguments)
+    except InputError:
+        return False
+    return True
 
 
 def _shapes(arguments: list[Any]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fastres import ops
-from fastres.graph import is_call
+from fastres.graph import arguments, is_call
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -26,14 +26,20 @@ def run(module: fx.GraphModule, context: Context) -> None:
     for conv in list(module.graph.nodes):
         if not is_call(conv, ops.conv2d):
             continue
-        pad = conv.args[0]
-        sides = _zero_sides(pad)
-        if sides is None or len(pad.users) != 1:
-            continue
-        own = conv.args[5]
-        conv.update_arg(0, pad.args[0])
-        conv.update_arg(5, [a + b for a, b in zip(own, sides, strict=True)])
-        module.graph.erase_node(pad)
+        while _absorb(conv):  # there may be several in a row
+            pass
+
+
+def _absorb(conv: fx.Node) -> bool:
+    """Take over the padding right before ``conv``, if there is one that it may."""
+    pad, own = arguments(conv)[0], arguments(conv)[5]
+    sides = _zero_sides(pad)
+    if sides is None or len(pad.users) != 1:
+        return False
+    conv.update_arg(0, pad.args[0])
+    conv.update_arg(5, [a + b for a, b in zip(own, sides, strict=True)])
+    conv.graph.erase_node(pad)
+    return True
 
 
 def _zero_sides(node: Any) -> list[int] | None:

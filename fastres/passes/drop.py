@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.graph import arguments, module_of, value_of
+from fastres.graph import arguments, module_of, same_shape, value_of
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -26,8 +26,11 @@ def _in_eval_mode(node: fx.Node) -> bool:
     return not training or probability == 0.0
 
 
-def _to_same_dtype(node: fx.Node) -> bool:
-    return bool(value_of(arguments(node)[0]).dtype == value_of(node).dtype)
+def _changes_nothing(node: fx.Node) -> bool:
+    """Whether dtype, device and shape come out as they went in."""
+    before, after = value_of(arguments(node)[0]), value_of(node)
+    same = same_shape(arguments(node)[0], node)
+    return bool(same and before.dtype == after.dtype and before.device == after.device)
 
 
 _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
@@ -40,13 +43,21 @@ _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
     aten.detach.default: _always,
     aten.alias.default: _always,
     aten.lift_fresh_copy.default: _always,
-    aten.to.dtype: _to_same_dtype,
+    aten.to.dtype: _changes_nothing,
+    aten.to.dtype_layout: _changes_nothing,
+    aten.to.device: _changes_nothing,
+    aten.to.other: _changes_nothing,
+    aten.type_as.default: _changes_nothing,
+    aten.view_as.default: _changes_nothing,
 }
 
 
 def run(module: fx.GraphModule, context: Context) -> None:
     """Remove idle nodes; a dropout that is active in inference too is left and said so."""
     for node in list(module.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            module.graph.erase_node(node)  # capture's own check, which would count as a reader
+            continue
         idle = _IDLE.get(node.target) if node.op == "call_function" else None
         if idle is None:
             continue
