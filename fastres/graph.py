@@ -51,6 +51,7 @@ def add_constant(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
     owner = graph.owning_module
     assert owner is not None
     stem = name.replace(".", "_") or "constant"
+    stem = stem if stem.isidentifier() else f"_{stem}"  # the modules of nn.Sequential are numbers
     free, number = stem, 0
     while hasattr(owner, free):
         number += 1
