@@ -14,15 +14,17 @@ from fastres import measure
 from fastres.bench.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 
-LEGEND = (
+_LEGEND = (
     "p50, p99, min: milliseconds per call, contenders taking turns call by call. img/s: by p50.",
     "ratio: how many times as fast as {reference}, the median over rounds of both times in one "
     "round (first to third quartile).",
+    "error: relative to the model in float64 (multiple of torch eager's in the same precision). "
+    "top-1: images with float64's first choice.",
+)
+_COLD_LEGEND = (
     "cold: seconds from the model in memory to the first answer in a new process, conversion and "
     "compilation included; after the slash with a compiler's cache from before.",
     "peak: largest resident size of that process, MiB.",
-    "error: relative to the model in float64 (multiple of torch eager's in the same precision). "
-    "top-1: images with float64's first choice.",
 )
 
 
@@ -66,8 +68,8 @@ def show(record: Record, reference: str, console: Console | None = None) -> None
         for sentence in remarks(batch):
             _say(console, sentence)
     _say(console, "")
-    for sentence in LEGEND:
-        _say(console, sentence.format(reference=reference))
+    for sentence in legend(record, reference):
+        _say(console, sentence)
 
 
 def markdown(record: Record, reference: str) -> str:
@@ -87,7 +89,7 @@ def markdown(record: Record, reference: str) -> str:
         notes = remarks(batch)
         if notes:
             parts.append("\n".join(f"- {sentence}" for sentence in notes))
-    parts.append("\n".join(f"{s.format(reference=reference)}  " for s in LEGEND))
+    parts.append("\n".join(f"{sentence}  " for sentence in legend(record, reference)))
     return "\n\n".join(parts)
 
 
@@ -113,6 +115,13 @@ def heading(record: Record) -> list[str]:
             f"{where['cpu_threads']} processors): trust the ratios more than the times."
         )
     return sentences
+
+
+def legend(record: Record, reference: str) -> list[str]:
+    """What the columns are."""
+    rows = [row for batch in record.batches for row in batch.rows]
+    cold = _COLD_LEGEND if any(row.fresh is not None for row in rows) else ()
+    return [sentence.format(reference=reference) for sentence in (*_LEGEND, *cold)]
 
 
 def remarks(batch: Batch) -> list[str]:

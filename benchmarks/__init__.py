@@ -1,0 +1,13 @@
+"""Measurements behind the README: run these from the repository's root.
+
+======================================  ==========================================================
+``python -m benchmarks.ladder``         one technique per row: what each of them is worth
+``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
+``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
+``pytest benchmarks/bench_operators.py``  every distinct convolution, several ways
+``pytest benchmarks/bench_models.py``   whole models, several ways
+``python -m fastres.bench``             whole models beside the other runtimes
+======================================  ==========================================================
+
+``results/`` holds their records; ``python -m fastres.bench --from-record PATH`` prints one.
+"""

@@ -1,0 +1,45 @@
+"""Whole models at batch 1, for watching one machine over time: ``--benchmark-autosave --compare``.
+
+To compare with other runtimes, or on a noisy machine, use ``python -m fastres.bench``: there the
+contenders take turns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import shapes
+from fastres import target
+from fastres.bench import answers, catalogue, source, torch_contenders, workload
+from fastres.bench.contender import DTYPES, Job
+
+WAYS = {
+    "eager": torch_contenders.eager,
+    "channels_last": torch_contenders.channels_last,
+    "fastres": catalogue.FASTRES.prepare,
+}
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", shapes.MODELS)
+def test_model(
+    benchmark: BenchmarkFixture, tmp_path: Path, name: str, way: str, precision: str
+) -> None:
+    if not target.onednn_supports(DTYPES[precision]):
+        pytest.skip(f"oneDNN has no {precision} on this processor")
+    benchmark.group = f"{name} {precision}"
+    pool = workload.synthetic_images(16, 3, 224, seed=0)
+    model = source.build(source.parse(name), seed=0)
+    workload.settle(model, pool, seed=0)
+    images = pool[:1]
+    job = Job(model, images, precision, target.cpu_threads(), tmp_path, tmp_path / "cache")
+    ready = WAYS[way](job)
+    error = answers.relative_error(
+        answers.collect(ready.call, [images]), answers.oracle(model, images)
+    )
+    assert error < answers.ABSOLUTE[precision]
+    benchmark(ready.call, images)

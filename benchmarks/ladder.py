@@ -1,0 +1,200 @@
+"""What each technique is worth: one per row, each row with all those above it.
+
+=============  ===================================================================================
+row            what is new in it
+=============  ===================================================================================
+eager          nothing: the model as its user has it, NCHW
+channels-last  images and weights in channels-last order
+folded         BatchNorm folded into the convolutions' weights and biases
+fused          bias, residual addition and ReLU inside oneDNN's convolution
+prepacked      weights in the layout that oneDNN's kernels read, made once instead of in each call
+planned        a straight-line program for this shape: prebound calls, sums written over the
+               residual, every buffer freed after its last use
+bf16           weights and activations in bfloat16
+=============  ===================================================================================
+
+The rows take turns call by call and pass the same check of their answers as in ``fastres.bench``,
+whose records this writes as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import fastres
+from fastres import measure, ops
+from fastres.bench import catalogue, record, session, settings, table, torch_contenders
+from fastres.bench.contender import OURS, Contender, Job, Ready
+from fastres.bench.progress import Progress
+from fastres.bench.record import Batch
+from fastres.graph import arguments, constant
+from fastres.kernels import reference
+from fastres.runtime.propagate import propagate
+
+Convolution = Callable[..., Tensor]
+
+
+def folded(job: Job) -> Ready:
+    """torch's own operators on folded weights."""
+    return Ready(_run(_fused_graph(job)))
+
+
+def fused(job: Job) -> Ready:
+    """oneDNN's fused convolution on plain weights, which it reorders in every call."""
+    module = _fused_graph(job)
+    _let_convolutions_be(module, _onednn)
+    return Ready(_run(module))
+
+
+def prepacked(job: Job) -> Ready:
+    """The same on weights that were reordered once."""
+    module = _fused_graph(job)
+    _pack(module, job.example)
+    _let_convolutions_be(module, _onednn)
+    return Ready(_run(module))
+
+
+def planned(job: Job) -> Ready:
+    """fastres itself, with its oneDNN engine."""
+    return Ready(
+        fastres.optimize(
+            job.model, job.example, engine="onednn", precision=job.precision, threads=job.threads
+        )
+    )
+
+
+RUNGS = (
+    (catalogue.REFERENCE, "fp32"),
+    (Contender("channels-last", "+ channels-last", torch_contenders.channels_last), "fp32"),
+    (Contender("folded", "+ BatchNorm folded", folded, bound=OURS), "fp32"),
+    (Contender("fused", "+ bias, add, ReLU fused", fused, bound=OURS), "fp32"),
+    (Contender("prepacked", "+ weights prepacked", prepacked, bound=OURS), "fp32"),
+    (Contender("planned", "+ planned (fastres)", planned, bound=OURS), "fp32"),
+    (Contender("planned", "+ bfloat16 (fastres)", planned, bound=OURS), "bf16"),
+)
+
+
+def steps(batch: Batch) -> list[str]:
+    """Each row's ratio to the row above it."""
+    timed = [row for row in batch.rows if row.samples_ns]
+    sentences = []
+    for before, row in itertools.pairwise(timed):
+        ratio = measure.paired_ratio(before.samples_ns, row.samples_ns)
+        sentences.append(
+            f"batch {batch.batch}, {row.title}: {ratio.median:.2f}x "
+            f"({ratio.low:.2f}–{ratio.high:.2f}) the row above"
+        )
+    return sentences
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Climb the ladder; the exit status is 1 if a row fails its check."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ladder", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default="resnet50", help="as for fastres.bench")
+    parser.add_argument("--batch", nargs="+", default=["1", "8"])
+    parser.add_argument("--size", default="224")
+    parser.add_argument("--seconds", default="15")
+    parser.add_argument("--threads", default=None)
+    parser.add_argument("--json", type=Path, help="write the record")
+    given = parser.parse_args(argv)
+    words = ["--model", given.model, "--size", given.size, "--seconds", given.seconds]
+    words += ["--cold", "none", "--precision", "fp32", "bf16", "--batch", *given.batch]
+    words += ["--threads", given.threads] if given.threads else []
+    command = sys.argv[1:] if argv is None else argv
+    with Progress() as progress:
+        found = session.run(settings.parse(words), command, progress, RUNGS)
+    if given.json is not None:
+        record.write(found, given.json)
+    table.show(found, "eager-fp32")
+    for batch in found.batches:
+        print("\n".join(steps(batch)))
+    return int(any(row.status == "failed" for batch in found.batches for row in batch.rows))
+
+
+def _fused_graph(job: Job) -> fx.GraphModule:
+    """The graph after all of fastres's passes, its operators not yet those of an engine.
+
+    Every operator of fastres is replaced by its meaning in torch; weights are channels-last.
+    """
+    module = fastres.optimize(job.model, job.example, engine="eager").graph_module
+    for name, weight in list(module.named_buffers()):
+        if weight.ndim == 4:
+            setattr(module, name, weight.contiguous(memory_format=torch.channels_last))
+    for node in module.graph.nodes:
+        if node.target in ops.REFERENCE:
+            node.target = ops.REFERENCE[node.target]
+    module.recompile()
+    return module
+
+
+def _let_convolutions_be(module: fx.GraphModule, function: Convolution) -> None:
+    for node in module.graph.nodes:
+        if node.target is reference.conv2d:
+            node.target = function
+    module.recompile()
+
+
+def _pack(module: fx.GraphModule, example: Tensor) -> None:
+    """Let oneDNN reorder every convolution's weight for the sizes it will see."""
+    facts = propagate(module, [example])
+    for node in module.graph.nodes:
+        if node.target is not reference.conv2d:
+            continue
+        image, weight, _, _, stride, padding, dilation, groups, *_ = arguments(node)
+        plain = constant(weight)
+        assert plain is not None
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            plain, padding[:2], stride, dilation, groups, list(facts[image].shape)
+        )
+        setattr(module, str(weight.target), packed)
+
+
+def _onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    pre_activation: str,
+    activation: str,
+) -> Tensor:
+    """`reference.conv2d` in one call of oneDNN, for what ResNets have of it."""
+    top, left, bottom, right = padding
+    if pre_activation != "none" or (top, left) != (bottom, right):
+        raise NotImplementedError(f"padding {padding}, activation {pre_activation} before the sum")
+    shape = ([top, left], stride, dilation, groups)
+    if residual is None:
+        result: Any = torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, *shape, activation, [], ""
+        )
+    else:
+        after = None if activation == "none" else activation
+        result = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, residual, weight, bias, *shape, "add", 1.0, after, [], ""
+        )
+    assert isinstance(result, Tensor)
+    return result
+
+
+def _run(module: fx.GraphModule) -> Callable[[Tensor], object]:
+    def call(images: Tensor) -> object:
+        with torch.inference_mode():
+            return module(images.contiguous(memory_format=torch.channels_last))
+
+    return call
+
+
+if __name__ == "__main__":
+    sys.exit(main())

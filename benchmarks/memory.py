@@ -1,0 +1,92 @@
+"""Does memory stay flat? Resident size over a thousand calls of fifty shapes.
+
+Fifty is more than the executables that one optimised model keeps, so that many are dropped and
+built again. The shapes come in an order that is shuffled anew in every pass over them; what counts
+is the size at the ends of passes, when the same has been done equally often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import fastres
+from fastres import target
+from fastres.bench import memory, revision, source
+
+LIMIT = 32 << 20
+"""Bytes that the last pass may end above the third one, which has seen every shape three times."""
+
+
+def shapes(count: int) -> list[tuple[int, int, int]]:
+    """Batch, height and width: small ones, because a thousand calls should take minutes."""
+    every = itertools.product((1, 2, 3, 4), (64, 96, 128, 160), (64, 96, 128, 160))
+    return sorted(every, key=lambda shape: shape[0] * shape[1] * shape[2])[:count]
+
+
+def sizes(fast: fastres.OptimizedModule, calls: int, distinct: int, channels: int = 3) -> list[int]:
+    """Resident bytes after every call.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    found = []
+    order = random.Random(0)
+    left: list[tuple[int, int, int]] = []
+    for _ in range(calls):
+        if not left:
+            left = order.sample(shapes(distinct), distinct)
+        batch, height, width = left.pop()
+        fast(torch.zeros(batch, channels, height, width))
+        size = memory.resident()
+        if size is None:
+            raise OSError("this system does not tell the resident size in /proc/self/status")
+        found.append(size)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the sizes; the exit status is 1 if they grew by more than `LIMIT`."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--calls", type=int, default=1000)
+    parser.add_argument("--shapes", type=int, default=50)
+    parser.add_argument("--json", type=Path, help="write the record")
+    given = parser.parse_args(argv)
+    model = source.build(source.parse(given.model), seed=0)
+    fast = fastres.optimize(model, precision=given.precision)
+    found = sizes(fast, given.calls, given.shapes)
+    ends = found[given.shapes - 1 :: given.shapes]
+    for number, size in enumerate(ends, 1):
+        print(f"after {number * given.shapes:5} calls: {size / 2**20:.0f} MiB")
+    growth = ends[-1] - ends[min(2, len(ends) - 1)]
+    print(
+        f"{given.model} {given.precision}: {growth / 2**20:+.1f} MiB from pass 3 to pass "
+        f"{len(ends)}; at most {LIMIT >> 20} MiB are accepted"
+    )
+    if given.json is not None:
+        result = {
+            "schema": "fastres.memory",
+            "version": 1,
+            "revision": revision.of_fastres(),
+            "environment": target.environment(),
+            "model": given.model,
+            "precision": given.precision,
+            "shapes": shapes(given.shapes),
+            "resident_bytes": found,
+        }
+        given.json.write_text(json.dumps(result) + "\n")
+    return int(growth > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
