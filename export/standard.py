@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fastres import ops
-from fastres.capture import dynamic_sizes, with_batch
 from fastres.errors import VerificationError
 from fastres.optimized import OptimizedModule
+from fastres.tracing import dynamic_sizes, with_batch
 
 
 def to_standard(fast: OptimizedModule) -> ExportedProgram:

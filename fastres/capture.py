@@ -15,19 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fastres.contract import Contract, contract_of
-from fastres.diagnose import eager_fault
+from fastres.contract import Contract, contract_of, fixed_size
+from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
 from fastres.graph import add_constant, arguments, output_nodes
+from fastres.tracing import TangledSizes, export, with_batch
 
 DEFAULT_IMAGE = 224
 """Height and width in pixels of the example derived from a model's first convolution."""
@@ -140,20 +139,50 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     args, kwargs = bound.args, bound.kwargs
     example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
+    images_vary = True
     try:
         with contextlib.redirect_stdout(printed):
-            program = _export(model, signature, *with_batch(args, kwargs))
+            try:
+                program = export(model, signature, *with_batch(args, kwargs))
+            except TangledSizes:
+                images_vary = False
+                program = export(model, signature, *with_batch(args, kwargs), images_vary)
+            if not _takes(program, example):  # the code fixes the batch, say by len(x)
+                program = export(model, signature, args, kwargs, images_vary)
     except Exception as error:  # forward is the user's and may raise anything; so may torch.export
-        raise CaptureError(_why_not(model, args, kwargs, derived, error)) from error
+        raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(program, signature, example)
+    if not images_vary:
+        captured.notes.append(
+            "the image size is fixed to the example's: the model computes paddings or sizes from "
+            "it at every layer, too tangled for torch.export; optimise once per size"
+        )
     if output_nodes(captured.module.graph) == [None]:
-        raise CaptureError(_why_not(model, args, kwargs, derived, TypeError("it returned None")))
+        raise CaptureError(
+            why_not_captured(model, args, kwargs, derived, TypeError("it returned None"))
+        )
     if printed.getvalue():
         first = printed.getvalue().strip().splitlines()[0]
         captured.notes.append(
             f"print in forward is dropped: it ran once, during capture, and wrote {first[:80]!r}"
         )
     return captured
+
+
+def _takes(program: ExportedProgram, example: list[Any]) -> bool:
+    """Whether the program is valid for the arguments that it was captured for."""
+    user = set(program.graph_signature.user_inputs)
+    values = [
+        n.meta.get("val") for n in program.graph.find_nodes(op="placeholder") if n.name in user
+    ]
+    return not any(
+        isinstance(given, Tensor)
+        and isinstance(value, Tensor)
+        and any(
+            fixed_size(s) not in (None, g) for s, g in zip(value.shape, given.shape, strict=True)
+        )
+        for value, given in zip(values, example, strict=True)
+    )
 
 
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
@@ -186,121 +215,6 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
                 "longer compute; make it permanent with "
                 f"torch.nn.utils.parametrize.remove_parametrizations(module, {tensor!r})"
             )
-
-
-class _GlobalPooling(TorchFunctionMode):
-    """Keep ``F.avg_pool2d(f, f.shape[2:])`` independent of the image size.
-
-    avg_pool2d takes plain numbers, so tracing would bake the example's size in. Pooling over the
-    whole image is ``adaptive_avg_pool2d(f, 1)``, which has no size in it.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
-            return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
-        return func(*args, **kwargs)
-
-
-def _pools_everything(
-    input: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: Any = None,
-) -> bool:
-    return (
-        isinstance(input, Tensor)
-        and input.dim() == 4
-        and isinstance(kernel_size, (tuple, list))
-        and len(kernel_size) == 2
-        and any(isinstance(size, torch.SymInt) for size in kernel_size)
-        and [str(size) for size in kernel_size] == [str(size) for size in input.shape[2:]]
-        and padding in (0, (0, 0), [0, 0])
-        and divisor_override is None
-    )
-
-
-def with_batch(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Double a batch of one: torch.export would take a size of one for a constant."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    images = [t for t in tensors if t.dim() == 4]
-    if not images or images[0].shape[0] > 1:
-        return args, kwargs
-
-    def doubled(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.shape[0] in (0, 1):
-            return leaf.new_zeros((2, *leaf.shape[1:]))
-        return leaf
-
-    doubled_args, doubled_kwargs = pytree.tree_map(doubled, (args, kwargs))
-    return doubled_args, doubled_kwargs
-
-
-def dynamic_sizes(arguments: Any) -> Any:
-    """What ``torch.export`` takes as ``dynamic_shapes``: batch, height and width may vary."""
-
-    def axes(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return None
-        varying = [0, 2, 3] if leaf.dim() == 4 else [0] if leaf.dim() >= 2 else []
-        return dict.fromkeys(varying, Dim.AUTO)
-
-    return pytree.tree_map(axes, arguments)
-
-
-def _export(
-    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> ExportedProgram:
-    shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments))
-    # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), _GlobalPooling():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-
-
-def _why_not(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    derived: bool,
-    error: Exception,
-) -> str:
-    shapes = [
-        list(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
-    ]
-    advice = " Pass example_input=... if the model takes another input." if derived else ""
-    fault = eager_fault(model, args, kwargs)
-    if fault is not None:
-        return f"{type(model).__name__} cannot be captured with input {shapes}: {fault}.{advice}"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    place = _user_line(error)
-    if "data-dependent" in reason or "unbacked" in reason:
-        return (
-            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no "
-            f"one graph of it ({reason}). Use torch.where instead of if, or optimise the parts "
-            "around the decision separately."
-        )
-    return (
-        f"{type(model).__name__} runs, but torch.export cannot follow it{place}: "
-        f"{type(error).__name__}: {reason}"
-    )
-
-
-def _user_line(error: BaseException) -> str:
-    """`` at file:line in function`` of the innermost frame outside torch, or nothing."""
-    found, trace = "", error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
-        if package not in ("torch", "fastres", "contextlib"):
-            file = code.co_filename.replace("\\", "/").split("/")[-1]
-            found = f" at {file}:{trace.tb_lineno} in {code.co_name}"
-        trace = trace.tb_next
-    return found
 
 
 def _from_program(

@@ -162,7 +162,7 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
 
 def _size_hint(axis: int, size: int) -> str:
     if axis == 1:
-        return f"the model has {size} input channels"
+        return f"dimension 1, the channels of an NCHW image, is {size} in this model"
     return (
         f"the model's code fixes dimension {axis} to {size} (a Linear on flattened pixels, for "
         "example); resize the input, or optimise with an example_input of the other size"
@@ -199,6 +199,14 @@ def _describe(value: Any) -> str:
     )
 
 
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """The number behind a size that capture found to be constant; None where it may vary."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else None
+
+
 def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
     """The contract behind the values that capture recorded for a graph's inputs.
 
@@ -214,9 +222,10 @@ def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
             continue
         sizes: list[Any] = []
         for size in value.shape:
+            fixed = fixed_size(size)
             if isinstance(size, torch.SymInt):
-                sizes.append(size.node.expr)
                 environment = size.node.shape_env
+                sizes.append(size.node.expr if fixed is None else fixed)
             else:
                 sizes.append(size)
         inputs.append(TensorInput(name, value.dtype, value.device, tuple(sizes)))

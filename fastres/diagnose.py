@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
@@ -56,3 +57,45 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     if result is None:
         return f"module {nothing[-1]} returned None, is its return missing?"
     return None
+
+
+def why_not_captured(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    derived: bool,
+    error: Exception,
+) -> str:
+    """Sentences for a model that could not be captured: what, where, and what to do about it."""
+    shapes = [
+        list(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)
+    ]
+    advice = " Pass example_input=... if the model takes another input." if derived else ""
+    fault = eager_fault(model, args, kwargs)
+    if fault is not None:
+        return f"{type(model).__name__} cannot be captured with input {shapes}: {fault}.{advice}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    place = _user_line(error)
+    if "data-dependent" in reason or "unbacked" in reason:
+        return (
+            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no "
+            f"one graph of it ({reason}). Use torch.where instead of if, or optimise the parts "
+            "around the decision separately."
+        )
+    return (
+        f"{type(model).__name__} runs, but torch.export cannot follow it{place}: "
+        f"{type(error).__name__}: {reason}"
+    )
+
+
+def _user_line(error: BaseException) -> str:
+    """`` at file:line in function`` of the innermost frame outside torch, or nothing."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        package = trace.tb_frame.f_globals.get("__name__", "").split(".")[0]
+        if package not in ("torch", "fastres", "contextlib"):
+            file = code.co_filename.replace("\\", "/").split("/")[-1]
+            found = f" at {file}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return found

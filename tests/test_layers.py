@@ -16,7 +16,7 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 ORDER = [
     *("errors", "cgroup", "target", "options", "spec"),
     *("kernels", "ops"),
-    *("graph", "functional", "contract", "diagnose", "capture"),
+    *("graph", "functional", "retype", "contract", "diagnose", "tracing", "capture"),
     *("report", "passes"),
     *("runtime", "profile", "optimized", "verification", "optimization"),
     "export",

@@ -23,7 +23,8 @@ aten = torch.ops.aten
 _MOVES_DATA = (
     aten.flatten.using_ints, aten.reshape.default, aten.cat.default, aten.permute.default,
     aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.chunk.default,
-    aten.squeeze.default, aten.squeeze.dim, aten.unsqueeze.default, aten.expand.default,
+    aten.squeeze.default, aten.squeeze.dim,
+    aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default,
     aten.to.dtype, aten.sym_size.int, operator.getitem, aten.clone.default,
 )  # fmt: skip
 """Operations that compute nothing: no reason to list them as left to torch."""
@@ -44,7 +45,7 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     _place_constants(graph)
     drop_unused_constants(module)
     for node in graph.nodes:
-        if node.op == "call_function" and isinstance(value_of(node), Tensor):
+        if node.op == "call_function" and isinstance(value_of(node), (Tensor, tuple, list)):
             _list(node, context)
     graph.lint()
     module.recompile()

@@ -38,7 +38,7 @@ from fastres.graph import (
     value_of,
 )
 from fastres.passes.context import Context
-from fastres.spec import pair, same_padding
+from fastres.spec import Pair, pair, same_padding
 
 aten = torch.ops.aten
 
@@ -76,6 +76,12 @@ def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
     return (
         arguments(node)[index] if len(arguments(node)) > index else node.kwargs.get(name, default)
     )
+
+
+def _numbers(value: Any) -> Pair | None:
+    """A two-sided argument, or None where a part of it is computed from the image's size."""
+    parts = [value] if isinstance(value, int) else list(value)
+    return pair(parts) if all(isinstance(part, int) for part in parts) else None
 
 
 def _call(node: fx.Node, target: Any, *args: Any) -> None:
@@ -185,26 +191,23 @@ def _max_pool2d(node: fx.Node, context: Context) -> None:
 def _max_pool2d_with_indices(node: fx.Node, context: Context) -> None:
     if [user.args[1] for user in node.users] == [0]:
         _pool(node, next(iter(node.users)))
-        erase_unused([node])
+        erase_unused([node])  # unless it stayed as it was
 
 
 def _pool(node: fx.Node, result: fx.Node) -> None:
-    kernel = pair(arguments(node)[1])
-    stride = _argument(node, 2, "stride", ())
-    _call(
-        result,
-        ops.max_pool2d,
-        arguments(node)[0],
-        list(kernel),
-        list(pair(stride) if stride else kernel),
-        list(pair(_argument(node, 3, "padding", 0))),
-        list(pair(_argument(node, 4, "dilation", 1))),
-        bool(_argument(node, 5, "ceil_mode", False)),
-    )
+    kernel = _numbers(arguments(node)[1])
+    stride = _numbers(_argument(node, 2, "stride", ()) or kernel or 0)
+    padding = _numbers(_argument(node, 3, "padding", 0))
+    dilation = _numbers(_argument(node, 4, "dilation", 1))
+    ceil_mode = bool(_argument(node, 5, "ceil_mode", False))
+    if kernel is None or stride is None or padding is None or dilation is None:
+        return
+    sizes = (list(kernel), list(stride), list(padding), list(dilation))
+    _call(result, ops.max_pool2d, arguments(node)[0], *sizes, ceil_mode)
 
 
 def _adaptive_avg_pool2d(node: fx.Node, context: Context) -> None:
-    if value_of(node).dim() == 4 and pair(arguments(node)[1]) == (1, 1):
+    if value_of(node).dim() == 4 and _numbers(arguments(node)[1]) == (1, 1):
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 
@@ -224,10 +227,10 @@ def _mean(node: fx.Node, context: Context) -> None:
 
 def _avg_pool2d(node: fx.Node, context: Context) -> None:
     value = value_of(arguments(node)[0])
-    padding = pair(_argument(node, 3, "padding", 0))
+    padding = _numbers(_argument(node, 3, "padding", 0))
     # Only plain numbers: comparing a symbol with a number would answer for the example's size.
     fixed = value.dim() == 4 and all(isinstance(size, int) for size in value.shape[2:])
-    whole = fixed and tuple(value.shape[2:]) == pair(arguments(node)[1])
+    whole = fixed and tuple(value.shape[2:]) == _numbers(arguments(node)[1])
     if whole and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 

@@ -103,11 +103,9 @@ class OneDnnEngine:
         if before == "none" and after in _IN_SUM:
             return _convolution_sum(lowering, node, image, residual, rest, shape, str(after))
         first = _convolution(lowering, node, image, rest, shape, str(before))
-        lowering.remark(
-            node,
-            "residual addition",
-            f"it comes after {before} and before {after}; oneDNN's operator in torch adds before "
-            "a ReLU only, so torch adds",
+        lowering.notes.append(
+            f"{node.meta.get('module')}: the residual comes after {before} and before {after}; "
+            "oneDNN's operator in torch adds before a ReLU only, so a second call adds"
         )
         return lowering.call(_add_to, (first, lowering.value(residual), after), node)
 
