@@ -1,0 +1,49 @@
+"""What the README says is true: its code runs, its table is its record, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fastres.bench import record, table
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+RECORD = ROOT / "benchmarks" / "results" / "resnet50.json"
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=[f"block {i}" for i, _ in enumerate(BLOCKS)])
+def test_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert type(names["fast"]).__name__ == "OptimizedModule"
+    printed = capsys.readouterr().out
+    if "print" in code:
+        assert "53/53 BatchNorms folded" in printed
+        assert "passed: error" in printed
+        assert "layer4.2.conv3" in printed
+
+
+def test_table_is_the_record() -> None:
+    inside = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", TEXT, flags=re.DOTALL)
+    assert inside is not None
+    wanted = table.markdown(record.read(RECORD), "eager-fp32").strip()
+    assert wanted
+    assert wanted in inside[1]
+
+
+def test_links_and_pictures_exist() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+def test_receipt_has_the_lines_of_a_real_one() -> None:
+    receipt = re.search(r"```text\nfastres: ResNet(.*?)```", TEXT, flags=re.DOTALL)
+    assert receipt is not None
+    for line in ("53/53 BatchNorms folded", "16/16 residual additions fused", "49/49 activations"):
+        assert line in receipt[1]
