@@ -52,10 +52,10 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else error}"
         )
         if nothing:
-            sentence += f"; before that, {nothing[-1]} returned None, is its return missing?"
+            sentence += f"; before that, {nothing[0]} returned None: its forward has no return"
         return sentence
     if result is None:
-        return f"module {nothing[-1]} returned None, is its return missing?"
+        return f"module {nothing[0]} returned None: its forward has no return"
     return None
 
 

@@ -7,7 +7,9 @@ relative root-mean-square: ``|y - y64| / |y64|`` with Euclidean norms over all a
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -206,7 +208,8 @@ class InPrecision:
         """The answer for a batch as :func:`verify` takes it."""
         args, kwargs = _cast(as_arguments(batch), self._dtype)
         try:
-            return self._twin(*args, **kwargs)
+            with contextlib.redirect_stdout(io.StringIO()):  # a forward may print
+                return self._twin(*args, **kwargs)
         except RuntimeError:
             captured = capture(self._model, batch)
             recorder = Recorder(captured.module, own_dtype(self._model), self._dtype)
