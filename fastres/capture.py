@@ -26,7 +26,9 @@ from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
 from fastres.graph import add_constant, arguments, output_nodes
+from fastres.quiet import quiet
 from fastres.tracing import TangledSizes, export, with_batch
+from fastres.untouched import untouched
 
 DEFAULT_IMAGE = 224
 """Height and width in pixels of the example derived from a model's first convolution."""
@@ -139,19 +141,13 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     args, kwargs = bound.args, bound.kwargs
     example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
-    images_vary = True
-    try:
-        with contextlib.redirect_stdout(printed):
-            try:
-                program = export(model, signature, *with_batch(args, kwargs))
-            except TangledSizes:
-                images_vary = False
-                program = export(model, signature, *with_batch(args, kwargs), images_vary)
-            if not _takes(program, example):  # the code fixes the batch, say by len(x)
-                program = export(model, signature, args, kwargs, images_vary)
-    except Exception as error:  # forward is the user's and may raise anything; so may torch.export
-        raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
+    with untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
+        try:
+            program, images_vary = _export(model, signature, args, kwargs)
+        except Exception as error:  # forward is the user's and may raise anything
+            raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(program, signature, example)
+    captured.notes += changes
     if not images_vary:
         captured.notes.append(
             "the image size is fixed to the example's: the model computes paddings or sizes from "
@@ -169,11 +165,28 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     return captured
 
 
+def _export(
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram, bool]:
+    """The model exported with as many sizes left open as it allows; and whether images may vary."""
+    images_vary = True
+    try:
+        program = export(model, signature, *with_batch(args, kwargs))
+    except TangledSizes:
+        images_vary = False
+        program = export(model, signature, *with_batch(args, kwargs), images_vary)
+    if not _takes(program, pytree.tree_leaves((args, kwargs))):  # the batch is fixed, say by len(x)
+        program = export(model, signature, args, kwargs, images_vary)
+    return program, images_vary
+
+
 def _takes(program: ExportedProgram, example: list[Any]) -> bool:
     """Whether the program is valid for the arguments that it was captured for."""
-    user = set(program.graph_signature.user_inputs)
+    placeholders = program.graph.find_nodes(op="placeholder")
     values = [
-        n.meta.get("val") for n in program.graph.find_nodes(op="placeholder") if n.name in user
+        node.meta.get("val")
+        for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True)
+        if spec.kind == InputKind.USER_INPUT
     ]
     return not any(
         isinstance(given, Tensor)

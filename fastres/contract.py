@@ -164,8 +164,9 @@ def _size_hint(axis: int, size: int) -> str:
     if axis == 1:
         return f"dimension 1, the channels of an NCHW image, is {size} in this model"
     return (
-        f"the model's code fixes dimension {axis} to {size} (a Linear on flattened pixels, for "
-        "example); resize the input, or optimise with an example_input of the other size"
+        f"dimension {axis} must be {size}, the model's code fixes it (by a Linear on flattened "
+        "pixels, say, or by len(x)); resize the input, or optimise with an example_input of the "
+        "other size"
     )
 
 

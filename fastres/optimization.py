@@ -141,7 +141,7 @@ def _device(device: torch.device | str | None) -> torch.device | None:
         return None
     try:
         wanted = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise OptionError(f"device={device!r}: {str(error).splitlines()[0]}") from error
     if wanted.type == "meta":
         raise OptionError("device='meta': nothing runs there; expected a device with memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -116,5 +117,6 @@ def export(
     """
     shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments), images_vary)
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), Tracing():
+    with torch.no_grad(), Tracing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -16,7 +16,8 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 ORDER = [
     *("errors", "cgroup", "target", "options", "spec"),
     *("kernels", "ops"),
-    *("graph", "functional", "retype", "contract", "diagnose", "tracing", "capture"),
+    *("quiet", "graph", "functional", "retype", "contract", "diagnose"),
+    *("tracing", "untouched", "capture"),
     *("report", "passes"),
     *("runtime", "profile", "optimized", "verification", "optimization"),
     "export",

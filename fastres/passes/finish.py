@@ -21,12 +21,12 @@ from fastres.retype import retype_node
 aten = torch.ops.aten
 
 _MOVES_DATA = (
-    aten.flatten.using_ints, aten.reshape.default, aten.cat.default, aten.permute.default,
-    aten.transpose.int, aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.chunk.default,
-    aten.squeeze.default, aten.squeeze.dim,
-    aten.squeeze.dims, aten.unsqueeze.default, aten.expand.default,
-    aten.to.dtype, aten.sym_size.int, operator.getitem, aten.clone.default,
-)  # fmt: skip
+    *(aten.flatten.using_ints, aten.reshape.default, aten.expand.default, aten.cat.default),
+    *(aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int),
+    *(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int),
+    *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default),
+    *(aten.to.dtype, aten.clone.default, aten.sym_size.int, operator.getitem),
+)
 """Operations that compute nothing: no reason to list them as left to torch."""
 
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastres.errors import InputError
 from fastres.graph import arguments
+from fastres.quiet import quiet
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
@@ -26,7 +27,7 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     facts: dict[fx.Node, Any] = {}
     given = iter(inputs)
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), quiet():
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 facts[node] = _fake(mode, next(given))
