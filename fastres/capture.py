@@ -141,11 +141,11 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     args, kwargs = bound.args, bound.kwargs
     example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
-    with untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
-        try:
+    try:
+        with untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
             program, images_vary = _export(model, signature, args, kwargs)
-        except Exception as error:  # forward is the user's and may raise anything
-            raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
+    except Exception as error:  # forward is the user's and may raise anything
+        raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(program, signature, example)
     captured.notes += changes
     if not images_vary:
@@ -274,7 +274,7 @@ def _from_program(
                     "around it"
                 )
             if is_in_place(node) and arguments(values[node])[0].op == "get_attr":
-                raise CaptureError(_STATE.format(module=module_path(node) or "the model"))
+                raise CaptureError(STATE_CHANGES.format(module=module_path(node) or "the model"))
     written = {node.name for node in make_functional(graph)}
     written |= {
         str(spec.target)
@@ -294,7 +294,7 @@ def _from_program(
     )
 
 
-_STATE = (
+STATE_CHANGES = (
     "{module} changes its own state in forward (a buffer or parameter is written); an optimised "
     "model keeps no state: move this out of forward"
 )
@@ -309,7 +309,7 @@ def _returned(
     kept: list[Any] = []
     for spec, result in zip(signature.output_specs, results, strict=True):
         if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
-            raise CaptureError(_STATE.format(module="the model"))
+            raise CaptureError(STATE_CHANGES.format(module="the model"))
         if spec.kind == OutputKind.USER_OUTPUT:
             kept.append(values[result] if isinstance(result, fx.Node) else result)
     return tuple(kept)

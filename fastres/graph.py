@@ -72,18 +72,29 @@ def value_of(node: fx.Node) -> Any:
 
 
 def same_shape(a: Any, b: Any) -> bool:
-    """Whether two nodes are tensors of provably the same shape and dtype."""
+    """Whether two nodes are tensors of the same dtype and, for every image size, the same shape."""
     x, y = (value_of(node) if isinstance(node, fx.Node) else None for node in (a, b))
-    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dtype != y.dtype:
         return False
-    return x.dtype == y.dtype and _same_sizes(x.shape, y.shape)
+    return x.dim() == y.dim() and all(map(_same_size, x.shape, y.shape))
 
 
-def _same_sizes(a: Iterable[Any], b: Iterable[Any]) -> bool:
-    left, right = list(a), list(b)
-    return len(left) == len(right) and all(
-        str(m) == str(n) for m, n in zip(left, right, strict=True)
-    )
+def _same_size(a: Any, b: Any) -> bool:
+    """Equal as written, or equal for every value of the one symbol that both depend on.
+
+    ``(s + 1) // 2`` and ``(s - 1) // 2 + 1`` are one size; sympy cannot tell. Sizes are sums and
+    whole-number quotients, so those that agree from 2 to 257 agree. (An engine looks again at the
+    real sizes.)
+    """
+    if str(a) == str(b):
+        return True
+    if not isinstance(a, torch.SymInt) or not isinstance(b, torch.SymInt):
+        return False
+    left, right = a.node.expr, b.node.expr
+    if left.free_symbols != right.free_symbols or len(left.free_symbols) != 1:
+        return False
+    (symbol,) = left.free_symbols
+    return all(left.subs(symbol, n) == right.subs(symbol, n) for n in range(2, 258))
 
 
 def copy_meta(new: fx.Node, old: fx.Node) -> fx.Node:

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-
-from fastres.errors import CaptureError
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -17,27 +15,20 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
 
     ``forward`` runs once during capture, on stand-ins for tensors; what it stores on ``self`` would
     stay there. Yields a list that has, at the end, a sentence for each attribute put back.
-
-    Raises:
-        CaptureError: forward replaced a buffer or parameter; the optimised model would not.
     """
     before = [(name, module, _contents(module)) for name, module in model.named_modules()]
     changed: list[str] = []
-    replaced: list[str] = []
     try:
         yield changed
     finally:
         for name, module, contents in before:
-            where = f"module {name or '(the model itself)'} ({type(module).__name__})"
             for registry in _REGISTRIES:
-                for key in _put_back(vars(module)[registry], contents[registry]):
-                    replaced.append(f"{where} changes its own state in forward ({key})")
-            for key in _put_back(vars(module), contents["attributes"]):
-                changed.append(f"{where} sets self.{key} in forward; the optimised model does not")
-    if replaced:
-        raise CaptureError(
-            f"{replaced[0]}; an optimised model keeps no state: move this out of forward"
-        )
+                _put_back(vars(module)[registry], contents[registry])
+            where = f"module {name or '(the model itself)'} ({type(module).__name__})"
+            changed += [
+                f"{where} sets self.{key} in forward; the optimised model does not"
+                for key in _put_back(vars(module), contents["attributes"])
+            ]
 
 
 _REGISTRIES = ("_buffers", "_parameters", "_modules")
@@ -50,11 +41,16 @@ def _contents(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _put_back(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Give ``now`` the entries of ``before``; the names of those that differed."""
-    names = [k for k in {**before, **now} if now.get(k, _ABSENT) is not before.get(k, _ABSENT)]
-    for name in names:
-        if name in before:
-            now[name] = before[name]
-        else:
+    """Give ``now`` the entries of ``before``; the names of those that had another value."""
+    changed = []
+    for name in {**before, **now}:
+        old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)
+        if old is new:
+            continue
+        if isinstance(old, Tensor) or isinstance(new, Tensor) or old != new:
+            changed.append(name)
+        if old is _ABSENT:
             del now[name]
-    return names
+        else:
+            now[name] = old
+    return changed

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture import Captured, as_arguments, capture, in_eval_mode, own_dtype
-from fastres.errors import OptionError, VerificationError
+from fastres.capture import STATE_CHANGES, Captured, as_arguments, capture, in_eval_mode, own_dtype
+from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.retype import Recorder
@@ -204,12 +204,22 @@ class InPrecision:
         self._twin = copy.deepcopy(self._model).to(dtype)
         self._dtype = dtype
 
+    def _state(self) -> dict[str, tuple[int, int]]:
+        """What tells whether a buffer was written or replaced."""
+        return {name: (id(b), b._version) for name, b in self._twin.named_buffers()}
+
     def __call__(self, batch: Any) -> Any:
         """The answer for a batch as :func:`verify` takes it."""
         args, kwargs = _cast(as_arguments(batch), self._dtype)
+        before = self._state()
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # a forward may print
-                return self._twin(*args, **kwargs)
+                answer = self._twin(*args, **kwargs)
+            for name, state in self._state().items():
+                if state != before.get(name):
+                    module = name.rpartition(".")[0] or "the model"
+                    raise CaptureError(STATE_CHANGES.format(module=module))
+            return answer
         except RuntimeError:
             captured = capture(self._model, batch)
             recorder = Recorder(captured.module, own_dtype(self._model), self._dtype)

@@ -22,6 +22,7 @@ aten = torch.ops.aten
 
 _MOVES_DATA = (
     *(aten.flatten.using_ints, aten.reshape.default, aten.expand.default, aten.cat.default),
+    *(aten.pad.default, aten.constant_pad_nd.default),
     *(aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int),
     *(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int),
     *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default),

@@ -75,8 +75,11 @@ class OneDnnEngine:
             node
         )
         tensor = constant(weight)
-        if tensor is None:
-            lowering.remark(node, "convolution", "its weight is computed from the input")
+        reason = "its weight is computed from the input" if tensor is None else None
+        if residual is not None and lowering.facts[residual].shape != lowering.facts[node].shape:
+            reason = "its residual is broadcast at this size"
+        if tensor is None or reason is not None:
+            lowering.remark(node, "convolution", str(reason))
             return lowering.call(reference.conv2d, lowering.value(arguments(node)), node)
         image = lowering.value(x)
         size = list(lowering.facts[x].shape)
