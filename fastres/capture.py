@@ -172,7 +172,7 @@ def _export(
     images_vary = True
     try:
         program = export(model, signature, *with_batch(args, kwargs))
-    except TangledSizes:
+    except (TangledSizes, NotImplementedError):  # the second from sympy, solving for a size
         images_vary = False
         program = export(model, signature, *with_batch(args, kwargs), images_vary)
     if not _takes(program, pytree.tree_leaves((args, kwargs))):  # the batch is fixed, say by len(x)

@@ -39,6 +39,8 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     graph = module.graph
     graph.eliminate_dead_code(is_impure_node=_is_boundary)
     _cast_constants(module, own, context.dtype)
+    for node in graph.find_nodes(op="call_function", target=ops.scale_shift):
+        _round_like_torch(module, node)
     if context.dtype != own:
         for node in graph.nodes:
             retype_node(node, own, context.dtype)
@@ -71,6 +73,26 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         if name in wide and target.itemsize < 4:
             target = torch.float32
         module.register_buffer(name, value.detach().to(target, copy=True).contiguous())
+
+
+def _round_like_torch(module: fx.GraphModule, node: fx.Node) -> None:
+    """Compute a stand-alone BatchNorm's constants in their own precision, in torch's order.
+
+    Where a channel is constant its variance is next to nothing and its scale is in the hundreds:
+    ``x * scale`` and ``mean * scale`` then cancel, and only cancel well if both were rounded from
+    the same ``scale``.
+    """
+    statistics = node.meta.get("statistics")
+    if statistics is None:
+        return
+    scale, shift = (str(argument.target) for argument in arguments(node)[1:3])
+    dtype = getattr(module, scale).dtype
+    gamma, beta, mean, variance = (None if s is None else s.to(dtype) for s in statistics)
+    factor = variance.sqrt().reciprocal()
+    factor = factor if gamma is None else gamma * factor
+    offset = -mean * factor if beta is None else beta - mean * factor
+    module.register_buffer(scale, factor)
+    module.register_buffer(shift, offset)
 
 
 def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> None:

@@ -179,6 +179,7 @@ def _normalise_batch(
     shift_node = add_constant(node.graph, f"{name}_shift", shift)
     new = call(node.graph, ops.scale_shift, (x, scale_node, shift_node, "none"), name)
     new.meta["batch_norm"] = True
+    new.meta["statistics"] = (gamma, beta, mu, sigma2 + eps)
     replace(result, new)
     new.meta["module"] = node.meta.get("module", "")
 

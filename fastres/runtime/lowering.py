@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.errors import OutOfMemory
-from fastres.graph import aliases, arguments, copy_meta, output_nodes
+from fastres.graph import aliases, arguments, copy_meta, module_of, output_nodes
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, compile_graph, dead_after
 from fastres.runtime.propagate import propagate
@@ -110,7 +110,7 @@ class Lowering:
 
     def remark(self, node: fx.Node, what: str, reason: str) -> None:
         """Say on the receipt that a part of ``node`` runs in torch."""
-        self.remarks.append(Remark(str(node.meta.get("module") or node.name), what, reason))
+        self.remarks.append(Remark(module_of(node), what, reason))
 
     def _return(self, output: fx.Node) -> None:
         results = output_nodes(self.source.graph)
@@ -179,6 +179,16 @@ def like_input(result: Tensor, image: Tensor, own: bool) -> Tensor:
         memory_format=torch.channels_last if keep else torch.contiguous_format
     )
     return given if own or given is not result else given.clone(memory_format=torch.preserve_format)
+
+
+def _is_channels_last(image: Tensor) -> bool:
+    """By the strides, as torch decides it: a slice of a channels-last tensor is channels-last."""
+    _, channels, height, width = image.shape
+    batch_step, channel_step, row_step, step = image.stride()
+    if channels == 1 or image.is_contiguous():
+        return False
+    rows = channel_step == 1 and step >= channels and row_step >= step * width
+    return rows and (image.shape[0] == 1 or batch_step >= row_step * height)
 
 
 def _is_image(fact: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.graph import arguments, constant
+from fastres.graph import arguments, constant, module_of
 from fastres.kernels import reference
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule
@@ -91,8 +91,7 @@ class OneDnnEngine:
             size = [size[0], size[1], size[2] + top + bottom, size[3] + left + right]
             sides = [0, 0]
             lowering.notes.append(
-                f"{node.meta.get('module')}: padding {padding} differs between sides, so "
-                "torch pads first"
+                f"{module_of(node)}: padding {padding} differs between sides, so torch pads first"
             )
         else:
             sides = list(padding[:2])
@@ -107,7 +106,7 @@ class OneDnnEngine:
             return _convolution_sum(lowering, node, image, residual, rest, shape, str(after))
         first = _convolution(lowering, node, image, rest, shape, str(before))
         lowering.notes.append(
-            f"{node.meta.get('module')}: the residual comes after {before} and before {after}; "
+            f"{module_of(node)}: the residual comes after {before} and before {after}; "
             "oneDNN's operator in torch adds before a ReLU only, so a second call adds"
         )
         return lowering.call(_add_to, (first, lowering.value(residual), after), node)
