@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.graph import arguments, constant, drop_unused_constants, is_call, module_of, value_of
+from fastres.graph import (
+    add_constant,
+    arguments,
+    call,
+    constant,
+    drop_unused_constants,
+    is_call,
+    label,
+    module_of,
+    replace,
+    value_of,
+)
 from fastres.passes.context import Context
 from fastres.retype import retype_node
 
@@ -38,9 +49,10 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     """
     graph = module.graph
     graph.eliminate_dead_code(is_impure_node=_is_boundary)
-    _cast_constants(module, own, context.dtype)
     for node in graph.find_nodes(op="call_function", target=ops.scale_shift):
-        _round_like_torch(module, node)
+        _centre(node)
+    graph.eliminate_dead_code()
+    _cast_constants(module, own, context.dtype)
     if context.dtype != own:
         for node in graph.nodes:
             retype_node(node, own, context.dtype)
@@ -75,24 +87,35 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         module.register_buffer(name, value.detach().to(target, copy=True).contiguous())
 
 
-def _round_like_torch(module: fx.GraphModule, node: fx.Node) -> None:
-    """Compute a stand-alone BatchNorm's constants in their own precision, in torch's order.
+CANCELS = 32.0
+"""Ratio of mean to standard deviation beyond which a stand-alone BatchNorm subtracts first."""
 
-    Where a channel is constant its variance is next to nothing and its scale is in the hundreds:
-    ``x * scale`` and ``mean * scale`` then cancel, and only cancel well if both were rounded from
-    the same ``scale``.
+
+def _centre(node: fx.Node) -> None:
+    """Split a BatchNorm whose mean is far larger than its deviation: ``x - mean`` first, then scale.
+
+    A channel that is nearly constant (the one before it died in training) has next to no variance
+    and a scale in the hundreds; ``x * scale`` and ``mean * scale`` would cancel, and leave their
+    rounding errors.
     """
-    statistics = node.meta.get("statistics")
+    statistics = node.meta.pop("statistics", None)
     if statistics is None:
         return
-    scale, shift = (str(argument.target) for argument in arguments(node)[1:3])
-    dtype = getattr(module, scale).dtype
-    gamma, beta, mean, variance = (None if s is None else s.to(dtype) for s in statistics)
-    factor = variance.sqrt().reciprocal()
-    factor = factor if gamma is None else gamma * factor
-    offset = -mean * factor if beta is None else beta - mean * factor
-    module.register_buffer(scale, factor)
-    module.register_buffer(shift, offset)
+    _, beta, mean, variance = statistics
+    if not bool((mean.square() > CANCELS**2 * variance).any()):
+        return
+    x, scale, _, activation = arguments(node)
+    graph = node.graph
+    with graph.inserting_before(node):
+        ones = add_constant(graph, f"{label(node)}_one", torch.ones_like(mean))
+        minus = add_constant(graph, f"{label(node)}_centre", -mean)
+        shift = torch.zeros_like(mean) if beta is None else beta
+        bias = add_constant(graph, f"{label(node)}_bias", shift)
+        centred = call(graph, ops.scale_shift, (x, ones, minus, "none"), f"{label(node)}_centred")
+        scaled = call(graph, ops.scale_shift, (centred, scale, bias, activation), label(node))
+    for key in ("val", "module"):
+        centred.meta[key] = node.meta.get(key)
+    replace(node, scaled)
 
 
 def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> None:

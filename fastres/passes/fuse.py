@@ -134,6 +134,8 @@ def _move(old: fx.Node, place: fx.Node, target: Any, args: Any) -> None:
     module = old.meta.get("module", "")
     replace(place, new)
     new.meta["module"] = module
+    if "statistics" in old.meta:  # of a BatchNorm, for the pass `finish`
+        new.meta["statistics"] = old.meta["statistics"]
     old.graph.erase_node(old)
 
 

@@ -173,11 +173,8 @@ def like_input(result: Tensor, image: Tensor, own: bool) -> Tensor:
 
     Code behind the model may call ``view`` on it, which needs NCHW where the input was NCHW.
     """
-    channels_last = image.is_contiguous(memory_format=torch.channels_last)
-    keep = channels_last and not image.is_contiguous()
-    given = result.contiguous(
-        memory_format=torch.channels_last if keep else torch.contiguous_format
-    )
+    layout = torch.channels_last if _is_channels_last(image) else torch.contiguous_format
+    given = result.contiguous(memory_format=layout)
     return given if own or given is not result else given.clone(memory_format=torch.preserve_format)
 
 
