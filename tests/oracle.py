@@ -1,4 +1,10 @@
-"""The tests' judge: the user's model in float64, and proof that nobody touched the model itself."""
+"""The tests' judge: the user's model in float64, and proof that nobody touched the model itself.
+
+What is held against an optimised model is eager's own error in the same precision, the larger of
+its two memory formats. For float32 torch calls other oneDNN kernels for channels-last images than
+for NCHW, and they sum in another order: on one 3x3 convolution of 128 channels the mean error is
+1.0 units in the last place for NCHW and 2.5 for channels-last.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +22,10 @@ from torch.utils import _pytree as pytree
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # The floor under a bound, in units in the last place of the output's largest value. Eager's error
-# on a handful of numbers can be zero by luck; two roundings of the result to its own precision are
-# never a mistake.
-FLOOR_ULPS = 2.0
+# on a handful of numbers can be zero by luck, and an error this small is never a mistake: of 800
+# random networks none exceeded twice eager's error by more than 0.6 units in float32 and 0.2 in
+# bfloat16, while a lost or doubled BatchNorm is off by thousands (`test_oracle`).
+FLOOR_ULPS = {"fp32": 3.0, "bf16": 1.0, "fp16": 1.0}
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Error:
 
     Attributes:
         fast: of the optimised model.
-        eager: of the user's model in the same precision.
+        eager: of the user's model in the same precision, the larger one of NCHW and channels-last.
         floor: what is forgiven whatever eager achieves.
     """
 
@@ -48,9 +55,7 @@ def cast(tree: Any, dtype: torch.dtype) -> Any:
     """
 
     def change(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-            return leaf.to(dtype, copy=True)
-        return leaf
+        return leaf.to(dtype, copy=True) if _is_floating(leaf) else leaf
 
     return pytree.tree_map(change, tree)
 
@@ -87,23 +92,48 @@ def float64_error(
     """
     dtype = PRECISIONS[precision]
     reference = run_in(model, torch.float64, *inputs, **named)
-    eager = run_in(model, dtype, *inputs, **named)
+    eager_error = _tree_deviation(run_in(model, dtype, *inputs, **named), reference)
+    channels_last = _channels_last(model, dtype, inputs, named)
+    if channels_last is not None:
+        eager_error = max(eager_error, _tree_deviation(channels_last, reference))
     with torch.no_grad():
         got = fast(*inputs, **named)
-    wanted_leaves, wanted_structure = pytree.tree_flatten(reference)
-    got_leaves, got_structure = pytree.tree_flatten(got)
-    assert got_structure == wanted_structure, f"{got_structure} is not {wanted_structure}"
-    fast_error, eager_error = 0.0, 0.0
-    for ours, theirs, wanted in zip(
-        got_leaves, pytree.tree_leaves(eager), wanted_leaves, strict=True
-    ):
-        if not isinstance(wanted, torch.Tensor) or not wanted.is_floating_point():
+    for ours, wanted in zip(pytree.tree_leaves(got), pytree.tree_leaves(reference), strict=True):
+        if not _is_floating(wanted):
             _assert_identical(ours, wanted)
-            continue
-        fast_error = max(fast_error, _deviation(ours, wanted))
-        eager_error = max(eager_error, _deviation(theirs, wanted))
-    floor = FLOOR_ULPS * torch.finfo(dtype).eps
-    return Error(fast_error, eager_error, floor)
+    floor = FLOOR_ULPS[precision] * torch.finfo(dtype).eps
+    return Error(_tree_deviation(got, reference), eager_error, floor)
+
+
+def _channels_last(
+    model: nn.Module, dtype: torch.dtype, inputs: tuple[Any, ...], named: dict[str, Any]
+) -> Any:
+    """What the model gives in channels-last; None where its views do not allow that format."""
+
+    def change(leaf: Any) -> Any:
+        image = isinstance(leaf, torch.Tensor) and leaf.dim() == 4
+        return leaf.to(memory_format=torch.channels_last) if image else leaf
+
+    try:
+        with torch.no_grad():
+            twin = in_precision(model, dtype).to(memory_format=torch.channels_last)
+            given, named_given = pytree.tree_map(change, cast((inputs, named), dtype))
+            return twin(*given, **named_given)
+    except RuntimeError:
+        return None
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+
+
+def _tree_deviation(got: Any, wanted: Any) -> float:
+    """The largest `_deviation` of the floating-point tensors of two alike structures."""
+    got_leaves, got_structure = pytree.tree_flatten(got)
+    wanted_leaves, wanted_structure = pytree.tree_flatten(wanted)
+    assert got_structure == wanted_structure, f"{got_structure} is not {wanted_structure}"
+    pairs = zip(got_leaves, wanted_leaves, strict=True)
+    return max((_deviation(a, b) for a, b in pairs if _is_floating(b)), default=0.0)
 
 
 def assert_as_accurate(
@@ -182,7 +212,8 @@ def _snapshot(model: nn.Module) -> dict[str, Any]:
             elif "hooks" in attribute:
                 state[f"{name}: {attribute}"] = [(key, id(hook)) for key, hook in value.items()]
             else:
-                state[f"{name}: {attribute}"] = copy.copy(value)
+                container = isinstance(value, (dict, list, set))
+                state[f"{name}: {attribute}"] = copy.copy(value) if container else value
     return state
 
 

@@ -21,7 +21,7 @@ Kind = Literal[
 
 Norm = Literal["none", "affine", "plain"]
 
-BINARY = ("add", "add_", "subtract")
+BINARY_KINDS = ("add", "add_", "subtract", "concat")
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,22 @@ def networks(draw: st.DrawFn) -> Network:
         steps.append(step)
         shapes.append(shape)
     last = len(steps)
-    outputs = draw(st.lists(st.integers(0, last), max_size=2))
+    outputs = (*draw(st.lists(st.integers(0, last), max_size=2)), last)
     head = draw(st.sampled_from([0, 5]))
-    return Network(image, tuple(steps), (*outputs, last), head, draw(st.integers(0, 99)))
+    if not _reaches_convolution(steps, {last} if head else set(outputs)):
+        head, outputs = 0, (*outputs, 1)  # step 1 is a convolution
+    return Network(image, tuple(steps), outputs, head, draw(st.integers(0, 99)))
+
+
+def _reaches_convolution(steps: list[Step], wanted: set[int]) -> bool:
+    """Whether one of the wanted values depends on a convolution."""
+    for index in range(len(steps), 0, -1):
+        step = steps[index - 1]
+        if index in wanted:
+            if step.kind in ("conv", "again"):
+                return True
+            wanted |= {step.of, step.other} if step.kind in BINARY_KINDS else {step.of}
+    return False
 
 
 # Named more often, a kind is drawn more often.
@@ -241,7 +254,7 @@ def _steps(draw: st.DrawFn, kind: Kind, shapes: list[Shape], steps: int) -> Step
     of = draw(st.sampled_from([last, last, last, *range(last + 1)]))
     if kind == "again":
         return Step(kind, of, other=draw(st.integers(1, max(1, steps))))
-    if kind in BINARY or kind == "concat":
+    if kind in BINARY_KINDS:
         alike = [
             index
             for index, shape in enumerate(shapes)

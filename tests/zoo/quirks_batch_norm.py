@@ -10,6 +10,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from zoo.quirk import Quirk
+from zoo.statistics import randomise_statistics
 
 
 class StackedUses(nn.Module):
@@ -115,6 +116,30 @@ class NormOfSum(nn.Module):
         left, right = self.left(x), self.right(x)
         y: torch.Tensor = self.of_both(torch.cat([self.of_sum(left + right), left], 1))
         return y
+
+
+class ConstantChannel(nn.Module):
+    """A channel that a zero scale has made constant, under a BatchNorm that nothing can absorb.
+
+    Its mean is that constant and its variance zero, so epsilon alone divides and what is subtracted
+    must cancel as exactly as in torch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.BatchNorm2d(8)
+        randomise_statistics(self)
+        with torch.no_grad():
+            self.norm.weight[0] = 0
+            self.norm.bias[0] = 0.7313
+        assert self.last.running_mean is not None and self.last.running_var is not None
+        self.last.running_mean[0] = 0.7313
+        self.last.running_var[0] = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        return self.last(torch.cat([y, torch.relu(y)], 1))
 
 
 def _with_statistics(norm: nn.BatchNorm2d, variance: float, scale: float) -> nn.BatchNorm2d:
@@ -232,6 +257,7 @@ BATCH_NORMS = (
     ),
     Quirk("frozen BatchNorm as arithmetic", _frozen, folded=None, measured=False),
     Quirk("frozen scale, learned shift", _half_frozen, folded=1),
+    Quirk("BatchNorm of a constant channel", ConstantChannel, folded=1, measured=False),
     Quirk("variance beyond float16", _overflowing, folded=1, measured=False),
     Quirk("tiny variance, negative scale", _tiny, folded=1, measured=False),
 )

@@ -1,0 +1,66 @@
+"""Optimise as a user would, and hold what comes back to what the receipt says."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from oracle import unchanged
+from torch import fx, nn
+
+import fastres
+from fastres.errors import FastresWarning
+
+BATCH_NORM_NODES = ("batch_norm", "native_batch_norm")
+
+
+def optimize(model: nn.Module, example: Any = None, **options: Any) -> Any:
+    """`fastres.optimize`, with the model found bitwise unchanged afterwards.
+
+    A warning must come exactly when the receipt holds something refused or left to torch.
+    """
+    with unchanged(model), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = fastres.optimize(model, example, **options)
+    ours = [str(entry.message) for entry in caught if entry.category is FastresWarning]
+    assert bool(ours) != fast.report.complete, f"{ours}\n{fast.report}"
+    others = [entry for entry in caught if entry.category is not FastresWarning]
+    assert [str(entry.message) for entry in others if not _torchs_own(str(entry.message))] == []
+    return fast
+
+
+def _torchs_own(message: str) -> bool:
+    return "padding='same' with even kernel lengths" in message
+
+
+def nodes(fast: Any, *names: str) -> list[fx.Node]:
+    """Calls in the optimised graph whose operator has one of these names."""
+    return [
+        node
+        for node in fast.graph_module.graph.nodes
+        if node.op == "call_function" and operator_name(node) in names
+    ]
+
+
+def operator_name(node: fx.Node) -> str:
+    """``conv2d`` for ``fastres.conv2d.default``, ``add`` for ``aten.add.Tensor``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._opname.rstrip("_")
+    return str(getattr(target, "__name__", target))
+
+
+def assert_complete(fast: Any, **counts: int) -> None:
+    """Everything found was done, nothing was refused, and as many as given were found.
+
+    Args:
+        fast: an optimised model.
+        counts: batch_norm, convolution, addition and activation.
+    """
+    report = fast.report
+    assert {kind: report.found[kind] for kind in counts} == counts, str(report)
+    assert {kind: report.done[kind] for kind in counts} == counts, str(report)
+    assert report.complete, str(report)
+    left = nodes(fast, *BATCH_NORM_NODES, "relu", "relu6", "hardtanh", "add", "convolution")
+    assert left == [], fast.graph_module.code
