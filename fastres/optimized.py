@@ -54,7 +54,7 @@ class OptimizedModule(nn.Module):
         self._takes_one = captured.in_spec == pytree.tree_structure(((0,), {}))
         self._gives_one = captured.out_spec == pytree.tree_structure(0)
         self._runner = self._make_runner()
-        super().eval()
+        super().train(False)
 
     @property
     def engine(self) -> str:
@@ -99,6 +99,8 @@ class OptimizedModule(nn.Module):
         Args:
             rounds: calls to take the median of.
         """
+        if rounds < 1:
+            raise OptionError(f"rounds={rounds!r}: expected a number of at least 1")
         flat = self._flatten(args, kwargs)
         executable = self._runner.executable(flat)
         with torch.no_grad(), self._runner.limit():
@@ -125,6 +127,7 @@ class OptimizedModule(nn.Module):
                 FastresWarning,
                 stacklevel=2,
             )
+        super().train(False)
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

@@ -92,7 +92,7 @@ CANCELS = 32.0
 
 
 def _centre(node: fx.Node) -> None:
-    """Split a BatchNorm whose mean is far larger than its deviation: ``x - mean`` first, then scale.
+    """Where the mean is far larger than the deviation, ``x - mean`` first, and then the scale.
 
     A channel that is nearly constant (the one before it died in training) has next to no variance
     and a scale in the hundreds; ``x * scale`` and ``mean * scale`` would cancel, and leave their
