@@ -1,0 +1,92 @@
+"""A server's life in short: many calls over many shapes leave memory as it was."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+import torch.nn.functional as F
+from optimizing import optimize
+from small import conv, images, net
+from torch import Tensor, nn
+
+import fastres
+from fastres.runtime.cache import CAPACITY
+
+# The larger weight has 0.56 MiB: whoever keeps one per call or per shape is far beyond the bound.
+CHANNELS = 128
+BOUND_MIB = 24.0
+
+SHAPES = [(1 + i % 3, 3 + i % 7, 2 + (5 * i) % 11) for i in range(50)]
+
+
+def model() -> nn.Module:
+    def function(m: Any, x: Tensor) -> Any:
+        y = F.relu(m.norm(m.stem(x)))
+        return m.head(F.relu(m.conv(y) + y).mean((2, 3)))
+
+    return net(
+        function,
+        stem=conv(4, CHANNELS, 1),
+        norm=nn.BatchNorm2d(CHANNELS),
+        conv=conv(CHANNELS, CHANNELS),
+        head=nn.Linear(CHANNELS, 3),
+    )
+
+
+def resident_mib() -> float:
+    gc.collect()
+    return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def growth_mib(warm: int, calls: int, call: Callable[[int], Any]) -> float:
+    """How much the process grows over ``calls`` calls, after ``warm`` of them."""
+    for number in range(warm):
+        call(number)
+    before = resident_mib()
+    for number in range(warm, warm + calls):
+        call(number)
+    return resident_mib() - before
+
+
+def test_a_thousand_calls_over_fifty_shapes() -> None:
+    assert len(set(SHAPES)) == 50 > CAPACITY  # so that executables come and go all the time
+    fast = optimize(model(), images(2))
+
+    def call(number: int) -> None:
+        batch, height, width = SHAPES[number % len(SHAPES)]
+        assert fast(images(batch, height=height, width=width)).shape == (batch, 3)
+
+    assert growth_mib(100, 1000, call) < BOUND_MIB
+
+
+def test_shapes_that_never_come_again() -> None:
+    fast = optimize(model(), images(2))
+
+    def call(number: int) -> None:
+        height, width = 2 + number % 16, 2 + number // 16
+        fast(images(1, height=height, width=width))
+
+    assert growth_mib(2 * CAPACITY, 6 * CAPACITY, call) < BOUND_MIB
+
+
+def test_models_that_come_and_go() -> None:
+    def call(_: int) -> None:
+        fastres.optimize(model(), images(2))(images(1))
+
+    # Of each, torch.export keeps half a MiB of its own; the weights alone, plain and packed, are
+    # more than two.
+    assert growth_mib(5, 20, call) < BOUND_MIB
+
+
+def test_repeated_errors() -> None:
+    fast = optimize(model(), images(2))
+
+    def call(number: int) -> None:
+        with pytest.raises(ValueError, match="channels"):
+            fast(images(1, channels=3, height=5 + number))
+
+    assert growth_mib(20, 200, call) < BOUND_MIB
