@@ -162,7 +162,10 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
 
 def _size_hint(axis: int, size: int) -> str:
     if axis == 1:
-        return f"dimension 1, the channels of an NCHW image, is {size} in this model"
+        return (
+            f"dimension 1, the channels of an NCHW image, is {size} in this model; pass such an "
+            "image, or optimise with an example_input of this shape"
+        )
     return (
         f"dimension {axis} must be {size}, the model's code fixes it (by a Linear on flattened "
         "pixels, say, or by len(x)); resize the input, or optimise with an example_input of the "

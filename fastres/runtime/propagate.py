@@ -25,6 +25,7 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
             pooling window; the message names the module.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # torch's cache of shapes has no bound and would grow with ours
     facts: dict[fx.Node, Any] = {}
     given = iter(inputs)
     with mode, torch.no_grad(), quiet():
