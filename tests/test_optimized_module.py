@@ -35,9 +35,15 @@ def model() -> nn.Module:
     return net(chain, **parts, last=conv(), head=nn.Linear(4, 3))
 
 
-@pytest.fixture
-def fast(model: nn.Module) -> Any:
+@pytest.fixture(scope="module")
+def untouched(model: nn.Module) -> Any:
     return optimize(model, images(2))
+
+
+@pytest.fixture
+def fast(untouched: Any) -> Any:
+    """A copy of its own for every test."""
+    return copy.deepcopy(untouched)
 
 
 def assert_same(a: Any, b: Any) -> None:

@@ -50,9 +50,15 @@ def model() -> nn.Module:
     return residual_block()
 
 
-@pytest.fixture(params=["onednn", "eager"])
-def fast(request: pytest.FixtureRequest, model: nn.Module) -> Any:
+@pytest.fixture(params=["onednn", "eager"], scope="module")
+def untouched(request: pytest.FixtureRequest, model: nn.Module) -> Any:
     return optimize(model, images(2), engine=request.param, threads=1)
+
+
+@pytest.fixture
+def fast(untouched: Any) -> Any:
+    """A copy of its own for every test, which has built nothing yet."""
+    return copy.deepcopy(untouched)
 
 
 def built(fast: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
@@ -142,8 +148,9 @@ def test_many_threads_get_the_serial_answers(
     for index, answer in answers:
         for got, right in zip(answer, wanted[index], strict=True):
             assert torch.equal(got.nan_to_num(3e30), right.nan_to_num(3e30)), SHAPES[index]
-    # Each shape is built once, whoever came first; what was built in optimize() is still there.
-    assert len(shapes) == len(set(shapes)) <= len(inputs)
+    # Each shape is built once, whoever came first; that of the NaN once more by the eager engine.
+    assert sorted(set(shapes)) == sorted(shapes)
+    assert len(shapes) >= len(inputs) - 1  # not the empty batch, if that is another engine's
 
 
 def test_a_failed_build_does_not_lock_others_out(fast: Any) -> None:
@@ -165,7 +172,7 @@ def test_the_cache_is_bounded_and_keeps_what_is_used(
         fast(favourite)
     cache = fast._runner.cache
     assert len(cache) == CAPACITY
-    assert len(shapes) == CAPACITY + 9  # the favourite was never built again
+    assert len(shapes) == CAPACITY + 9  # the favourite was not built again
     shapes.clear()
     fast(images(1, height=2, width=CAPACITY + 9))
     assert shapes == []
