@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastres import measure
-from fastres.bench import answers, catalogue, fresh, torch_contenders, workload
+from fastres.bench import answers, catalogue, fresh, neighbours, torch_contenders, workload
 from fastres.bench.cold import Request
 from fastres.bench.contender import PRECISIONS, Contender, Job
 from fastres.bench.progress import Progress
@@ -98,13 +98,15 @@ def hold(
         rows.append(row)
     if REFERENCE not in calls:
         raise ModelError(f"the reference cannot be timed: {rows[0].reason}")
+    watch = neighbours.Watch()
     times = measure.interleave(
         calls,
         measure.Plan(seconds=settings.seconds, seed=settings.seed),
         on_round=lambda done, part: progress.show(f"batch {batch}: round {done}", part),
     )
+    share = watch.share()
     timed = (replace(row, samples_ns=tuple(times.get(row.key, ()))) for row in rows)
-    return Batch(batch, checked, tuple(timed))
+    return Batch(batch, checked, share, tuple(timed))
 
 
 def _job(stage: Stage, name: str, batch: int, precision: str) -> Job:

@@ -88,11 +88,14 @@ class Batch:
     Attributes:
         batch: images per call.
         images_checked: how many images' answers were compared with float64.
+        others_share: part of all processors' time that other programs had while this was timed, or
+            None if the system does not tell.
         rows: the reference first.
     """
 
     batch: int
     images_checked: int
+    others_share: float | None
     rows: tuple[Row, ...]
 
 
@@ -154,7 +157,12 @@ def from_json(text: str, name: str = "the record") -> Record:
         )
     try:
         batches = tuple(
-            Batch(one["batch"], one["images_checked"], tuple(map(_row, one["rows"])))
+            Batch(
+                one["batch"],
+                one["images_checked"],
+                one["others_share"],
+                tuple(map(_row, one["rows"])),
+            )
             for one in tree["batches"]
         )
         return Record(

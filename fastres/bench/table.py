@@ -31,6 +31,8 @@ _COLD_LEGEND = (
 # A file has no width. This is more than any table needs, so that nothing in it is cut off.
 _FILE_WIDTH = 400
 
+_BUSY = 0.03  # a machine that does nothing else stays below 1 %
+
 _LABELS = ("contender", "in")
 _SPEED = (*_LABELS, "p50", "p99", "min", "img/s", "ratio")
 _COST = (*_LABELS, "cold", "peak", "error", "top-1")
@@ -102,19 +104,12 @@ def heading(record: Record) -> list[str]:
         if packages.get(name)
     )
     cpu = where["cpu"]
-    sentences = [
+    return [
         f"{record.model['name']}, {record.model['parameters'] / 1e6:.1f} M parameters; images: "
         f"{record.model['images']}",
         f"{cpu['model']}, {', '.join(cpu['isa'][-4:])}; {record.settings['threads']} threads; "
         f"{versions}, oneDNN {where['onednn']}",
     ]
-    load = where.get("load_average")
-    if load and load[0] > 0.5 * where["cpu_threads"]:
-        sentences.append(
-            f"The machine was busy when this began (load average {load[0]:.1f} on "
-            f"{where['cpu_threads']} processors): trust the ratios more than the times."
-        )
-    return sentences
 
 
 def legend(record: Record, reference: str) -> list[str]:
@@ -127,6 +122,11 @@ def legend(record: Record, reference: str) -> list[str]:
 def remarks(batch: Batch) -> list[str]:
     """What the table's cells have no room for."""
     sentences = []
+    if batch.others_share is not None and batch.others_share >= _BUSY:
+        sentences.append(
+            f"other programs had {batch.others_share:.0%} of the processors' time meanwhile: trust "
+            "the ratios more than the times"
+        )
     for row in batch.rows:
         label = f"{row.title} {row.precision}"
         if row.status != "timed":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 
 from fastres import bench
-from fastres.bench import fresh, memory, record, source
+from fastres.bench import fresh, memory, neighbours, record, source
 from fastres.bench.contender import Job
 
 
@@ -79,6 +82,32 @@ def test_peak_memory_is_seen_and_can_be_reset() -> None:
     assert memory.reset_peak()
     after, _ = memory.peak()
     assert during - after > 48 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="Linux tells it in /proc")
+def test_other_programs_are_seen_and_this_one_is_not() -> None:
+    def spin(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    watch = neighbours.Watch()
+    spin(0.5)
+    alone = watch.share()
+    code = "import time\nwhile time.process_time() < 30: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as other:
+        watch = neighbours.Watch()
+        spin(0.5)
+        together = watch.share()
+        other.kill()
+    assert alone is not None and together is not None
+    assert 0 <= alone <= 1
+    assert 0.1 < together <= 1
+
+
+def test_other_programs_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_STAT", tmp_path / "stat")
+    assert neighbours.Watch().share() is None
 
 
 def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,8 @@ def sample() -> Record:
         settings={"size": 224, "threads": 2, "seed": 0},
         model={"name": "resnet50", "parameters": 25_557_032, "weights": [], "images": "16"},
         batches=(
-            Batch(1, 16, (eager, peer, ours, failed, absent)),
-            Batch(8, 16, (replace(eager, fresh=None), replace(ours, fresh=None))),
+            Batch(1, 16, 0.25, (eager, peer, ours, failed, absent)),
+            Batch(8, 16, None, (replace(eager, fresh=None), replace(ours, fresh=None))),
         ),
     )
 
@@ -204,6 +204,7 @@ def test_the_table_shows_everybody() -> None:
     assert "Peer fp32: 3.0 s of its cold start are the export" in said
     assert "fastres against others in fp32: 2.00x (2.00–2.00) torch eager NCHW; 2.00x" in said
     assert "fastres fp32: engine onednn" in said
+    assert said.count("other programs had 25% of the processors' time") == 1
 
 
 def test_ratios_are_to_whom_one_wants() -> None:
@@ -240,7 +241,9 @@ def test_a_record_prints_and_draws_again(
 def test_a_record_in_which_fastres_failed_exits_with_1(tmp_path: Path) -> None:
     rows = sample().batches[0].rows
     failed = replace(rows[2], status="failed", reason="error", samples_ns=())
-    record.write(replace(sample(), batches=(Batch(1, 16, (rows[0], failed)),)), tmp_path / "r.json")
+    record.write(
+        replace(sample(), batches=(Batch(1, 16, None, (rows[0], failed)),)), tmp_path / "r.json"
+    )
     assert bench.main(["--from-record", str(tmp_path / "r.json")]) == 1
 
 

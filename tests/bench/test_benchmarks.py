@@ -116,6 +116,6 @@ def test_steps_compare_neighbours() -> None:
         record.Row("b", "B", "fp32", "failed", "wrong"),
         replace(row, name="c", title="C", samples_ns=(200, 400)),
     )
-    assert ladder.steps(record.Batch(1, 16, rows)) == [
+    assert ladder.steps(record.Batch(1, 16, None, rows)) == [
         "batch 1, C: 2.00x (2.00–2.00) the row above"
     ]
