@@ -26,6 +26,7 @@ class Quirk:
         shapes: of the positional inputs.
         named: shapes of the keyword inputs.
         measured: the model's statistics can be measured by a pass in training mode.
+        float32_only: in a lower precision eager's answer is right by luck alone.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Quirk:
     shapes: tuple[tuple[int, ...], ...] = (IMAGE,)
     named: dict[str, tuple[int, ...]] = field(default_factory=dict)
     measured: bool = True
+    float32_only: bool = False
 
     def model(self) -> nn.Module:
         """The model with statistics that show a lost BatchNorm, in evaluation mode."""

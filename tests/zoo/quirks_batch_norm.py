@@ -122,7 +122,8 @@ class ConstantChannel(nn.Module):
     """A channel that a zero scale has made constant, under a BatchNorm that nothing can absorb.
 
     Its mean is that constant and its variance zero, so epsilon alone divides and what is subtracted
-    must cancel as exactly as in torch.
+    must cancel as exactly as in torch. (In bfloat16 torch rounds the mean to the very number that
+    the constant was rounded to; who keeps the mean's digits does not.)
     """
 
     def __init__(self) -> None:
@@ -257,7 +258,13 @@ BATCH_NORMS = (
     ),
     Quirk("frozen BatchNorm as arithmetic", _frozen, folded=None, measured=False),
     Quirk("frozen scale, learned shift", _half_frozen, folded=1),
-    Quirk("BatchNorm of a constant channel", ConstantChannel, folded=1, measured=False),
+    Quirk(
+        "BatchNorm of a constant channel",
+        ConstantChannel,
+        folded=1,
+        measured=False,
+        float32_only=True,
+    ),
     Quirk("variance beyond float16", _overflowing, folded=1, measured=False),
     Quirk("tiny variance, negative scale", _tiny, folded=1, measured=False),
 )
