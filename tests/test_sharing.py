@@ -148,9 +148,8 @@ def test_many_threads_get_the_serial_answers(
     for index, answer in answers:
         for got, right in zip(answer, wanted[index], strict=True):
             assert torch.equal(got.nan_to_num(3e30), right.nan_to_num(3e30)), SHAPES[index]
-    # Each shape is built once, whoever came first; that of the NaN once more by the eager engine.
-    assert sorted(set(shapes)) == sorted(shapes)
-    assert len(shapes) >= len(inputs) - 1  # not the empty batch, if that is another engine's
+    # Each shape is built once, whoever came first (the empty one is not this engine's).
+    assert sorted(shapes) == sorted(tuple(x.shape) for x in inputs if x.numel())
 
 
 def test_a_failed_build_does_not_lock_others_out(fast: Any) -> None:
