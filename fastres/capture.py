@@ -10,6 +10,7 @@ import contextlib
 import copy
 import inspect
 import io
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,9 @@ from fastres.graph import add_constant, arguments, output_nodes
 from fastres.quiet import quiet
 from fastres.tracing import TangledSizes, export, with_batch
 from fastres.untouched import untouched
+
+TRACING = threading.RLock()
+"""Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
 
 DEFAULT_IMAGE = 224
 """Height and width in pixels of the example derived from a model's first convolution."""
@@ -142,7 +146,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
     try:
-        with untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
+        with TRACING, untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
             program, images_vary = _export(model, signature, args, kwargs)
     except Exception as error:  # forward is the user's and may raise anything
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error

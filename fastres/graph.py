@@ -10,6 +10,7 @@ Weights are buffers of its root, read by ``get_attr`` nodes. Two entries of ``no
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,10 +44,11 @@ def constant(node: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def add_constant(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
+def add_constant(graph: fx.Graph, name: str, value: Tensor, folded: bool = False) -> fx.Node:
     """Store ``value`` as a buffer of the graph's module and read it at the insert point.
 
-    A name that is taken gets a number; dots become underscores.
+    A name that is taken gets a number; dots become underscores. ``folded`` marks a pass's own
+    float64 value, which the last pass casts; a float64 constant of the user's stays one.
     """
     owner = graph.owning_module
     assert owner is not None
@@ -57,6 +59,8 @@ def add_constant(graph: fx.Graph, name: str, value: Tensor) -> fx.Node:
         number += 1
         free = f"{stem}_{number}"
     owner.register_buffer(free, value.detach())
+    if folded:
+        owner.meta.setdefault("folded", set()).add(free)
     # Graph.get_attr warns that the attribute does not exist when the owner is being edited.
     return graph.create_node("get_attr", free)
 
@@ -173,3 +177,39 @@ _ACTIVATIONS: dict[Any, str] = {
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """A node's positional arguments, without the dozen types that torch declares for each."""
     return node.args
+
+
+MOVES_DATA: tuple[Any, ...] = (
+    *(
+        torch.ops.aten.flatten.using_ints,
+        torch.ops.aten.reshape.default,
+        torch.ops.aten.expand.default,
+        torch.ops.aten.cat.default,
+    ),
+    *(torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default),
+    *(
+        torch.ops.aten.permute.default,
+        torch.ops.aten.transpose.int,
+        torch.ops.aten.slice.Tensor,
+        torch.ops.aten.select.int,
+    ),
+    *(
+        torch.ops.aten.split.Tensor,
+        torch.ops.aten.split_with_sizes.default,
+        torch.ops.aten.chunk.default,
+        torch.ops.aten.unbind.int,
+    ),
+    *(
+        torch.ops.aten.squeeze.default,
+        torch.ops.aten.squeeze.dim,
+        torch.ops.aten.squeeze.dims,
+        torch.ops.aten.unsqueeze.default,
+    ),
+    *(
+        torch.ops.aten.to.dtype,
+        torch.ops.aten.clone.default,
+        torch.ops.aten.sym_size.int,
+        operator.getitem,
+    ),
+)
+"""Operations that compute nothing: no reason to list them as left to torch."""

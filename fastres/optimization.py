@@ -206,7 +206,8 @@ def _check(
     # One image too: torch.export takes for granted that a batch has two or more.
     one, some = _leading(sample, 1), _leading(sample, CHECK_IMAGES)
     samples = [one, some] if _shapes(one) != _shapes(some) else [some]
-    for arguments in [each for each in samples if _is_taken(captured.contract, each)]:
+    taken = [each for each in samples if _is_taken(captured.contract, each)]
+    for arguments in taken or [sample]:
         args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
         comparison = compare(model, fast, [(args, kwargs)])
         report.check = Check(

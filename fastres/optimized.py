@@ -17,7 +17,9 @@ from fastres.errors import FastresWarning, InputError, OptionError
 from fastres.graph import output_nodes
 from fastres.options import Options
 from fastres.report import Remark, Report
+from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
+from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner
 
 
@@ -97,21 +99,24 @@ class OptimizedModule(nn.Module):
         """Time per layer of a call with these arguments, by the names of the user's modules.
 
         Args:
-            rounds: calls to take the median of.
+            rounds: calls to take the fastest of.
         """
         if rounds < 1:
             raise OptionError(f"rounds={rounds!r}: expected a number of at least 1")
         flat = self._flatten(args, kwargs)
-        executable = self._runner.executable(flat)
+        executable = self._runner.ordinary_executable(flat)
         with torch.no_grad(), self._runner.limit():
             return profile.measure(executable, lambda: self(*args, **kwargs), flat, rounds)
 
     def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
         """Every operator's result for flattened arguments, computed by the engine itself."""
         tapped = _with_taps(self.graph_module)
-        executable = self._runner.engine.build(tapped, flat)
         nodes = output_nodes(tapped.graph)
-        return list(zip(nodes, self._runner.run(executable, flat), strict=True))
+        try:
+            results = self._runner.run(self._runner.engine.build(tapped, flat), flat)
+        except NotOrdinary:
+            results = self._runner.run(EagerEngine().build(tapped, flat), flat)
+        return list(zip(nodes, results, strict=True))
 
     def engine_remarks(self, flat: Sequence[Any]) -> tuple[list[Remark], list[str]]:
         """What the engine left to torch for inputs of these shapes, and its notes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,15 +14,20 @@ _LOGGERS = (
 )
 
 
+_silent = threading.local()
+
+
+def _speaks(record: logging.LogRecord) -> bool:
+    return not getattr(_silent, "depth", 0)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context in which torch's shape functions and capture log nothing."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+    """A context in which torch's shape functions and capture log nothing, in this thread."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_speaks)  # again and again is once
+    _silent.depth = getattr(_silent, "depth", 0) + 1
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        _silent.depth -= 1

@@ -73,7 +73,7 @@ def with_batch(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Double a batch of one: torch.export would take a size of one for a constant."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    images = [t for t in tensors if t.dim() == 4]
+    images = [t for t in tensors if t.dim() >= 4] or [t for t in tensors if t.dim() >= 2]
     if not images or images[0].shape[0] > 1:
         return args, kwargs
 
@@ -95,7 +95,9 @@ def dynamic_sizes(arguments: Any, images_vary: bool = True) -> Any:
     def axes(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return None
-        varying = [0, 2, 3] if leaf.dim() == 4 and images_vary else [0] if leaf.dim() >= 2 else []
+        varying = [0] if leaf.dim() >= 2 else []
+        if leaf.dim() >= 4 and images_vary:
+            varying += [leaf.dim() - 2, leaf.dim() - 1]
         # torch takes a size of one for a constant, and would warn.
         return {axis: Dim.AUTO for axis in varying if leaf.shape[axis] != 1}
 

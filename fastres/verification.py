@@ -19,7 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture import STATE_CHANGES, Captured, as_arguments, capture, in_eval_mode, own_dtype
+from fastres.capture import (
+    STATE_CHANGES,
+    TRACING,
+    Captured,
+    as_arguments,
+    capture,
+    in_eval_mode,
+    own_dtype,
+)
 from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
@@ -27,6 +35,9 @@ from fastres.retype import Recorder
 
 BOUND = 2.0
 """How many times eager's own error ours may be."""
+
+NUMBERS_AGREE = 0.9
+"""Share of the whole numbers in an answer that must be the model's own; rounding may swap some."""
 
 LAYER_SLACK = 2.0
 """How much further than the answer a single layer may be off before it is said to drift.
@@ -137,6 +148,8 @@ class Comparison:
     eagers: float = 0.0
     images: int = 0
     agreeing: int = 0
+    numbers: int = 0
+    equal_numbers: int = 0
 
     @property
     def error(self) -> float:
@@ -151,6 +164,8 @@ class Comparison:
     @property
     def ratio(self) -> float:
         """Our error divided by eager's, which counts as one unit in the last place at least."""
+        if self.equal_numbers < NUMBERS_AGREE * self.numbers:
+            return math.inf  # whole numbers (indices of the largest, say) that are others
         eager = self.eager_error if math.isfinite(self.eager_error) else 0.0
         return self.error / max(eager, self.floor)
 
@@ -171,25 +186,47 @@ def precision_of(fast: OptimizedModule) -> torch.dtype:
 def compare(model: nn.Module, fast: OptimizedModule, batches: Iterable[Any]) -> Comparison:
     """Run the model in float64 and in the precision of ``fast``, and ``fast``, on every batch."""
     dtype = precision_of(fast)
-    oracle = InPrecision(model, torch.float64)
-    eager = InPrecision(model, dtype)
+    own = own_dtype(model)
+    oracle, eager = InPrecision(model, torch.float64), InPrecision(model, dtype)
+    itself = eager if dtype == own else InPrecision(model, own)
     result = Comparison(torch.finfo(dtype).eps)
     for batch in batches:
         args, kwargs = as_arguments(batch)
         with torch.no_grad():
-            exact, plain = _tensors(oracle(batch)), _tensors(eager(batch))
-            given = _tensors(fast(*args, **kwargs))
-        if [t.shape for t in exact] != [t.shape for t in given]:
-            raise VerificationError(
-                f"the optimised model answers {[list(t.shape) for t in given]}, the model "
-                f"{[list(t.shape) for t in exact]}, for the same input"
-            )
+            exact, plain, given = oracle(batch), eager(batch), fast(*args, **kwargs)
+            native = plain if itself is eager else itself(batch)
+        _compare_kinds(result, native, given)
+        exact, plain, given = map(_tensors, (exact, plain, given))
         for y64, ye, y in zip(exact, plain, given, strict=True):
             result.ours += _squared_error(y, y64, ye)
             result.eagers += _squared_error(ye, y64, ye)
             result.square += float(torch.where(torch.isfinite(y64), y64, 0).square().sum())
         _count_top1(result, exact, given)
     return result
+
+
+def _compare_kinds(result: Comparison, native: Any, given: Any) -> None:
+    """Structure, shapes and dtypes must be the model's; whole numbers are counted.
+
+    Raises:
+        VerificationError: they are not.
+    """
+    wanted, got = (pytree.tree_flatten(answer) for answer in (native, given))
+    if str(wanted[1]) != str(got[1]):
+        raise VerificationError(f"the model answers {wanted[1]}, the optimised model {got[1]}")
+    for w, g in zip(wanted[0], got[0], strict=True):
+        if not isinstance(w, Tensor) or not isinstance(g, Tensor):
+            if w != g:
+                raise VerificationError(f"the model answers {w!r}, the optimised model {g!r}")
+            continue
+        if (w.shape, w.dtype) != (g.shape, g.dtype):
+            raise VerificationError(
+                f"the model answers {w.dtype} {list(w.shape)}, the optimised model {g.dtype} "
+                f"{list(g.shape)}, for the same input"
+            )
+        if not w.is_floating_point():
+            result.numbers += w.numel()
+            result.equal_numbers += int((w == g).sum())
 
 
 class InPrecision:
@@ -201,29 +238,41 @@ class InPrecision:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, _ = in_eval_mode(model)
-        self._twin = copy.deepcopy(self._model).to(dtype)
+        self._twin = copy.deepcopy(self._model)
+        if dtype != own_dtype(self._model):
+            self._twin.to(dtype)
         self._dtype = dtype
 
-    def _state(self) -> dict[str, tuple[int, int]]:
-        """What tells whether a buffer was written or replaced."""
-        return {name: (id(b), b._version) for name, b in self._twin.named_buffers()}
-
     def __call__(self, batch: Any) -> Any:
-        """The answer for a batch as :func:`verify` takes it."""
+        """The answer for a batch as :func:`verify` takes it.
+
+        Raises:
+            CaptureError: forward changes a buffer, which an optimised model would not.
+        """
         args, kwargs = _cast(as_arguments(batch), self._dtype)
         before = self._state()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # a forward may print
+            with TRACING, contextlib.redirect_stdout(io.StringIO()):  # a forward may print
                 answer = self._twin(*args, **kwargs)
-            for name, state in self._state().items():
-                if state != before.get(name):
-                    module = name.rpartition(".")[0] or "the model"
-                    raise CaptureError(STATE_CHANGES.format(module=module))
-            return answer
         except RuntimeError:
+            if self._dtype == own_dtype(self._model):
+                raise  # nothing was converted, the model itself fails
             captured = capture(self._model, batch)
             recorder = Recorder(captured.module, own_dtype(self._model), self._dtype)
-            return recorder.run(*_cast(captured.example, self._dtype))
+            flat = recorder.run(*_cast(captured.example, self._dtype))
+            return pytree.tree_unflatten(list(flat), captured.out_spec)
+        for name, state in self._state().items():
+            if state != before.get(name):
+                module = name.rpartition(".")[0] or "the model"
+                raise CaptureError(STATE_CHANGES.format(module=module))
+        return answer
+
+    def _state(self) -> dict[str, tuple[int, int]]:
+        """What tells whether a buffer was written or replaced."""
+        return {
+            name: (id(buffer), 0 if buffer.is_inference() else buffer._version)
+            for name, buffer in self._twin.named_buffers()
+        }
 
 
 def _cast(arguments: Any, dtype: torch.dtype) -> Any:

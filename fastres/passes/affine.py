@@ -48,6 +48,8 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 def _to_scale_shift(node: fx.Node) -> None:
     x, value = arguments(node)[:2]
+    if node.kwargs.get("alpha", 1) != 1 and constant(value) is None:
+        return  # constant + alpha * x: the factor belongs to the image
     if constant(value) is None and node.target is not aten.sub.Tensor:
         x, value = value, x
     per_channel = _per_channel(x, value, node)
@@ -98,8 +100,8 @@ def _merge(node: fx.Node) -> None:
 
 def _replace_by_scale_shift(node: fx.Node, x: fx.Node, scale: Tensor, shift: Tensor) -> fx.Node:
     with node.graph.inserting_before(node):
-        scale_node = add_constant(node.graph, f"{label(node)}_scale", scale)
-        shift_node = add_constant(node.graph, f"{label(node)}_shift", shift)
+        scale_node = add_constant(node.graph, f"{label(node)}_scale", scale, folded=True)
+        shift_node = add_constant(node.graph, f"{label(node)}_shift", shift, folded=True)
         new = call(node.graph, ops.scale_shift, (x, scale_node, shift_node, "none"), label(node))
     replace(node, new)
     return new

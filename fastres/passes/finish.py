@@ -7,7 +7,6 @@ Constants are copied, so that the optimised model and the user's share no memory
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.graph import (
+    MOVES_DATA,
     add_constant,
     arguments,
     call,
@@ -30,16 +30,6 @@ from fastres.passes.context import Context
 from fastres.retype import retype_node
 
 aten = torch.ops.aten
-
-_MOVES_DATA = (
-    *(aten.flatten.using_ints, aten.reshape.default, aten.expand.default, aten.cat.default),
-    *(aten.pad.default, aten.constant_pad_nd.default),
-    *(aten.permute.default, aten.transpose.int, aten.slice.Tensor, aten.select.int),
-    *(aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int),
-    *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default),
-    *(aten.to.dtype, aten.clone.default, aten.sym_size.int, operator.getitem),
-)
-"""Operations that compute nothing: no reason to list them as left to torch."""
 
 
 def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
@@ -78,9 +68,10 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         for argument in arguments(node)[1:3]
         if isinstance(argument, fx.Node)
     }
+    folded = module.meta.get("folded", set())
     for name, value in list(module.named_buffers(recurse=False)):
         target = value.dtype
-        if target in (own, torch.float64):
+        if target == own or name in folded:
             target = dtype
         if name in wide and target.itemsize < 4:
             target = torch.float32
@@ -107,10 +98,10 @@ def _centre(node: fx.Node) -> None:
     x, scale, _, activation = arguments(node)
     graph = node.graph
     with graph.inserting_before(node):
-        ones = add_constant(graph, f"{label(node)}_one", torch.ones_like(mean))
-        minus = add_constant(graph, f"{label(node)}_centre", -mean)
+        ones = add_constant(graph, f"{label(node)}_one", torch.ones_like(mean), folded=True)
+        minus = add_constant(graph, f"{label(node)}_centre", -mean, folded=True)
         shift = torch.zeros_like(mean) if beta is None else beta
-        bias = add_constant(graph, f"{label(node)}_bias", shift)
+        bias = add_constant(graph, f"{label(node)}_bias", shift, folded=True)
         centred = call(graph, ops.scale_shift, (x, ones, minus, "none"), f"{label(node)}_centred")
         scaled = call(graph, ops.scale_shift, (centred, scale, bias, activation), label(node))
     for key in ("val", "module"):
@@ -163,5 +154,5 @@ def _list(node: fx.Node, context: Context) -> None:
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )
-    elif node.target not in _MOVES_DATA:
+    elif node.target not in MOVES_DATA:
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

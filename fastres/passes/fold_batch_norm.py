@@ -76,8 +76,8 @@ def _fold(node: fx.Node, context: Context) -> str | None:
     stem = producer.meta.get("module") or producer.name
     old = producer.args[1:3]
     with node.graph.inserting_before(producer):
-        new_weight = add_constant(node.graph, f"{stem}_weight_folded", folded_weight)
-        new_bias = add_constant(node.graph, f"{stem}_bias_folded", folded_bias)
+        new_weight = add_constant(node.graph, f"{stem}_weight_folded", folded_weight, folded=True)
+        new_bias = add_constant(node.graph, f"{stem}_bias_folded", folded_bias, folded=True)
     producer.update_arg(1, new_weight)
     producer.update_arg(2, new_bias)
     erase_unused(old)

@@ -55,6 +55,8 @@ def _check(node: fx.Node) -> str | None:
         return f"the weight of {label(conv)} is computed from the input"
     if conv.args[2] is not None and constant(conv.args[2]) is None:
         return f"the bias of {label(conv)} is computed from the input"
+    if conv.args[3] is node:
+        return f"{label(conv)} adds it as a residual too"
     shift = constant(arguments(node)[2])
     assert shift is not None
     if any(conv.args[5]) and bool((shift != 0).any()):
@@ -83,8 +85,12 @@ def _fold(node: fx.Node, context: Context) -> str | None:
     stem = conv.meta.get("module") or conv.name
     old = [*conv.args[1:3], *arguments(node)[1:3]]
     with conv.graph.inserting_before(conv):
-        conv.update_arg(1, add_constant(conv.graph, f"{stem}_weight_folded", folded_weight))
-        conv.update_arg(2, add_constant(conv.graph, f"{stem}_bias_folded", folded_bias))
+        conv.update_arg(
+            1, add_constant(conv.graph, f"{stem}_weight_folded", folded_weight, folded=True)
+        )
+        conv.update_arg(
+            2, add_constant(conv.graph, f"{stem}_bias_folded", folded_bias, folded=True)
+        )
     conv.update_arg(0, arguments(node)[0])
     conv.graph.erase_node(node)
     erase_unused(old)

@@ -175,8 +175,8 @@ def _normalise_batch(
     scale = scale if gamma is None else gamma * scale
     shift = -mu * scale if beta is None else beta - mu * scale
     name = node.meta.get("module") or node.name
-    scale_node = add_constant(node.graph, f"{name}_scale", scale)
-    shift_node = add_constant(node.graph, f"{name}_shift", shift)
+    scale_node = add_constant(node.graph, f"{name}_scale", scale, folded=True)
+    shift_node = add_constant(node.graph, f"{name}_shift", shift, folded=True)
     new = call(node.graph, ops.scale_shift, (x, scale_node, shift_node, "none"), name)
     new.meta["batch_norm"] = True
     new.meta["statistics"] = (gamma, beta, mu, sigma2 + eps)

@@ -26,4 +26,4 @@ class EagerEngine:
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
         """An executable for inputs of these shapes."""
-        return Lowering(module, inputs).run(self.name, {}, finite_only=False)
+        return Lowering(module, inputs).run(self.name, {})

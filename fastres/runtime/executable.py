@@ -56,7 +56,6 @@ class Executable:
         code: the program as Python source.
         engine: name of the engine that built it.
         peak_bytes: activations alive at once, in bytes, from the shapes.
-        finite_only: the kernels turn NaN into numbers, so inputs must be looked at first.
         remarks: what this engine left to torch, and why.
         notes: sentences for the receipt.
     """
@@ -64,7 +63,6 @@ class Executable:
     code: str
     engine: str
     peak_bytes: int
-    finite_only: bool
     remarks: list[Remark]
     notes: list[str]
     _function: Callable[..., Sequence[Any]] = field(repr=False)
@@ -108,7 +106,6 @@ def compile_graph(
     constants: dict[str, Any],
     engine: str,
     peak_bytes: int,
-    finite_only: bool,
     remarks: list[Remark],
     notes: list[str],
 ) -> Executable:
@@ -121,7 +118,6 @@ def compile_graph(
         program.src,
         engine,
         peak_bytes,
-        finite_only,
         remarks,
         notes,
         namespace["forward"],

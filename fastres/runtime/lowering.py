@@ -46,8 +46,10 @@ class Lowering:
         self._values: dict[fx.Node, Any] = {}
         self._dead = dead_after(source.graph)
 
-    def run(self, engine: str, rules: Mapping[Any, Rule], finite_only: bool) -> Executable:
-        """Lower every node and wrap up.
+    def run(
+        self, engine: str, rules: Mapping[Any, Rule], otherwise: Rule | None = None
+    ) -> Executable:
+        """Lower every node, those without a rule by ``otherwise``, and wrap up.
 
         Raises:
             OutOfMemory: the activations need more than the process may still take.
@@ -66,22 +68,27 @@ class Lowering:
             elif node.op == "call_function" and not _holds_tensors(self.facts[node]):
                 self._values[node] = self.facts[node]  # a size: now a number
             else:
-                rule = rules.get(node.op if node.op == "placeholder" else node.target, _keep)
+                rule = rules.get(
+                    node.op if node.op == "placeholder" else node.target, otherwise or keep
+                )
                 self._values[node] = copy_meta(rule(self, node), node)
         self.graph.eliminate_dead_code()
         self.graph.lint()
-        return compile_graph(
-            self.graph, self.constants, engine, needed, finite_only, self.remarks, self.notes
-        )
+        return compile_graph(self.graph, self.constants, engine, needed, self.remarks, self.notes)
 
     def value(self, argument: Any) -> Any:
         """An argument of the fused graph as an argument of the lowered one."""
         return fx.node.map_arg(argument, self._values.__getitem__)
 
-    def call(self, target: Any, args: Sequence[Any], node: fx.Node) -> fx.Node:
-        """A call in the lowered graph on behalf of ``node``; ``args`` are lowered arguments."""
+    def call(
+        self, target: Any, args: Sequence[Any], node: fx.Node, operation: str | None = None
+    ) -> fx.Node:
+        """A call in the lowered graph on behalf of ``node``; ``args`` are lowered arguments.
+
+        ``operation`` is its name in profiles, by default that of the node's own operation.
+        """
         new = self.graph.create_node("call_function", target, tuple(args), name=node.name)
-        new.meta["operation"] = _operation(node)
+        new.meta["operation"] = operation or _operation(node)
         new.meta["module"] = node.meta.get("module", "")
         return new
 
@@ -192,7 +199,8 @@ def _is_image(fact: Any) -> bool:
     return isinstance(fact, Tensor) and fact.dim() == 4
 
 
-def _keep(lowering: Lowering, node: fx.Node) -> fx.Node:
+def keep(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """The rule for what has none: an operator's plain-PyTorch meaning, torch's own as it is."""
     if node.op == "placeholder":
         return lowering.placeholder(node)
     new = lowering.graph.node_copy(node, lowering.value)

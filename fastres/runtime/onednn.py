@@ -5,8 +5,8 @@ bias, residual and ReLU happen inside the kernel; the residual is overwritten by
 nobody reads it later. What oneDNN's operator in torch cannot do in one call (an activation before
 the addition, padding with four different sides) takes a second call, and the receipt says so.
 
-oneDNN's ReLU turns NaN into 0. The executables are therefore ``finite_only``: the caller looks at
-the input and sends what is not finite to the eager engine, where NaN stays NaN.
+oneDNN's ReLU turns NaN into 0. The program therefore looks at its inputs, and behind whatever may
+make NaN, and gives up on what is not ordinary: the eager engine runs that call, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fastres import ops
 from fastres.graph import arguments, constant, module_of
 from fastres.kernels import reference
 from fastres.runtime.executable import Executable
-from fastres.runtime.lowering import Lowering, Rule
+from fastres.runtime.lowering import Lowering, Rule, keep
+from fastres.runtime.ordinary import may_break, ordinary
 from fastres.runtime.packing import PackedWeights
 from fastres.spec import is_symmetric
 from fastres.target import onednn_supports
@@ -68,7 +69,7 @@ class OneDnnEngine:
             ops.conv2d: self._conv2d,
             ops.linear: self._linear,
         }
-        return Lowering(module, inputs).run(self.name, rules, finite_only=True)
+        return Lowering(module, inputs).run(self.name, rules, _keep_and_look)
 
     def _conv2d(self, lowering: Lowering, node: fx.Node) -> fx.Node:
         x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
@@ -167,19 +168,32 @@ def _add_to(fresh: Tensor, residual: Tensor, activation: str) -> Tensor:
     return reference.activate(fresh.add_(residual), activation)
 
 
+def _keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
+    new = keep(lowering, node)
+    fact = lowering.facts[node]
+    looks = isinstance(fact, Tensor) and fact.is_floating_point()
+    if looks and node.target not in ops.REFERENCE and may_break(node.target):
+        return lowering.call(ordinary, (new,), node, "look for NaN")
+    return new
+
+
 def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
     fact = lowering.facts[node]
     new = lowering.placeholder(node)
+    if isinstance(fact, Tensor) and fact.is_floating_point():
+        new = lowering.call(ordinary, (new,), node, "look for NaN")
     casts = all(user.target is aten.to.dtype for user in node.users)
     if not isinstance(fact, Tensor) or fact.dim() != 4 or not fact.is_floating_point() or casts:
         return new
-    return lowering.call(channels_last, (new, fact.dtype, _strides(fact)), node)
+    return lowering.call(channels_last, (new, fact.dtype, _strides(fact)), node, "to channels-last")
 
 
 def _to_dtype(lowering: Lowering, node: fx.Node) -> fx.Node:
     fact, x = lowering.facts[node], arguments(node)[0]
     if isinstance(x, fx.Node) and x.op == "placeholder" and fact.dim() == 4:
-        return lowering.call(channels_last, (lowering.value(x), fact.dtype, _strides(fact)), node)
+        return lowering.call(
+            channels_last, (lowering.value(x), fact.dtype, _strides(fact)), node, "to channels-last"
+        )
     return lowering.call(aten.to.dtype, lowering.value(arguments(node)), node)
 
 

@@ -43,8 +43,8 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
                     raise InputError(
                         f"input {', '.join(map(str, shapes))} does not fit at module "
                         f"{node.meta.get('module') or '(the model itself)'} ({node.target}): "
-                        f"{str(error).splitlines()[0]}; use a larger image, or check what the "
-                        "model expects"
+                        f"{str(error).splitlines()[0]}; use another image size, or check what "
+                        "the model expects"
                     ) from error
     return facts
 

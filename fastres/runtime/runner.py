@@ -1,13 +1,16 @@
 """From a call's flattened arguments to its flattened results.
 
-The way of every call: find the executable for these shapes (check and build on first sight), look
-whether the input is ordinary, run without autograd and within the thread limit.
+The way of every call: find the executable for these shapes (check and build on first sight), run it
+without autograd and within the thread limit, and where a number is not ordinary, run it again in
+plain PyTorch.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,15 +22,17 @@ from fastres.runtime.cache import ExecutableCache
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Executable
+from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
-ORDINARY = 2.0**64
-"""Inputs below this in magnitude cannot overflow float32 in a network that is any good.
 
-oneDNN's ReLU turns NaN into 0, so whatever could make a NaN must not get there: NaN and infinity in
-the input, and numbers so large that the activations overflow. An input beyond this bound takes the
-eager engine. Activations that overflow from an ordinary input (a broken model) are not caught.
-"""
+@dataclass(frozen=True)
+class _Prepared:
+    """What was made from one state of the weights."""
+
+    version: tuple[Hashable, ...]
+    engine: Engine
+    cache: ExecutableCache
 
 
 class Runner:
@@ -38,12 +43,20 @@ class Runner:
     ) -> None:
         self.module = module
         self.contract = contract
-        self.engine = engine
         self.limit = ThreadLimit(threads)
-        self.cache = ExecutableCache()
         self._eager = EagerEngine()
-        self._weights = list(module.buffers())
-        self._version = self._weights_version()
+        self._renewing = threading.Lock()
+        self._prepared = _Prepared(self._weights_version(), engine, ExecutableCache())
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, with the weights that it has packed."""
+        return self._prepared.engine
+
+    @property
+    def cache(self) -> ExecutableCache:
+        """The executables made so far."""
+        return self._prepared.cache
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Flattened results for flattened arguments.
@@ -53,17 +66,23 @@ class Runner:
             OutOfMemory: the activations do not fit into memory.
         """
         executable = self.executable(inputs)
-        if executable.finite_only and not all(map(_is_ordinary, inputs)):
-            executable = self._built(inputs, self._eager)
-        return self.run(executable, inputs)
+        try:
+            return self.run(executable, inputs)
+        except NotOrdinary:
+            return self.run(self._built(self._prepared, inputs, self._eager), inputs)
 
     def run(self, executable: Executable, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Run an executable with everything around it but the checks of the input."""
+        """Run an executable with everything around it.
+
+        Raises:
+            NotOrdinary: it met NaN, infinity or a huge number, which its kernels cannot take.
+            OutOfMemory: the activations do not fit into memory.
+        """
         try:
             with torch.no_grad(), self.limit(), without_autocast():
                 return executable(inputs)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "allocate" in str(error):
+            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
                 shapes = ", ".join(str(list(v.shape)) for v in inputs if isinstance(v, Tensor))
                 raise OutOfMemory(
                     f"input {shapes}: the system refused the memory for the activations (about "
@@ -73,10 +92,6 @@ class Runner:
 
     def executable(self, inputs: Sequence[Any]) -> Executable:
         """The executable that a call with these arguments runs (if they are ordinary)."""
-        if self._weights_version() != self._version:  # somebody wrote into the weights
-            self._version = self._weights_version()
-            self.engine = type(self.engine)()  # with it go the packed weights
-            self.cache.clear()
         if torch.is_grad_enabled() and any(
             isinstance(v, Tensor) and v.requires_grad for v in inputs
         ):
@@ -84,19 +99,49 @@ class Runner:
                 "got an input that requires a gradient, but an optimised model is for inference "
                 "and has none: call it under torch.no_grad(), or pass x.detach()"
             )
-        return self._built(inputs, self.engine)
+        prepared = self._current()
+        return self._built(prepared, inputs, prepared.engine)
 
-    def _built(self, inputs: Sequence[Any], engine: Engine) -> Executable:
+    def ordinary_executable(self, inputs: Sequence[Any]) -> Executable:
+        """The executable that a call with these arguments ends with."""
+        executable = self.executable(inputs)
+        try:
+            self.run(executable, inputs)
+        except NotOrdinary:
+            return self._built(self._prepared, inputs, self._eager)
+        return executable
+
+    def _current(self) -> _Prepared:
+        """What belongs to the weights as they are: somebody may have written into them."""
+        prepared, version = self._prepared, self._weights_version()
+        if version == prepared.version:
+            return prepared
+        with self._renewing:
+            if version != self._prepared.version:
+                engine = type(prepared.engine)()  # with the old one go the packed weights
+                self._prepared = _Prepared(version, engine, ExecutableCache())
+            return self._prepared
+
+    def _built(self, prepared: _Prepared, inputs: Sequence[Any], engine: Engine) -> Executable:
         def build() -> Executable:
             self.contract.check(inputs)
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
             with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():
                 return (self._eager if empty else engine).build(self.module, inputs)
 
-        return self.cache.get((engine.name, *map(_fingerprint, inputs)), build)
+        return prepared.cache.get((engine.name, *map(_fingerprint, inputs)), build)
 
-    def _weights_version(self) -> int:
-        return sum([weight._version for weight in self._weights])
+    def _weights_version(self) -> tuple[Hashable, ...]:
+        """Changes with every write that torch counts, and with every tensor put in a place.
+
+        Writes through ``.data`` are not counted by torch and not seen here.
+        """
+        return tuple([_version(weight) for weight in self.module._buffers.values()])
+
+
+def _version(weight: Tensor | None) -> Hashable:
+    assert weight is not None
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
@@ -117,10 +162,3 @@ def _fingerprint(value: Any) -> Hashable:
     if isinstance(value, Tensor):
         return value.shape, value.dtype, value.device, value.layout
     return type(value), repr(value)
-
-
-def _is_ordinary(value: Any) -> bool:
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
-        return True
-    low, high = torch.aminmax(value)
-    return float(low) > -ORDINARY and float(high) < ORDINARY  # false for NaN
