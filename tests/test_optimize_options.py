@@ -119,6 +119,7 @@ def test_strict_is_content_with_a_complete_model() -> None:
         *("none", "one image", "three images", "no image", "tuple", "list", "keywords"),
         *("gradient", "channels last", "expanded"),
     ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_forms_of_example_input(example: Any) -> None:
     model = small_model()

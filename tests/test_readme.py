@@ -1,4 +1,4 @@
-"""What the README says is true: its code runs, its table is its record, its links lead somewhere."""
+"""What the README says is true: code runs, the table is its record, links lead somewhere."""
 
 from __future__ import annotations
 
