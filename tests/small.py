@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from optimizing import optimize
+from optimizing import nodes, optimize
 from oracle import Error, assert_as_accurate
 from torch import Tensor, nn
 from zoo.statistics import randomise_statistics
@@ -93,6 +93,14 @@ def assert_right(
 ) -> Error:
     """As accurate as eager, within what a handful of numbers can tell."""
     return assert_as_accurate(model, fast, *inputs, precision=precision, factor=FACTOR)
+
+
+def folded(fast: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution of an optimised model."""
+    (node,) = nodes(fast, "conv2d")
+    stored = dict(fast.graph_module.named_buffers())
+    weight, bias = (stored[str(getattr(argument, "target", None))] for argument in node.args[1:3])
+    return weight, bias
 
 
 def counts(fast: Any, kind: str) -> tuple[int, int]:

@@ -129,7 +129,7 @@ def test_too_small_an_image(fast: Any, model: nn.Module, size: tuple[int, int]) 
     text = refusal(fast, x)
     assert f"[2, 4, {size[0]}, {size[1]}]" in text
     assert re.search(r"at module [03] \(fastres\.(conv2d|max_pool2d)", text)
-    assert "larger image" in text
+    assert "use another image size" in text
 
 
 def test_the_smallest_image(fast: Any, model: nn.Module) -> None:

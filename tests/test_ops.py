@@ -175,7 +175,23 @@ def test_there_is_a_case_for_every_operator() -> None:
 
 def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
     name, arguments = case
-    torch.library.opcheck(OPERATORS[name], in_dtype(arguments, torch.float32))
+    utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = in_dtype(arguments, torch.float32)
+    torch.library.opcheck(OPERATORS[name], arguments, test_utils=utilities)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv2d: grouped", "conv2d: residual and ReLU", "conv2d: dilated, four-sided"),
+        *("max_pool2d: ceil mode, padded", "scale_shift: relu", "add_relu: (2, 3, 5, 7)"),
+        *("global_avg_pool: (2, 3, 5, 7), True", "linear: (3, 5), bias, none"),
+        *("bottleneck: plain", "conv2d: empty batch"),
+    ],
+)
+def test_opcheck_in_full(name: str) -> None:
+    operator, draw = CASES[name]
+    torch.library.opcheck(OPERATORS[operator], in_dtype(draw(), torch.float32))
 
 
 def test_equals_the_definition(case: tuple[str, tuple[Any, ...]]) -> None:

@@ -41,7 +41,11 @@ def small_model() -> nn.Module:
         ({"example_input": {"image": 1}}, "example_input does not fit Sequential.forward(input)"),
         ({"example_input": ()}, "missing a required argument: 'input'"),
     ],
-    ids=str,
+    ids=[
+        *("precision", "precision as a dtype", "engine", "strict", "threads 0", "threads 1.5"),
+        *("threads True", "device", "device as a number", "device meta", "example number"),
+        *("example string", "too many arguments", "wrong keyword", "no argument"),
+    ],
 )
 def test_options(options: dict[str, Any], text: str) -> None:
     model = small_model()
@@ -119,7 +123,6 @@ def test_strict_is_content_with_a_complete_model() -> None:
         *("none", "one image", "three images", "no image", "tuple", "list", "keywords"),
         *("gradient", "channels last", "expanded"),
     ],
-    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_forms_of_example_input(example: Any) -> None:
     model = small_model()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from optimizing import nodes, operator_name
-from small import assert_left, conv, net, optimized
+from small import conv, net, optimized
 from torch import Tensor, nn
 
 
@@ -78,7 +78,6 @@ def test_not_with_another_value(value: float) -> None:
     fast = optimized(model)
     assert nodes(fast, "pad", "constant_pad_nd")
     assert padding_of(fast) == [0, 0, 0, 0]
-    assert "pad" in str(fast.report.left[0])
 
 
 def test_not_where_it_crops() -> None:
@@ -91,7 +90,7 @@ def test_not_where_it_crops() -> None:
 def test_not_in_another_mode(mode: str) -> None:
     fast = optimized(net(lambda m, x: m.conv(F.pad(x, (1, 2, 1, 1), mode=mode)), conv=conv()))
     assert padding_of(fast) == [1, 1, 1, 1]
-    assert fast.report.left
+    assert len(operators(fast)) > 1
 
 
 def test_not_of_the_channels() -> None:
@@ -114,9 +113,9 @@ def test_not_into_a_pooling() -> None:
     # Pooling pads with minus infinity: with zeros, negative borders would become zero.
     model = net(lambda m, x: F.max_pool2d(F.pad(m.conv(x), (1, 1, 1, 1)), 3, 2), conv=conv())
     fast = optimized(model)
-    (pool,), (pad,) = nodes(fast, "max_pool2d"), nodes(fast, "pad", "constant_pad_nd")
+    (pool,) = nodes(fast, "max_pool2d")
     assert pool.args[3] == [0, 0]
-    assert_left(fast, "(the model itself)", str(pad.target))
+    assert nodes(fast, "pad", "constant_pad_nd")
 
 
 def test_norm_between_padding_and_convolution() -> None:
