@@ -188,6 +188,32 @@ def test_nan_and_infinity_come_out_as_of_torch(value: float, precision: str) -> 
         torch.testing.assert_close(got[index], ordinary[index], rtol=0, atol=0.02 * scale)
 
 
+BORN_INSIDE: dict[str, Any] = {
+    "0 / 0": lambda y: F.relu(y) / F.relu(y),
+    "logarithm": torch.log,
+    "root": torch.sqrt,
+    "infinity - infinity": lambda y: torch.exp(300 * y) - torch.exp(300 * y),
+    "power": lambda y: y.pow(0.3),
+    "arc sine": lambda y: torch.asin(3 * y),
+    "masked": lambda y: y.masked_fill(y > 0, math.nan),
+    "where": lambda y: torch.where(y > 0, y, math.inf),
+    "reciprocal of zero": lambda y: F.relu(y).reciprocal(),
+}
+
+
+@pytest.mark.parametrize("name", BORN_INSIDE)
+def test_nan_and_infinity_born_inside_come_out_as_of_torch(name: str) -> None:
+    model = Net(
+        lambda m, x: F.relu(m.last(BORN_INSIDE[name](m.conv(x))) + x), conv=conv(), last=conv()
+    )
+    fast = optimize(model.eval(), images(2))
+    for x in (images(3), images(1).abs()):
+        got, wanted = fast(x), model(x)
+        assert torch.equal(got.isnan(), wanted.isnan())
+        assert torch.equal(got.isinf(), wanted.isinf())
+        assert not wanted.isfinite().all()
+
+
 def test_nan_in_a_second_input() -> None:
     x, other = images(2), images(2)
     model = pair_net(lambda m, x, y: F.relu(m.conv(x) + y), x, other, conv=conv())
