@@ -5,6 +5,10 @@ programs timed one after the other cannot be compared. Here they take turns, cal
 round calls each of them once, in an order that a seeded generator shuffles anew, and what is
 compared is the ratio of the two times within one round. The median of these ratios with its
 quartiles says how much faster one is and how sure that is.
+
+Turns need a pause. Thread pools keep spinning after a call, in case of another: on two processors
+GNU's OpenMP (all of torch) takes 10 ms of processor time after each call, ONNX Runtime 32 ms, and
+whoever comes next with a pool of its own would have to share its cores with them.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ __all__ = [
 
 Clock = Callable[[], int]
 
+_TICK = 0.002  # seconds between two looks at the process
+_IDLE = 0.1  # of a processor: waking up and looking takes 1 to 2 %
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +48,8 @@ class Plan:
         min_rounds: ... but not before so many rounds ...
         max_rounds: ... and never after more than so many.
         warmup: rounds whose times are thrown away.
+        settle: wait before each call until this process's threads are idle, at most so many
+            seconds.
         seed: of the generator that shuffles each round's order.
 
     Raises:
@@ -51,11 +60,14 @@ class Plan:
     min_rounds: int = 10
     max_rounds: int = 10_000
     warmup: int = 3
+    settle: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (self.seconds >= 0 and math.isfinite(self.seconds)):
             raise OptionError(f"seconds={self.seconds}: expected a finite number, at least 0")
+        if not self.settle >= 0:
+            raise OptionError(f"settle={self.settle}: expected seconds, at least 0")
         if self.warmup < 0:
             raise OptionError(f"warmup={self.warmup}: expected a number of rounds, at least 0")
         if not 1 <= self.min_rounds <= self.max_rounds:
@@ -128,6 +140,7 @@ def interleave(
     def one_round() -> None:
         for name in shuffler.sample(names, len(names)):
             call = calls[name]
+            _settle(plan.settle)
             start = clock()
             result = call()
             stop = clock()
@@ -204,6 +217,16 @@ def paired_ratio(reference_ns: Sequence[int], contender_ns: Sequence[int]) -> Pa
         for reference, contender in zip(reference_ns, contender_ns, strict=True)
     ]
     return PairedRatio(*(percentile(ratios, q) for q in (50, 25, 75)))
+
+
+def _settle(seconds: float) -> None:
+    """Sleep until no thread of this process runs any more, or for so long."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = time.process_time_ns()
+        time.sleep(_TICK)
+        if time.process_time_ns() - before < _IDLE * _TICK * 1e9:
+            break
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -151,6 +153,31 @@ def test_progress_ends_at_one() -> None:
     assert parts[-1] == 1.0
 
 
+def test_a_call_waits_until_the_threads_of_the_last_one_rest() -> None:
+    """A thread that spins for a while after a call, as pools do, is not there during the next."""
+    spinning = threading.Event()
+    seen: list[bool] = []
+
+    def spin() -> None:
+        end = time.thread_time() + 0.03
+        while time.thread_time() < end:
+            pass
+        spinning.clear()
+
+    def pool() -> None:
+        spinning.set()
+        threading.Thread(target=spin).start()
+
+    def other() -> None:
+        seen.append(spinning.is_set())
+
+    measure.interleave({"pool": pool, "other": other}, Plan(0, 5, settle=10))
+    assert seen.count(True) == 0
+    started = time.monotonic()
+    measure.interleave({"pool": pool}, Plan(0, 2, warmup=0, settle=0.005))
+    assert time.monotonic() - started < 5, "no longer than asked for"
+
+
 def test_nothing_to_time() -> None:
     with pytest.raises(OptionError, match="at least one is needed"):
         measure.interleave({})
@@ -163,6 +190,7 @@ def test_nothing_to_time() -> None:
         ({"seconds": float("nan")}, "seconds=nan"),
         ({"seconds": float("inf")}, "seconds=inf"),
         ({"warmup": -1}, "warmup=-1"),
+        ({"settle": -1}, "settle=-1"),
         ({"min_rounds": 0}, "min_rounds=0"),
         ({"min_rounds": 5, "max_rounds": 4}, "max_rounds=4"),
     ],
