@@ -15,8 +15,8 @@ from fastres.bench.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 
 _LEGEND = (
-    "p50, p99, min: milliseconds per call, contenders taking turns call by call, each when the last "
-    "one's threads have come to rest. img/s: by p50.",
+    "p50, p99, min: milliseconds per call, contenders taking turns call by call, each when the "
+    "threads of the one before have come to rest. img/s: by p50.",
     "ratio: how many times as fast as {reference}, the median over rounds of both times in one "
     "round (first to third quartile).",
     "error: relative to the model in float64 (multiple of torch eager's in the same precision). "
