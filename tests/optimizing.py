@@ -10,7 +10,7 @@ from oracle import unchanged
 from torch import fx, nn
 
 import fastres
-from fastres.errors import FastresWarning
+from fastres.errors import FastresWarning, InputError
 
 BATCH_NORM_NODES = ("batch_norm", "native_batch_norm")
 
@@ -32,6 +32,15 @@ def optimize(model: nn.Module, example: Any = None, **options: Any) -> Any:
 
 def _torchs_own(message: str) -> bool:
     return "padding='same' with even kernel lengths" in message
+
+
+def refusal_of(fast: Any, images: torch.Tensor) -> str | None:
+    """Why an optimised model does not take these images, or None when it does."""
+    try:
+        fast(images)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def nodes(fast: Any, *names: str) -> list[fx.Node]:

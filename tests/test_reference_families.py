@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
-from optimizing import assert_complete, nodes, optimize
+from optimizing import assert_complete, nodes, optimize, refusal_of
 from oracle import assert_as_accurate
 from torch import nn
 from zoo.configurable import (
@@ -27,7 +26,7 @@ from zoo.residual_notes import (
 from zoo.same_padding import SamePaddingResNet
 from zoo.statistics import randomise_statistics
 
-from fastres.errors import CaptureError, InputError
+from fastres.errors import CaptureError
 
 
 @dataclass(frozen=True)
@@ -96,14 +95,6 @@ def test_every_family_is_as_accurate_in_bfloat16(family: Family, model: nn.Modul
     fast = optimize(model, family.images(1), precision="bf16")
     assert_complete(fast, **family.counts())
     assert_as_accurate(model, fast, family.images(4), precision="bf16")
-
-
-def refusal_of(fast: Any, images: torch.Tensor) -> str | None:
-    try:
-        fast(images)
-    except InputError as error:
-        return str(error)
-    return None
 
 
 @pytest.mark.parametrize("expand", [1, 4], ids=["basic", "bottleneck"])

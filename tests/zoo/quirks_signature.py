@@ -54,6 +54,8 @@ class Answers(nn.Module):
                 return b, a, b
             case "input":
                 return x, b
+            case "input, dropped out":
+                return F.dropout(x, 0.5, self.training), nn.Sequential()(x), b
             case "view of the input":
                 return x.flatten(1), b
             case "views of each other":
@@ -157,6 +159,7 @@ SIGNATURES = (
             "nested",
             "duplicates",
             "input",
+            "input, dropped out",
             "view of the input",
             "views of each other",
             "scalars",

@@ -93,6 +93,7 @@ def _move_statistics(norm: nn.Module, generator: torch.Generator, *, measured: b
         variance.fill_(1)
     mean += torch.randn(mean.shape, generator=generator).to(mean) * 0.2 * variance.sqrt()
     variance *= _uniform(variance, 0.7, 1.4, generator)
-    # What a zero scale further up made constant has no variance. Divided by it, rounding is all
-    # that is seen.
-    variance.clamp_(min=1e-2 * float(variance.max()) + 1e-6)
+    # What a zero scale further up made constant has no variance; divided by it, rounding would be
+    # all that is seen.
+    largest = float(variance.max())
+    variance.clamp_(min=0.1 * largest if largest > 1e-6 else 1.0)
