@@ -10,6 +10,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that all use all threads only wait for each other
+    torch.set_num_threads(1)
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
