@@ -122,16 +122,24 @@ def verify(
         raise OptionError(f"fast is a {type(fast).__name__}: expected what optimize() returned")
     if not bound > 0:
         raise OptionError(f"bound={bound!r}: expected a positive multiple of eager's error")
+    if not isinstance(model, nn.Module):
+        raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
+    if not isinstance(data, Iterable):
+        raise OptionError(
+            f"data is a {type(data).__name__}: expected a tensor [N, C, H, W] or an iterable of "
+            "such batches"
+        )
     batches = [data] if isinstance(data, Tensor) else list(data)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
     comparison = compare(model, fast, batches)
+    drifts = (_first_drift(model, fast, batch, bound) for batch in batches)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,
         error_ratio=comparison.ratio,
         top1_agreement=comparison.agreeing / max(comparison.images, 1),
-        first_drift=_first_drift(model, fast, batches[0], bound),
+        first_drift=next(filter(None, drifts), None),
         bound=bound,
         images=comparison.images,
         precision=str(precision_of(fast)).removeprefix("torch."),
@@ -193,7 +201,7 @@ def compare(model: nn.Module, fast: OptimizedModule, batches: Iterable[Any]) -> 
     for batch in batches:
         args, kwargs = as_arguments(batch)
         with torch.no_grad():
-            exact, plain, given = oracle(batch), eager(batch), fast(*args, **kwargs)
+            given, exact, plain = fast(*args, **kwargs), oracle(batch), eager(batch)
             native = plain if itself is eager else itself(batch)
         _compare_kinds(result, native, given)
         exact, plain, given = map(_tensors, (exact, plain, given))
@@ -249,17 +257,18 @@ class InPrecision:
         Raises:
             CaptureError: forward changes a buffer, which an optimised model would not.
         """
-        args, kwargs = _cast(as_arguments(batch), self._dtype)
+        own = own_dtype(self._model)
+        args, kwargs = _cast(as_arguments(batch), own, self._dtype)
         before = self._state()
         try:
             with TRACING, contextlib.redirect_stdout(io.StringIO()):  # a forward may print
                 answer = self._twin(*args, **kwargs)
         except RuntimeError:
-            if self._dtype == own_dtype(self._model):
+            if self._dtype == own:
                 raise  # nothing was converted, the model itself fails
             captured = capture(self._model, batch)
-            recorder = Recorder(captured.module, own_dtype(self._model), self._dtype)
-            flat = recorder.run(*_cast(captured.example, self._dtype))
+            recorder = Recorder(captured.module, own, self._dtype)
+            flat = recorder.run(*_cast(captured.example, own, self._dtype))
             return pytree.tree_unflatten(list(flat), captured.out_spec)
         for name, state in self._state().items():
             if state != before.get(name):
@@ -275,12 +284,14 @@ class InPrecision:
         }
 
 
-def _cast(arguments: Any, dtype: torch.dtype) -> Any:
+def _cast(arguments: Any, own: torch.dtype, dtype: torch.dtype) -> Any:
+    """Copies (a model may write to its input), those of the model's own dtype cast."""
+
     def cast(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            copied = leaf.detach().clone()  # a model may write to its input
-            return copied.to(dtype) if leaf.is_floating_point() else copied
-        return leaf
+        if not isinstance(leaf, Tensor):
+            return leaf
+        copied = leaf.detach().clone()
+        return copied.to(dtype) if copied.dtype == own else copied
 
     return pytree.tree_map(cast, arguments)
 
@@ -327,7 +338,7 @@ def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: flo
     captured = capture(twin, batch)
     own = own_dtype(twin)
     exact, plain = (_values(captured, own, precision) for precision in (torch.float64, dtype))
-    flat = _cast(captured.example, own)
+    flat = _cast(captured.example, own, own)
     floor = torch.finfo(dtype).eps
     for node, value in fast.intermediate(flat):
         y64 = exact.get(node.meta.get("source"))
@@ -348,5 +359,5 @@ def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: flo
 def _values(captured: Captured, own: torch.dtype, dtype: torch.dtype) -> dict[Any, Tensor]:
     recorder = Recorder(captured.module, own, dtype)
     with torch.no_grad():
-        recorder.run(*_cast(captured.example, dtype))
+        recorder.run(*_cast(captured.example, own, dtype))
     return recorder.kept

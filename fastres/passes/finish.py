@@ -52,8 +52,23 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(value_of(node), (Tensor, tuple, list)):
             _list(node, context)
-    graph.lint()
+    _rename(module)
+    module.graph.lint()
     module.recompile()
+
+
+def _rename(module: fx.GraphModule) -> None:
+    """Give every operator the plain name of its module: a graph never reuses a name it once had."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.target in ops.REFERENCE:
+            args = fx.node.map_arg(node.args, values.__getitem__)
+            values[node] = call(graph, node.target, args, label(node))
+            values[node].meta = dict(node.meta)
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    module.graph = graph
 
 
 def _is_boundary(node: fx.Node) -> bool:
@@ -115,8 +130,9 @@ def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> Non
         if node.op == "placeholder" and node.users and _is_float(node, own):
             with graph.inserting_after(last):
                 cast = graph.call_function(aten.to.dtype, (node, dtype))
+            # An input that the model hands back is handed back as it came.
             node.replace_all_uses_with(
-                cast, delete_user_cb=lambda user, cast=cast: user is not cast
+                cast, lambda user: user.target not in (aten.to.dtype, "output")
             )
             cast.meta["module"] = ""
         elif node.op == "output":
@@ -126,6 +142,8 @@ def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> Non
 
 def _cast_back(graph: fx.Graph, output: fx.Node, result: Any, own: torch.dtype) -> Any:
     if not isinstance(result, fx.Node) or not _is_float(result, own):
+        return result
+    if result.op == "placeholder":
         return result
     with graph.inserting_before(output):
         cast = graph.call_function(aten.to.dtype, (result, own))
