@@ -6,6 +6,8 @@ import os
 import time
 from pathlib import Path
 
+from fastres import target
+
 _STAT = Path("/proc/stat")
 
 
@@ -22,7 +24,7 @@ class Watch:
         None where the system does not tell. Its clock ticks every 10 ms.
         """
         now = _others_seconds()
-        wall = (time.perf_counter() - self._began) * (os.cpu_count() or 1)
+        wall = (time.perf_counter() - self._began) * (target.cpu().threads or 1)
         if now is None or self._others is None or wall <= 0:
             return None
         return min(1.0, max(0.0, (now - self._others) / wall))
