@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from fastres.contract import Contract, contract_of, fixed_size
@@ -241,6 +240,8 @@ def _from_program(
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
         with torch.no_grad():
             program = program.run_decompositions({})
+    from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports sympy
+
     module = fx.GraphModule(torch.nn.Module(), fx.Graph())
     graph = module.graph
     values: dict[fx.Node, fx.Node] = {}

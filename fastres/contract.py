@@ -7,16 +7,18 @@ not run the captured graph, for its answer would silently be another model's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import sympy
 import torch
 from torch import Tensor
 
 from fastres.errors import InputError
+
+if TYPE_CHECKING:
+    import sympy  # slow to import; torch.export needs it, importing fastres does not
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ class Contract:
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
-            holds = guard.condition.xreplace({s: sympy.Integer(v) for s, v in sizes.items()})
-            if holds == sympy.false:
+            if _fails(guard.condition, sizes):
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
                     f"{guard.place}, "
@@ -180,10 +181,10 @@ def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -
             continue
         unknown = [symbol for symbol in size.free_symbols if symbol not in symbols]
         if len(unknown) == 1:
-            solutions = sympy.solve(size - got, unknown[0]) if size != unknown[0] else [got]
+            solutions = _solve(size, got, unknown[0])
             if len(solutions) == 1 and int(solutions[0]) == solutions[0]:
                 symbols[unknown[0]] = int(solutions[0])
-        if size.xreplace({s: sympy.Integer(v) for s, v in symbols.items()}) != got:
+        if _substitute(size, symbols) != got:
             raise InputError(
                 f"got {list(value.shape)} for {wanted.name!r}: dimension {axis} must be {size} "
                 "(the model ties it to another dimension or needs a multiple); resize the input, "
@@ -193,6 +194,25 @@ def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -
 
 def _shapes(values: Sequence[Any]) -> str:
     return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
+
+
+def _substitute(expression: sympy.Basic, sizes: Mapping[sympy.Basic, int]) -> Any:
+    from sympy import Integer
+
+    return expression.xreplace({symbol: Integer(size) for symbol, size in sizes.items()})
+
+
+def _fails(condition: sympy.Basic, sizes: Mapping[sympy.Basic, int]) -> bool:
+    from sympy import false
+
+    return bool(_substitute(condition, sizes) == false)
+
+
+def _solve(expression: sympy.Expr, value: int, symbol: sympy.Basic) -> list[Any]:
+    """The values of ``symbol`` for which ``expression`` is ``value``."""
+    from sympy import solve
+
+    return [value] if expression == symbol else list(solve(expression - value, symbol))
 
 
 def _describe(value: Any) -> str:

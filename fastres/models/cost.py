@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastres.errors import ModelError, OptionError
 from fastres.models.checks import require_count, require_counts
@@ -61,6 +60,8 @@ def count(
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     image = torch.empty(1, in_channels, *size, dtype=dtype, device="meta")
     shadow = _on_meta(model).eval()
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton
+
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
