@@ -6,6 +6,8 @@ import os
 import random
 from collections.abc import Iterator
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
+
 import pytest
 import torch
 from hypothesis import settings
