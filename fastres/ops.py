@@ -13,7 +13,9 @@ add_relu           ``relu(x + y)``
 max_pool2d         largest value under each window
 global_avg_pool    mean over height and width
 linear             ``activation(x @ weight.T + bias)``
-bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU, for engines with such a kernel
+bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU), for engines with
+                   such a kernel
+conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise
 =================  ======================================================================
 """
 
@@ -26,7 +28,7 @@ import torch
 
 from fastres.kernels import reference
 
-_SCHEMAS: dict[Callable[..., torch.Tensor], str] = {
+_SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     reference.conv2d: "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, "
     "int[4] padding, int[2] dilation, int groups, str pre_activation, str activation) -> Tensor",
     reference.scale_shift: "(Tensor x, Tensor scale, Tensor shift, str activation) -> Tensor",
@@ -36,8 +38,12 @@ _SCHEMAS: dict[Callable[..., torch.Tensor], str] = {
     reference.global_avg_pool: "(Tensor x, bool keepdim) -> Tensor",
     reference.linear: "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor",
     reference.bottleneck: "(Tensor x, Tensor weight, Tensor? bias, Tensor expand_weight, "
-    "Tensor? expand_bias, Tensor residual, int[2] stride, int[4] padding, int[2] dilation, "
-    "int groups) -> Tensor",
+    "Tensor? expand_bias, Tensor residual, Tensor? shortcut_weight, int[2] shortcut_stride, "
+    "Tensor? next_weight, Tensor? next_bias, int[2] stride, int[4] padding, int[2] dilation, "
+    "int groups) -> Tensor[]",
+    reference.conv2d_max_pool2d: "(Tensor x, Tensor weight, Tensor? bias, int[2] stride, "
+    "int[4] padding, str activation, int[2] pool_kernel, int[2] pool_stride, "
+    "int[2] pool_padding) -> Tensor",
 }
 
 _library = torch.library.Library("fastres", "DEF")
@@ -55,8 +61,9 @@ max_pool2d = torch.ops.fastres.max_pool2d.default
 global_avg_pool = torch.ops.fastres.global_avg_pool.default
 linear = torch.ops.fastres.linear.default
 bottleneck = torch.ops.fastres.bottleneck.default
+conv2d_max_pool2d = torch.ops.fastres.conv2d_max_pool2d.default
 
-REFERENCE: dict[Any, Callable[..., torch.Tensor]] = {
+REFERENCE: dict[Any, Callable[..., torch.Tensor | list[torch.Tensor]]] = {
     getattr(torch.ops.fastres, function.__name__).default: function for function in _SCHEMAS
 }
 """Each operator with its plain-PyTorch meaning: the oracle, and the decomposition for export.

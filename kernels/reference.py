@@ -112,6 +112,50 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     return activate(F.linear(x, weight, bias), activation)
 
 
+def conv2d_max_pool2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    activation: str,
+    pool_kernel: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+) -> Tensor:
+    """The stem: ``max_pool2d(activation(conv(x, weight) + bias))``.
+
+    The convolution is as in :func:`conv2d`, without dilation and groups; the pool as in
+    :func:`max_pool2d`, without dilation and ceil mode. The result is [N, K, P', Q'], where P' and
+    Q' count the pool's windows.
+    """
+    y = conv2d(x, weight, bias, None, stride, padding, (1, 1), 1, "none", activation)
+    return max_pool2d(y, pool_kernel, pool_stride, pool_padding, (1, 1), False)
+
+
+def normalise(image: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``image * scale + shift`` per channel, as a channels-last tensor of NCHW shape.
+
+    What a stem that takes pixels as they come computes first. A convolution pads what comes out,
+    so its border is zero after normalisation, whatever the shift.
+
+    Args:
+        image: uint8 [N, H, W, C].
+        scale, shift: [C], of the dtype that is wanted.
+
+    Returns:
+        [N, C, H, W] in the dtype of ``scale``.
+    """
+    return torch.addcmul(shift, image.to(scale.dtype), scale).permute(0, 3, 1, 2)
+
+
+def _pointwise(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int]
+) -> Tensor:
+    """``conv1x1(x) + bias + residual``."""
+    return conv2d(x, weight, bias, residual, stride, (0, 0, 0, 0), (1, 1), 1, "none", "none")
+
+
 def bottleneck(
     x: Tensor,
     weight: Tensor,
@@ -119,27 +163,44 @@ def bottleneck(
     expand_weight: Tensor,
     expand_bias: Tensor | None,
     residual: Tensor,
+    shortcut_weight: Tensor | None,
+    shortcut_stride: Sequence[int],
+    next_weight: Tensor | None,
+    next_bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> Tensor:
-    """The tail of a bottleneck: ``relu(conv1x1(relu(conv(x) + bias)) + expand_bias + residual)``.
+) -> list[Tensor]:
+    """The tail of a bottleneck, and where wanted the head of the next one.
+
+    With ``identity = conv1x1(residual, shortcut_weight)`` where there is such a weight, else
+    ``residual``::
+
+        narrow = relu(conv(x, weight) + bias)
+        wide   = relu(conv1x1(narrow, expand_weight) + expand_bias + identity)
+        next   = relu(conv1x1(wide, next_weight) + next_bias)
 
     He et al., "Deep Residual Learning for Image Recognition" (2015), figure 5, right.
-    ``expand_weight`` is [K2, K, 1, 1]; ``residual`` and the result are [N, K2, P, Q]; the rest is
-    as in :func:`conv2d`.
+
+    Args:
+        x, weight, bias, stride, padding, dilation, groups: as in :func:`conv2d`, [N, K, P, Q] out.
+        expand_weight: [K2, K, 1, 1].
+        expand_bias: [K2] or None; with a shortcut, its bias is added to this one.
+        residual: [N, K2, P, Q], or with a shortcut the block's input [N, C2, H2, W2].
+        shortcut_weight: [K2, C2, 1, 1] or None.
+        shortcut_stride: (height, width), pixels; means nothing without a shortcut.
+        next_weight: [K3, K2, 1, 1] or None.
+        next_bias: [K3] or None.
+
+    Returns:
+        ``[wide]``, or ``[wide, next]`` where there is a ``next_weight``: [N, K2, P, Q] and
+        [N, K3, P, Q] in the dtype of ``x``.
     """
     narrow = conv2d(x, weight, bias, None, stride, padding, dilation, groups, "none", "relu")
-    return conv2d(
-        narrow,
-        expand_weight,
-        expand_bias,
-        residual,
-        (1, 1),
-        (0, 0, 0, 0),
-        (1, 1),
-        1,
-        "none",
-        "relu",
-    )
+    if shortcut_weight is not None:
+        residual = _pointwise(residual, shortcut_weight, None, None, shortcut_stride)
+    wide = torch.relu(_pointwise(narrow, expand_weight, expand_bias, residual, (1, 1)))
+    if next_weight is None:
+        return [wide]
+    return [wide, torch.relu(_pointwise(wide, next_weight, next_bias, None, (1, 1)))]

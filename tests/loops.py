@@ -155,6 +155,29 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     return activate(out, activation)
 
 
+def conv2d_max_pool2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    activation: str,
+    pool_kernel: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+) -> Tensor:
+    y = conv2d(x, weight, bias, None, stride, padding, (1, 1), 1, "none", activation)
+    return max_pool2d(y, pool_kernel, pool_stride, pool_padding, (1, 1), False)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution as a product with the rows of all pixels."""
+    n, c, p, q = x.shape
+    rows = x.permute(0, 2, 3, 1).reshape(n * p * q, c)
+    out = linear(rows, weight.flatten(1), bias, "none")
+    return out.view(n, p, q, weight.shape[0]).permute(0, 3, 1, 2)
+
+
 def bottleneck(
     x: Tensor,
     weight: Tensor,
@@ -162,14 +185,20 @@ def bottleneck(
     expand_weight: Tensor,
     expand_bias: Tensor | None,
     residual: Tensor,
+    shortcut_weight: Tensor | None,
+    shortcut_stride: Sequence[int],
+    next_weight: Tensor | None,
+    next_bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> Tensor:
+) -> list[Tensor]:
     narrow = conv2d(x, weight, bias, None, stride, padding, dilation, groups, "none", "relu")
-    n, k, p, q = narrow.shape
-    rows = narrow.permute(0, 2, 3, 1).reshape(n * p * q, k)
-    wide = linear(rows, expand_weight.flatten(1), expand_bias, "none")
-    wide = wide.view(n, p, q, expand_weight.shape[0]).permute(0, 3, 1, 2)
-    return activate(wide + residual.double(), "relu")
+    if shortcut_weight is not None:
+        residual = residual[:, :, :: shortcut_stride[0], :: shortcut_stride[1]]
+        residual = pointwise(residual, shortcut_weight, None)
+    wide = activate(pointwise(narrow, expand_weight, expand_bias) + residual.double(), "relu")
+    if next_weight is None:
+        return [wide]
+    return [wide, activate(pointwise(wide, next_weight, next_bias), "relu")]

@@ -97,12 +97,36 @@ POOLS = {
 }
 
 
-def bottleneck_arguments(case: Conv) -> tuple[Any, ...]:
+STEMS = {
+    "7x7": (Conv(x=(2, 3, 15, 13), kernel=(7, 7), stride=(2, 2), padding=(3, 3, 3, 3)), 3, 2, 1),
+    "one channel, no bias": (Conv(x=(1, 1, 9, 7), bias=False, padding=(0, 2, 1, 3)), 2, 2, 0),
+    "one pixel": (Conv(x=(3, 4, 1, 1), k=2), 3, 2, 1),
+    "empty batch": (Conv(x=(0, 3, 6, 5)), 3, 2, 1),
+}
+
+
+def bottleneck_arguments(
+    case: Conv, next_k: int | None = None, shortcut: tuple[int, int] | None = None
+) -> tuple[Any, ...]:
+    """``next_k``: width of the next block's head; ``shortcut``: the stride of a shortcut."""
     x, weight, bias, _, *shape, _, _ = replace(case, residual=False).arguments()
     n, _, p, q = loops.convolve(x, weight, *shape).shape
     wide = 2 * case.k
-    expand = (random(wide, case.k, 1, 1), random(wide))
-    return (x, weight, bias, *expand, random(n, wide, p, q), *shape)
+    residual, shortcut_weight = random(n, wide, p, q), None
+    if shortcut is not None:  # a last row and column beyond what the stride reads
+        residual = random(n, 5, (p - 1) * shortcut[0] + 1, (q - 1) * shortcut[1] + shortcut[1])
+        shortcut_weight = random(wide, 5, 1, 1)
+    next_weight = None if next_k is None else random(next_k, wide, 1, 1)
+    next_bias = None if next_k is None or not case.bias else random(next_k)
+    expand = (random(wide, case.k, 1, 1), random(wide) if case.bias else None)
+    ends = (residual, shortcut_weight, list(shortcut or (1, 1)), next_weight, next_bias)
+    return (x, weight, bias, *expand, *ends, *shape)
+
+
+def stem_arguments(case: Conv, size: int, step: int, border: int) -> tuple[Any, ...]:
+    x, weight, bias, _, stride, padding, *_ = case.arguments()
+    pool = ([size, size], [step, step], [border, border])
+    return (x, weight, bias, stride, padding, "relu", *pool)
 
 
 def pool_arguments(size: tuple[int, ...], *window: Any) -> tuple[Any, ...]:
@@ -130,6 +154,13 @@ def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
         add("max_pool2d", name, pool_arguments, *pool)
     for name in ("plain", "grouped", "one pixel", "four-sided padding", "empty batch", "no bias"):
         add("bottleneck", name, bottleneck_arguments, CONVOLUTIONS[name])
+        add("bottleneck", f"{name}, next", bottleneck_arguments, CONVOLUTIONS[name], 3)
+    for name, step in (("plain", (1, 1)), ("four-sided padding", (2, 2)), ("empty batch", (2, 1))):
+        block = CONVOLUTIONS[name]
+        add("bottleneck", f"{name}, shortcut", bottleneck_arguments, block, None, step)
+        add("bottleneck", f"{name}, shortcut and next", bottleneck_arguments, block, 7, step)
+    for name, stem in STEMS.items():
+        add("conv2d_max_pool2d", name, stem_arguments, *stem)
     images: list[tuple[int, ...]] = [(2, 3, 5, 7), (3, 1, 1, 1), (0, 3, 4, 4)]
     for shape in [*images, (2, 3), (2, 3, 4)]:
         add("scale_shift", str(shape), scale_shift_arguments, shape, "none")
@@ -161,6 +192,17 @@ def in_dtype(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
     return tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments)
 
 
+def each(result: Tensor | list[Tensor]) -> list[Tensor]:
+    """What an operator gave, as a list in any case."""
+    return result if isinstance(result, list) else [result]
+
+
+def assert_all_same(got: Any, wanted: Any, tolerance: float) -> None:
+    assert isinstance(got, list) == isinstance(wanted, list)
+    for one, other in zip(each(got), each(wanted), strict=True):
+        assert_same(one, other, tolerance)
+
+
 def assert_same(got: Tensor, wanted: Tensor, tolerance: float) -> None:
     assert got.shape == wanted.shape
     scale = float(wanted[wanted.isfinite()].abs().max()) if wanted.isfinite().any() else 1.0
@@ -186,7 +228,8 @@ def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
         *("conv2d: grouped", "conv2d: residual and ReLU", "conv2d: dilated, four-sided"),
         *("max_pool2d: ceil mode, padded", "scale_shift: relu", "add_relu: (2, 3, 5, 7)"),
         *("global_avg_pool: (2, 3, 5, 7), True", "linear: (3, 5), bias, none"),
-        *("bottleneck: plain", "conv2d: empty batch"),
+        *("bottleneck: plain", "bottleneck: plain, shortcut and next", "conv2d: empty batch"),
+        "conv2d_max_pool2d: 7x7",
     ],
 )
 def test_opcheck_in_full(name: str) -> None:
@@ -197,11 +240,12 @@ def test_opcheck_in_full(name: str) -> None:
 def test_equals_the_definition(case: tuple[str, tuple[Any, ...]]) -> None:
     name, arguments = case
     wanted = getattr(loops, name)(*arguments)
-    assert_same(OPERATORS[name](*arguments), wanted, 1e-13)
-    # Fewer than 100 products each: float32 loses less than 100 half-units of the last place.
+    assert_all_same(OPERATORS[name](*arguments), wanted, 1e-13)
+    # At most 150 products each, of random signs: float32 loses less than 100 half-units of the
+    # last place.
     narrow = OPERATORS[name](*in_dtype(arguments, torch.float32))
-    assert narrow.dtype == torch.float32
-    assert_same(narrow, wanted, 50 * torch.finfo(torch.float32).eps)
+    assert all(result.dtype == torch.float32 for result in each(narrow))
+    assert_all_same(narrow, wanted, 50 * torch.finfo(torch.float32).eps)
 
 
 def test_result_is_memory_of_its_own_and_arguments_are_kept(
@@ -210,10 +254,11 @@ def test_result_is_memory_of_its_own_and_arguments_are_kept(
     name, arguments = case
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     before = [(t.clone(), t._version) for t in tensors]
-    result = OPERATORS[name](*arguments)
-    if result.numel():
-        addresses = [t.untyped_storage().data_ptr() for t in tensors]
-        assert result.untyped_storage().data_ptr() not in addresses
+    addresses = [t.untyped_storage().data_ptr() for t in tensors]
+    for result in each(OPERATORS[name](*arguments)):
+        if result.numel():
+            assert result.untyped_storage().data_ptr() not in addresses
+            addresses.append(result.untyped_storage().data_ptr())
     for tensor, (copy, version) in zip(tensors, before, strict=True):
         assert tensor._version == version
         assert torch.equal(tensor, copy)
@@ -243,7 +288,7 @@ def test_memory_layouts_do_not_matter(case: tuple[str, tuple[Any, ...]]) -> None
         for layout, x in layouts(argument).items():
             assert torch.equal(x, argument), layout
             changed = (*arguments[:position], x, *arguments[position + 1 :])
-            assert_same(OPERATORS[name](*changed), wanted, 1e-14)
+            assert_all_same(OPERATORS[name](*changed), wanted, 1e-14)
 
 
 def test_expanded_arguments() -> None:
@@ -263,18 +308,20 @@ def test_expanded_arguments() -> None:
         *("conv2d: residual and ReLU", "conv2d: ReLU before the residual", "conv2d: grouped"),
         *("max_pool2d: 3x3, stride 2", "max_pool2d: ceil mode", "add_relu: (2, 3, 5, 7)"),
         *("scale_shift: relu", "global_avg_pool: (2, 3, 5, 7), True"),
-        *("linear: (3, 5), no bias, relu", "bottleneck: plain"),
+        *("linear: (3, 5), no bias, relu", "bottleneck: plain", "bottleneck: plain, next"),
+        *("bottleneck: plain, shortcut and next", "conv2d_max_pool2d: 7x7"),
     ],
 )
 def test_nan_and_infinity_go_through(name: str, value: float) -> None:
     operator, draw = CASES[name]
     arguments = draw()
     arguments[0][(0,) * arguments[0].dim()] = value
-    wanted = getattr(loops, operator)(*arguments)
-    got = OPERATORS[operator](*in_dtype(arguments, torch.float32)).double()
-    assert torch.equal(got.isnan(), wanted.isnan())
-    assert torch.equal(got.isinf(), wanted.isinf())
-    assert_same(got, wanted, 1e-5)
+    every = each(getattr(loops, operator)(*arguments))
+    results = each(OPERATORS[operator](*in_dtype(arguments, torch.float32)))
+    for got, wanted in zip(results, every, strict=True):
+        assert torch.equal(got.isnan(), wanted.isnan())
+        assert torch.equal(got.isinf(), wanted.isinf())
+        assert_same(got, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -316,6 +363,7 @@ class EveryOperator(nn.Module):
             ("bias", (4,)),
             ("narrow", (2, 4, 1, 1)),
             ("wide", (4, 2, 1, 1)),
+            ("square", (4, 4, 1, 1)),
             ("head", (5, 4)),
         ):
             self.register_buffer(name, torch.randn(shape))
@@ -326,7 +374,10 @@ class EveryOperator(nn.Module):
         weights: Any = self
         y = ops.conv2d(x, weights.weight, weights.bias, None, *sides, "none", "relu")
         y = ops.scale_shift(y, weights.bias, weights.bias, "silu")
-        y = ops.bottleneck(y, weights.narrow, None, weights.wide, weights.bias, y, *none)
+        ends = (y, None, [1, 1], weights.square, weights.bias)
+        wide, y = ops.bottleneck(y, weights.narrow, None, weights.wide, weights.bias, *ends, *none)
+        pool = ([2, 2], [1, 1], [1, 1])
+        y = ops.conv2d_max_pool2d(wide + y, weights.square, None, *none[:2], "relu", *pool)
         y = ops.max_pool2d(ops.add_relu(y, -y), [2, 2], [2, 2], [0, 0], [1, 1], True)
         pooled: Tensor = ops.global_avg_pool(y, False)
         return ops.linear(pooled, weights.head, None, "hardswish")  # type: ignore[no-any-return]
