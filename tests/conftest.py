@@ -6,8 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
-
+import gpu_runs
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +17,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that all use all threads only
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Kernels are interpreted, or compiled for a GPU: see :mod:`gpu_runs`."""
+    gpu_runs.prepare(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Before ``-m`` selects, which it does by the marks that are set here."""
+    gpu_runs.select(config, items)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say how kernels are run."""
+    return gpu_runs.header(config)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    """Where kernels run: ``cpu`` under Triton's interpreter, ``cuda`` in a run on a GPU."""
+    return "cuda" if gpu_runs.wants_gpu(pytestconfig) else "cpu"
 
 
 @pytest.fixture(autouse=True)
