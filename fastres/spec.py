@@ -82,3 +82,64 @@ class ConvSpec:
         """Multiplications, each with its addition; padding pixels are counted like any other."""
         per_pixel = (self.c // self.groups) * self.r * self.s * self.k
         return self.n * self.p * self.q * per_pixel
+
+
+@dataclass(frozen=True)
+class BottleneckSpec:
+    """A bottleneck's tail as one kernel, ``fastres::bottleneck``.
+
+    Attributes:
+        conv: its convolution with larger filters; its output is the narrow tensor.
+        expand_k: channels of the wide tensor [N, expand_k, P, Q].
+        shortcut: the 1x1 convolution on the residual, None where the residual is added as it is.
+        next_k: filters of the next block's 1x1 convolution of the wide tensor, None without it.
+    """
+
+    conv: ConvSpec
+    expand_k: int
+    shortcut: ConvSpec | None = None
+    next_k: int | None = None
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of all its products together."""
+        pixels = self.conv.n * self.conv.p * self.conv.q
+        tail = pixels * self.expand_k * (self.conv.k + (self.next_k or 0))
+        beside = 0 if self.shortcut is None else self.shortcut.multiply_adds
+        return self.conv.multiply_adds + tail + beside
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """A convolution whose activated output is only max-pooled, ``fastres::conv2d_max_pool2d``.
+
+    The pooling's ``padding`` is (vertical, horizontal), the same on both sides.
+    """
+
+    conv: ConvSpec
+    pool_kernel: Pair
+    pool_stride: Pair
+    pool_padding: Pair
+
+    @property
+    def p(self) -> int:
+        """Pooled height in pixels."""
+        span = self.conv.p + 2 * self.pool_padding[0] - self.pool_kernel[0]
+        return span // self.pool_stride[0] + 1
+
+    @property
+    def q(self) -> int:
+        """Pooled width in pixels."""
+        span = self.conv.q + 2 * self.pool_padding[1] - self.pool_kernel[1]
+        return span // self.pool_stride[1] + 1
+
+
+@dataclass(frozen=True)
+class PoolLinearSpec:
+    """A classifier on the mean over all pixels, ``fastres::pool_linear``: [N, C, H, W] -> [N, K]."""
+
+    n: int
+    c: int
+    h: int
+    w: int
+    k: int
