@@ -136,7 +136,7 @@ class StemSpec:
 
 @dataclass(frozen=True)
 class PoolLinearSpec:
-    """A classifier on the mean over all pixels, ``fastres::pool_linear``: [N, C, H, W] -> [N, K]."""
+    """A classifier on the mean of all pixels, ``fastres::pool_linear``: [N, C, H, W] -> [N, K]."""
 
     n: int
     c: int
