@@ -13,6 +13,7 @@ add_relu           ``relu(x + y)``
 max_pool2d         largest value under each window
 global_avg_pool    mean over height and width
 linear             ``activation(x @ weight.T + bias)``
+pool_linear        ``linear(global_avg_pool(x))``, for engines with such a kernel
 bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU), for engines with
                    such a kernel
 conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise
@@ -37,6 +38,7 @@ _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     "int[2] dilation, bool ceil_mode) -> Tensor",
     reference.global_avg_pool: "(Tensor x, bool keepdim) -> Tensor",
     reference.linear: "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor",
+    reference.pool_linear: "(Tensor x, Tensor weight, Tensor? bias, str activation) -> Tensor",
     reference.bottleneck: "(Tensor x, Tensor weight, Tensor? bias, Tensor expand_weight, "
     "Tensor? expand_bias, Tensor residual, Tensor? shortcut_weight, int[2] shortcut_stride, "
     "Tensor? next_weight, Tensor? next_bias, int[2] stride, int[4] padding, int[2] dilation, "
@@ -60,6 +62,7 @@ add_relu = torch.ops.fastres.add_relu.default
 max_pool2d = torch.ops.fastres.max_pool2d.default
 global_avg_pool = torch.ops.fastres.global_avg_pool.default
 linear = torch.ops.fastres.linear.default
+pool_linear = torch.ops.fastres.pool_linear.default
 bottleneck = torch.ops.fastres.bottleneck.default
 conv2d_max_pool2d = torch.ops.fastres.conv2d_max_pool2d.default
 

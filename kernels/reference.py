@@ -102,6 +102,27 @@ def max_pool2d(
     return torch.max_pool2d(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
 
 
+def avg_pool2d(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    """Sum under each window over its number of pixels, as ``aten.avg_pool2d``.
+
+    The number is ``divisor_override`` where given. Else padding counts if ``count_include_pad``;
+    what a last window of ceil mode covers beyond the padding never does. No operator of its own:
+    engines with such a kernel take torch's.
+    """
+    pool = torch.ops.aten.avg_pool2d.default
+    sides = (list(kernel), list(stride), list(padding))
+    result: Tensor = pool(x, *sides, ceil_mode, count_include_pad, divisor_override)
+    return result
+
+
 def global_avg_pool(x: Tensor, keepdim: bool) -> Tensor:
     """Mean over H and W: [N, C, H, W] -> [N, C, 1, 1] if ``keepdim`` else [N, C]."""
     return torch.mean(x, dim=(2, 3), keepdim=keepdim)
@@ -110,6 +131,14 @@ def global_avg_pool(x: Tensor, keepdim: bool) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     """``activation(x @ weight.T + bias)``: [..., C] with [K, C] and [K] gives [..., K]."""
     return activate(F.linear(x, weight, bias), activation)
+
+
+def pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The classifier: ``activation(mean(x) @ weight.T + bias)``, the mean over H and W.
+
+    [N, C, H, W] with [K, C] and [K] gives [N, K]. Means are rounded to the dtype of ``x``.
+    """
+    return linear(global_avg_pool(x, False), weight, bias, activation)
 
 
 def conv2d_max_pool2d(

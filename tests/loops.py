@@ -155,6 +155,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> T
     return activate(out, activation)
 
 
+def pool_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return linear(global_avg_pool(x, False), weight, bias, activation)
+
+
 def conv2d_max_pool2d(
     x: Tensor,
     weight: Tensor,

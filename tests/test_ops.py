@@ -141,6 +141,10 @@ def linear_arguments(shape: tuple[int, ...], bias: bool, activation: str) -> tup
     return (random(*shape), random(4, shape[-1]), random(4) if bias else None, activation)
 
 
+def pool_linear_arguments(shape: tuple[int, ...], bias: bool, activation: str) -> tuple[Any, ...]:
+    return (random(*shape), random(4, shape[1]), random(4) if bias else None, activation)
+
+
 def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
     """Name -> (operator, a function that draws its arguments)."""
     found: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {}
@@ -171,6 +175,10 @@ def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
     for shape in [*images, (1, 1, 1, 6)]:
         for keepdim in (True, False):
             add("global_avg_pool", f"{shape}, {keepdim}", pool_arguments, shape, keepdim)
+    for shape in [*images, (1, 1, 1, 6)]:
+        for bias, activation in ((True, "none"), (False, "relu")):
+            name = f"{shape}, {'bias' if bias else 'no bias'}, {activation}"
+            add("pool_linear", name, pool_linear_arguments, shape, bias, activation)
     rows: list[tuple[int, ...]] = [(3, 5), (1, 1), (0, 5), (2, 4, 5), (5,)]
     for shape in rows:
         for bias, activation in ((True, "none"), (False, "relu"), (True, "silu")):
@@ -229,7 +237,7 @@ def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
         *("max_pool2d: ceil mode, padded", "scale_shift: relu", "add_relu: (2, 3, 5, 7)"),
         *("global_avg_pool: (2, 3, 5, 7), True", "linear: (3, 5), bias, none"),
         *("bottleneck: plain", "bottleneck: plain, shortcut and next", "conv2d: empty batch"),
-        "conv2d_max_pool2d: 7x7",
+        *("conv2d_max_pool2d: 7x7", "pool_linear: (2, 3, 5, 7), bias, none"),
     ],
 )
 def test_opcheck_in_full(name: str) -> None:
@@ -310,6 +318,7 @@ def test_expanded_arguments() -> None:
         *("scale_shift: relu", "global_avg_pool: (2, 3, 5, 7), True"),
         *("linear: (3, 5), no bias, relu", "bottleneck: plain", "bottleneck: plain, next"),
         *("bottleneck: plain, shortcut and next", "conv2d_max_pool2d: 7x7"),
+        "pool_linear: (2, 3, 5, 7), no bias, relu",
     ],
 )
 def test_nan_and_infinity_go_through(name: str, value: float) -> None:
@@ -380,7 +389,8 @@ class EveryOperator(nn.Module):
         y = ops.conv2d_max_pool2d(wide + y, weights.square, None, *none[:2], "relu", *pool)
         y = ops.max_pool2d(ops.add_relu(y, -y), [2, 2], [2, 2], [0, 0], [1, 1], True)
         pooled: Tensor = ops.global_avg_pool(y, False)
-        return ops.linear(pooled, weights.head, None, "hardswish")  # type: ignore[no-any-return]
+        classes: Tensor = ops.linear(pooled, weights.head, None, "hardswish")
+        return classes + ops.pool_linear(y, weights.head, None, "relu")
 
 
 def operators_of(program: torch.export.ExportedProgram) -> list[str]:
