@@ -1,0 +1,139 @@
+"""What was read about one launch: resources, matrix instructions, copies, the main loop.
+
+Two figures judge the main loop. ``tensor_cycles`` is how long the matrix units are busy with one
+pass of it, for one warp on its scheduler; ``issue_cycles`` how many of that scheduler's slots its
+other instructions take, one each. A scheduler issues one instruction per cycle while matrix
+instructions run on, so that a loop whose ``issue_ratio = issue_cycles / tensor_cycles`` is below 1
+can keep the matrix units busy, and one above 1 cannot.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastres.errors import TargetError
+from fastres.kernels.call import KernelCall
+from fastres.kernels.gpus import GPUS, Architecture
+from fastres.kernels.inspection import amdgcn, sass
+from fastres.kernels.inspection.instructions import Instruction, Mix, copies, main_loop, mix
+from fastres.kernels.inspection.occupancy import Occupancy, occupancy
+
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One launch on one architecture.
+
+    Attributes:
+        kernel: its name.
+        architecture: compiled for.
+        grid: programs along three axes.
+        constants: compile-time parameters.
+        num_warps, num_stages: of the launch.
+        registers: of a thread; on AMD vector registers, accumulators included.
+        spill_bytes: local memory of a thread: what did not fit into registers.
+        local_instructions: reads and writes of local memory.
+        shared_bytes: shared memory of a block.
+        occupancy: what fits on a multiprocessor.
+        whole: the kernel's instructions.
+        loop: those of the main loop; empty where there is none.
+        copies: way of copying -> bytes per thread -> instructions, in the whole kernel.
+        loop_copies: the same for the main loop.
+        issue_ratio: see above; None without a main loop on matrix units.
+    """
+
+    kernel: str
+    architecture: str
+    grid: tuple[int, int, int]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    registers: int
+    spill_bytes: int
+    local_instructions: int
+    shared_bytes: int
+    occupancy: Occupancy
+    whole: Mix
+    loop: Mix
+    copies: dict[str, dict[int, int]]
+    loop_copies: dict[str, dict[int, int]]
+    issue_ratio: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
+    """Compile one launch and read its machine code.
+
+    Raises:
+        TargetError: it cannot be compiled; see :func:`compiling.compile_call`.
+    """
+    from fastres.kernels.inspection.compiling import compile_call
+
+    binary = compile_call(call, architecture)
+    shared = binary.shared_bytes
+    if architecture.backend == "hip":
+        code = amdgcn.parse(binary.code)
+        told = amdgcn.resources(binary.code)
+        registers = told["vgpr_count"]  # one file: the accumulators are counted in
+        spilled = told["private_segment_fixed_size"]
+    else:
+        code = sass.parse(binary.code)
+        usage = _USAGE.search(binary.usage)
+        if usage is None:
+            raise TargetError(f"cuobjdump says nothing about {call.name}: {binary.usage!r}")
+        registers, stack, _, local = map(int, usage.groups())
+        spilled = stack + local
+    body = main_loop(code)
+    whole, loop = mix(code), mix(body)
+    return Finding(
+        kernel=call.name,
+        architecture=architecture.name,
+        grid=call.grid,
+        constants=dict(call.constants),
+        num_warps=call.num_warps,
+        num_stages=call.num_stages,
+        registers=registers,
+        spill_bytes=spilled,
+        local_instructions=whole.of("local"),
+        shared_bytes=shared,
+        occupancy=occupancy(architecture, call.num_warps, registers, shared),
+        whole=whole,
+        loop=loop,
+        copies=copies(code),
+        loop_copies=copies(body),
+        issue_ratio=_issue_ratio(body, architecture),
+    )
+
+
+def _issue_ratio(loop: Sequence[Instruction], architecture: Architecture) -> float | None:
+    counted = mix(loop)
+    if not counted.multiply_adds:
+        return None
+    busy = counted.multiply_adds / rate(next(iter(counted.opcodes)), architecture)
+    return (counted.total - counted.of("tensor")) / busy
+
+
+def rate(opcode: str, architecture: Architecture) -> float:
+    """Multiply-adds per cycle of the matrix unit behind one scheduler, with float32 sums.
+
+    From the makers' figures: FLOP/s over multiprocessors, clock, schedulers and two. Of products
+    with one architecture the fastest counts: GeForce cards run at half the rate of the others,
+    which can only make a loop look worse.
+    """
+    precision = "fp16"
+    if "TF32" in opcode or opcode.endswith("xf32"):
+        precision = "tf32"
+    elif re.search(r"mfma_f32_\w+f32$", opcode):
+        precision = "fp32"
+    return max(
+        gpu.flops[precision] / (2 * gpu.multiprocessors * gpu.clock_hz * architecture.schedulers)
+        for gpu in GPUS.values()
+        if gpu.architecture == architecture
+    )
