@@ -26,6 +26,7 @@ class KernelCall:
         constants: its ``tl.constexpr`` parameters.
         num_warps: warps per program.
         num_stages: depth of the software pipeline.
+        note: why it is this kernel and not the one asked for, if so; part of :attr:`name`.
     """
 
     kernel: Any = field(repr=False)
@@ -34,11 +35,13 @@ class KernelCall:
     constants: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    note: str = ""
 
     @property
     def name(self) -> str:
-        """The kernel's name."""
-        return str(self.kernel.fn.__name__)
+        """The kernel's name, with the note in parentheses."""
+        name = str(self.kernel.fn.__name__)
+        return f"{name} ({self.note})" if self.note else name
 
     def run(self) -> None:
         """Launch on the tensors' own device, in its current stream."""

@@ -1,0 +1,375 @@
+"""Launches of the convolution kernels: checks, grid, constants; and a function that runs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastres.errors import InputError, OptionError
+from fastres.kernels.call import KernelCall, needs_int64
+from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, used_splits
+from fastres.kernels.conv2d import conv2d_kernel, sum_of_splits_kernel
+from fastres.kernels.gpus import Gpu, by_name
+from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
+from fastres.kernels.pointwise_launch import pointwise_call, why_no_descriptors
+from fastres.spec import ACTIVATIONS, ConvSpec, Padding, Pair
+
+DTYPES: dict[str, torch.dtype] = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+}
+"""Precisions by name, with the dtype of images and weights."""
+
+_SUM_BLOCK = 1024
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """``fp16``, ``bf16`` or ``fp32``: nothing is computed less exactly than its dtype, unasked.
+
+    Raises:
+        InputError: another dtype.
+    """
+    for name, known in DTYPES.items():
+        if known == dtype and name != "tf32":
+            return name
+    raise InputError(f"x of {dtype}: expected float16, bfloat16 or float32")
+
+
+def workspace_bytes(spec: ConvSpec, config: Conv2dConfig, precision: str) -> int:
+    """Size of the float32 partial sums that ``conv2d_calls`` needs, 0 without split sums."""
+    _check_precision(precision)
+    splits = used_splits(spec, config)
+    return splits * spec.n * spec.p * spec.q * spec.k * 4 if splits > 1 else 0
+
+
+def conv2d_calls(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    spec: ConvSpec,
+    pre_activation: str,
+    activation: str,
+    config: Conv2dConfig,
+    precision: str,
+    workspace: Tensor | None = None,
+) -> list[KernelCall]:
+    """Launches of ``activation(pre_activation(conv(x) + bias) + residual)`` into ``out``.
+
+    Args:
+        x: [N, C, H, W], channels-last and dense, in ``precision``'s dtype; also on "meta".
+        packed: the weight as ``packing.pack_conv2d`` gives it, same dtype.
+        bias: [K] float32, or None.
+        residual: like ``out``, or None. May be ``out`` itself.
+        out: [N, K, P, Q], channels-last and dense, same dtype.
+        spec: the convolution.
+        pre_activation, activation: of :data:`fastres.spec.ACTIVATIONS`.
+        config: how to launch.
+        precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        workspace: one-dimensional, contiguous float32 of at least ``workspace_bytes(...)``.
+
+    Returns:
+        No launch for an empty ``out``, two for split sums, otherwise one. Where ``config`` asks for
+        tensor descriptors and these tensors cannot have them, the launch's ``note`` says why.
+
+    Raises:
+        InputError: a tensor has another shape, dtype, device or memory format.
+        OptionError: no such activation or precision.
+    """
+    _check(x, packed, bias, residual, out, spec, precision)
+    for name in (pre_activation, activation):
+        if name not in ACTIVATIONS:
+            raise OptionError(f"activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    if out.numel() == 0:
+        return []
+    note = ""
+    if config.descriptors:
+        reason = why_no_descriptors(spec, precision, x, packed, residual, out)
+        if reason is None:
+            return [
+                pointwise_call(
+                    *(x, packed, bias, residual, out, spec),
+                    *(pre_activation, activation, config, precision),
+                )
+            ]
+        note = f"by pointers: {reason}"
+    splits = used_splits(spec, config)
+    if splits == 1:
+        return [
+            _main_call(
+                *(x, packed, bias, residual, out, spec),
+                *(pre_activation, activation, config, precision, 1, note),
+            )
+        ]
+    partial = _partial_sums(workspace, out, splits)
+    return [
+        _main_call(
+            *(x, packed, None, None, partial, spec),
+            *("none", "none", config, precision, splits, note),
+        ),
+        _sum_call(partial, bias, residual, out, spec, pre_activation, activation, splits),
+    ]
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pre_activation: str,
+    activation: str,
+    *,
+    config: Conv2dConfig | None = None,
+    precision: str | None = None,
+    gpu: Gpu | None = None,
+) -> Tensor:
+    """``reference.conv2d`` by these kernels: packs, allocates, chooses and runs.
+
+    Args:
+        config: how to launch, or None for what ``choose_conv2d`` says.
+        precision: None for that of ``x``'s dtype; ``tf32`` is only taken when asked for.
+        gpu: whose data sheet the choice is made by; an A100's unless told.
+
+    The others, and the result, are as in :func:`fastres.kernels.reference.conv2d`; tensors may
+    have any strides. Errors are those of :func:`conv2d_calls`.
+    """
+    if x.dim() != 4 or weight.dim() != 4:
+        raise InputError(
+            f"x with {x.dim()} axes and weight with {weight.dim()}: expected four of each"
+        )
+    spec = ConvSpec(
+        *(x.shape[0], x.shape[1], x.shape[2], x.shape[3]),
+        *(weight.shape[0], weight.shape[2], weight.shape[3]),
+        stride=_pair(stride),
+        padding=_four(padding),
+        dilation=_pair(dilation),
+        groups=groups,
+    )
+    if weight.shape[1] * groups != spec.c:
+        raise InputError(
+            f"weight of shape {list(weight.shape)} with groups={groups}, on {spec.c} channels: "
+            f"expected {spec.c} / groups channels"
+        )
+    if spec.p < 1 or spec.q < 1:
+        raise InputError(
+            f"image of {spec.h}x{spec.w} pixels: too small for a {spec.r}x{spec.s} filter with "
+            f"padding {spec.padding} and dilation {spec.dilation}; expected room for one window"
+        )
+    precision = precision or precision_of(x.dtype)
+    config = config or choose_conv2d(spec, precision, gpu or by_name("a100"))
+    out = x.new_empty(spec.n, spec.p, spec.q, spec.k).permute(0, 3, 1, 2)
+    size = workspace_bytes(spec, config, precision)
+    workspace = x.new_empty(size // 4, dtype=torch.float32) if size else None
+    calls = conv2d_calls(
+        channels_last(x),
+        pack_conv2d(weight, groups),
+        None if bias is None else bias.float().contiguous(),
+        None if residual is None else channels_last(residual),
+        out,
+        spec,
+        pre_activation,
+        activation,
+        config,
+        precision,
+        workspace,
+    )
+    for call in calls:
+        call.run()
+    return out
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` [N, C, H, W], or a copy that is dense with the channels innermost."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _main_call(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    spec: ConvSpec,
+    pre_activation: str,
+    activation: str,
+    config: Conv2dConfig,
+    precision: str,
+    splits: int,
+    note: str,
+) -> KernelCall:
+    rows = spec.n * spec.p * spec.q
+    groups = super_groups(spec.c, spec.k, spec.groups)
+    filters = spec.k // groups
+    grid_m, grid_n = math.ceil(rows / config.block_m), math.ceil(filters / config.block_n)
+    return KernelCall(
+        kernel=conv2d_kernel,
+        grid=(grid_m * grid_n, splits, groups),
+        arguments={
+            "x_ptr": x,
+            "weight_ptr": packed,
+            "bias_ptr": bias,
+            "residual_ptr": residual,
+            "out_ptr": out,
+            "M": rows,
+            "H": spec.h,
+            "W": spec.w,
+            "P": spec.p,
+            "Q": spec.q,
+        },
+        constants={
+            "C": spec.c // groups,
+            "K": filters,
+            "ALL_C": spec.c,
+            "ALL_K": spec.k,
+            "R": spec.r,
+            "S": spec.s,
+            "STRIDE_H": spec.stride[0],
+            "STRIDE_W": spec.stride[1],
+            "PAD_TOP": spec.padding[0],
+            "PAD_LEFT": spec.padding[1],
+            "DILATION_H": spec.dilation[0],
+            "DILATION_W": spec.dilation[1],
+            "PADDED": reaches_padding(spec),
+            "PRE_ACTIVATION": pre_activation,
+            "ACTIVATION": activation,
+            "HAS_BIAS": bias is not None,
+            "HAS_RESIDUAL": residual is not None,
+            "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
+            "BLOCK_SIZE_M": config.block_m,
+            "BLOCK_SIZE_N": config.block_n,
+            "BLOCK_SIZE_K": config.block_k,
+            "GROUP_M": config.group_m,
+            "SPLIT_K": splits,
+            "INT64": needs_int64(x, packed, residual, out),
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        note=note,
+    )
+
+
+def _sum_call(
+    partial: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    spec: ConvSpec,
+    pre_activation: str,
+    activation: str,
+    splits: int,
+) -> KernelCall:
+    size = out.numel()
+    return KernelCall(
+        kernel=sum_of_splits_kernel,
+        grid=(math.ceil(size / _SUM_BLOCK), 1, 1),
+        arguments={
+            "partial_ptr": partial,
+            "bias_ptr": bias,
+            "residual_ptr": residual,
+            "out_ptr": out,
+            "SIZE": size,
+        },
+        constants={
+            "ALL_K": spec.k,
+            "SPLIT_K": splits,
+            "PRE_ACTIVATION": pre_activation,
+            "ACTIVATION": activation,
+            "HAS_BIAS": bias is not None,
+            "HAS_RESIDUAL": residual is not None,
+            "BLOCK_SIZE": _SUM_BLOCK,
+            "INT64": needs_int64(partial, residual, out),
+        },
+    )
+
+
+def reaches_padding(spec: ConvSpec) -> bool:
+    """Whether some window covers pixels outside the image, so that loads need a mask."""
+    last_row = (spec.p - 1) * spec.stride[0] + (spec.r - 1) * spec.dilation[0] - spec.padding[0]
+    last_column = (spec.q - 1) * spec.stride[1] + (spec.s - 1) * spec.dilation[1] - spec.padding[1]
+    return spec.padding[0] > 0 or spec.padding[1] > 0 or last_row >= spec.h or last_column >= spec.w
+
+
+def _partial_sums(workspace: Tensor | None, out: Tensor, splits: int) -> Tensor:
+    needed = splits * out.numel()
+    if (
+        workspace is None
+        or workspace.dtype != torch.float32
+        or workspace.dim() != 1
+        or not workspace.is_contiguous()
+        or workspace.numel() < needed
+        or workspace.device != out.device
+    ):
+        got = "None" if workspace is None else _described(workspace)
+        raise InputError(
+            f"workspace is {got}: split sums of {splits} need a contiguous float32 [{needed}] on "
+            f"{out.device}; see workspace_bytes()"
+        )
+    return workspace[:needed]
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in DTYPES:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(DTYPES)}")
+
+
+def _check(
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    spec: ConvSpec,
+    precision: str,
+) -> None:
+    _check_precision(precision)
+    dtype = DTYPES[precision]
+    images = (spec.n, spec.k, spec.p, spec.q)
+    weight_shape = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
+    for name, tensor, shape, expected in (
+        ("x", x, (spec.n, spec.c, spec.h, spec.w), dtype),
+        ("packed weight", packed, weight_shape, dtype),
+        ("bias", bias, (spec.k,), torch.float32),
+        ("residual", residual, images, dtype),
+        ("out", out, images, dtype),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != expected:
+            raise InputError(
+                f"{name} is {_described(tensor)}: expected {list(shape)} of {expected} for {spec} "
+                f"in {precision}"
+            )
+        rows = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
+        if not rows.is_contiguous():
+            raise InputError(
+                f"{name} has strides {tensor.stride()}: expected dense channels-last memory; "
+                "use channels_last() or contiguous()"
+            )
+        if tensor.device != x.device:
+            raise InputError(
+                f"{name} is on {tensor.device}, x on {x.device}: expected one device; move it there"
+            )
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    height, width = values
+    return int(height), int(width)
+
+
+def _four(values: Sequence[int]) -> Padding:
+    top, left, bottom, right = values
+    return int(top), int(left), int(bottom), int(right)
