@@ -6,12 +6,13 @@ last two of one super-group (:mod:`fastres.kernels.packing`).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastres.errors import OptionError
-from fastres.kernels.gpus import Gpu
+from fastres.kernels.gpus import Architecture, Gpu
 from fastres.kernels.packing import super_groups
 from fastres.spec import ConvSpec
 
@@ -59,10 +60,14 @@ class Conv2dConfig:
                 f"split_k={self.split_k} with descriptors=True: expected one or the other"
             )
 
-    def shared_bytes(self, precision: str) -> int:
-        """Shared memory for the tiles of all loop steps in flight."""
+    def shared_bytes(self, precision: str, target: Architecture) -> int:
+        """Shared memory for the tiles of the main loop, as Triton 3.8 allocates it.
+
+        Products that run asynchronously still read one step's tiles while the next arrive.
+        """
         tile = (self.block_m + self.block_n) * self.block_k * ELEMENT_BYTES[precision]
-        return tile * max(self.num_stages - 1, 1)
+        asynchronous = multiplies_asynchronously(precision, target)
+        return tile * max(self.num_stages - (not asynchronous), 1)
 
 
 def steps(spec: ConvSpec, config: Conv2dConfig) -> int:
@@ -106,94 +111,108 @@ def allows_descriptors(spec: ConvSpec, precision: str) -> str | None:
     return None
 
 
+def on_matrix_units(precision: str, target: Architecture) -> bool:
+    """Whether Triton's products of that precision run on the architecture's matrix units."""
+    if precision == "fp32":
+        return target.tensor_core == "mfma"
+    return target.tensor_core != "none"
+
+
+def multiplies_asynchronously(precision: str, target: Architecture) -> bool:
+    """Whether products are started and awaited, 64 rows at least, by groups of four warps."""
+    return target.tensor_core in ("wgmma", "tcgen05") and precision != "fp32"
+
+
 def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfig]:
     """Every configuration worth considering: those that fit the problem and the GPU."""
+    target = gpu.architecture
     groups = super_groups(spec.c, spec.k, spec.groups)
-    k_size = spec.r * spec.s * (spec.c // groups)
-    wide = _up_to(spec.k // groups, 16, 256)
-    high = [size for size in _up_to(spec.n * spec.p * spec.q, 16, 256) if size >= 32] or [16]
-    deep = _up_to(k_size, 16, 32 if ELEMENT_BYTES[precision] == 4 else 64)
-    by_descriptor = [False]
-    if gpu.architecture.tensor_descriptors and allows_descriptors(spec, precision) is None:
-        by_descriptor = [True, False]
-    for block_m in high:
-        for block_n in wide:
-            for block_k in deep[-2:]:
-                for num_warps in (4, 8):
-                    for num_stages in (2, 3, 4, 5):
-                        for descriptors in by_descriptor:
-                            one = Conv2dConfig(
-                                block_m,
-                                block_n,
-                                block_k,
-                                num_warps=num_warps,
-                                num_stages=num_stages,
-                                descriptors=descriptors,
-                            )
-                            if not _fits(one, precision, gpu):
-                                continue
-                            yield one
-                            if not descriptors:
-                                yield from _splits(one, spec, gpu)
+    largest, stages = (256, (2, 3, 4, 5)) if on_matrix_units(precision, target) else (64, (2, 3))
+    if target.backend == "hip":
+        stages = (2,)  # its pipeline passes through registers, one step ahead
+    descriptors = [False]
+    if target.tensor_descriptors and allows_descriptors(spec, precision) is None:
+        descriptors.append(True)
+    for block_m, block_n, block_k, num_warps, num_stages, by_descriptor in itertools.product(
+        _heights(spec, precision, target, largest),
+        _powers(spec.k // groups, largest),
+        _depths(spec, precision, target),
+        (4, 8),
+        stages,
+        descriptors,
+    ):
+        config = Conv2dConfig(
+            block_m,
+            block_n,
+            block_k,
+            num_warps=num_warps,
+            num_stages=num_stages,
+            descriptors=by_descriptor,
+        )
+        if fits(config, precision, target):
+            yield config
+            if not by_descriptor:
+                yield from _splits(config, spec, gpu)
 
 
 def choose_conv2d(spec: ConvSpec, precision: str, gpu: Gpu) -> Conv2dConfig:
     """Large tiles while they fill the GPU, smaller ones and split sums when they do not."""
+    target = gpu.architecture
     groups = super_groups(spec.c, spec.k, spec.groups)
-    narrow = ELEMENT_BYTES[precision] == 2
-    largest = 64 if precision == "fp32" else 128
-    block_n = _up_to(spec.k // groups, 16, largest)[-1]
-    block_m = _up_to(spec.n * spec.p * spec.q, 16, largest)[-1]
-    block_k = _up_to(spec.r * spec.s * (spec.c // groups), 16, 64 if narrow else 32)[-1]
-    if precision == "fp32":
-        block_k = 16
-    descriptors = gpu.architecture.tensor_descriptors and not allows_descriptors(spec, precision)
-    config = _launched(block_m, block_n, block_k, descriptors)
-    while tiles(spec, config) < gpu.multiprocessors and max(block_m, block_n) > 32:
-        if block_m >= block_n:
-            block_m //= 2
+    largest = 128 if on_matrix_units(precision, target) else 64
+    config = Conv2dConfig(
+        _heights(spec, precision, target, largest)[-1],
+        _powers(spec.k // groups, largest)[-1],
+        _depths(spec, precision, target)[-1],
+        num_stages=4 if target.backend == "cuda" else 2,
+        descriptors=target.tensor_descriptors and allows_descriptors(spec, precision) is None,
+    )
+    lowest = _heights(spec, precision, target, largest)[0]
+    while tiles(spec, config) < gpu.multiprocessors and config.block_m * config.block_n > 64 * 32:
+        if config.block_m > max(config.block_n, lowest):
+            config = replace(config, block_m=config.block_m // 2)
         else:
-            block_n //= 2
-        config = _launched(block_m, block_n, block_k, descriptors)
-    while not _fits(config, precision, gpu) and config.num_stages > 2:
-        config = _launched(block_m, block_n, block_k, descriptors, config.num_stages - 1)
+            config = replace(config, block_n=config.block_n // 2)
+    if config.block_m * config.block_n >= 128 * 128:
+        config = replace(config, num_warps=8)
+    while not fits(config, precision, target) and config.num_stages > 2:
+        config = replace(config, num_stages=config.num_stages - 1)
     if tiles(spec, config) * 2 <= gpu.multiprocessors:
-        plain = _launched(block_m, block_n, block_k, False, config.num_stages)
-        config = max(
-            _splits(plain, spec, gpu), key=lambda split: tiles(spec, split), default=config
-        )
+        *_, config = config, *_splits(replace(config, descriptors=False), spec, gpu)
     return config
 
 
-def _launched(
-    block_m: int, block_n: int, block_k: int, descriptors: bool, num_stages: int = 4
-) -> Conv2dConfig:
-    num_warps = 8 if block_m * block_n >= 128 * 128 else 4
-    return Conv2dConfig(
-        block_m,
-        block_n,
-        block_k,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        descriptors=descriptors,
-    )
+def fits(config: Conv2dConfig, precision: str, target: Architecture) -> bool:
+    """Whether tiles fit into shared memory, and the sums into half of a thread's registers."""
+    sums = config.block_m * config.block_n // (config.num_warps * target.warp_size)
+    shared = config.shared_bytes(precision, target)
+    return 4 <= sums <= 128 and shared <= target.shared_bytes_per_block
 
 
-def _up_to(size: int, smallest: int, largest: int) -> list[int]:
-    """Powers of two from ``smallest`` to the first that covers ``size``, or ``largest``."""
-    sizes = [smallest]
+def _powers(size: int, largest: int) -> list[int]:
+    """Powers of two from 16 to the first that covers ``size``, or ``largest``."""
+    sizes = [16]
     while sizes[-1] < min(size, largest):
         sizes.append(sizes[-1] * 2)
     return sizes
 
 
-def _fits(config: Conv2dConfig, precision: str, gpu: Gpu) -> bool:
-    """Whether tiles fit into shared memory, and the sums into half of a thread's registers."""
-    target = gpu.architecture
-    sums = config.block_m * config.block_n // (config.num_warps * target.warp_size)
-    enough = config.block_m * config.block_n >= 16 * 16 * config.num_warps
-    shared = config.shared_bytes(precision) <= target.shared_bytes_per_block
-    return sums <= 128 and enough and shared
+def _heights(spec: ConvSpec, precision: str, target: Architecture, largest: int) -> list[int]:
+    """Sizes of block_m; asynchronous products have 64 rows, and lower tiles would not use them."""
+    smallest = 64 if multiplies_asynchronously(precision, target) else 16
+    return [
+        size for size in _powers(max(spec.n * spec.p * spec.q, 64), largest) if size >= smallest
+    ]
+
+
+def _depths(spec: ConvSpec, precision: str, target: Architecture) -> list[int]:
+    """Sizes of block_k, the best last: 128 bytes deep, and within one tap if that costs little."""
+    if not on_matrix_units(precision, target):
+        return [16]
+    channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
+    deep = _powers(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
+    whole = [size for size in deep if channels % size == 0]
+    return [size for size in deep if size not in whole] + whole
 
 
 def _splits(config: Conv2dConfig, spec: ConvSpec, gpu: Gpu) -> Iterator[Conv2dConfig]:
@@ -201,11 +220,4 @@ def _splits(config: Conv2dConfig, spec: ConvSpec, gpu: Gpu) -> Iterator[Conv2dCo
     total, programs = steps(spec, config), tiles(spec, config)
     for split_k in (2, 3, 4, 6, 8, 12, 16):
         if split_k * 4 <= total and programs * split_k <= gpu.multiprocessors * 2:
-            yield Conv2dConfig(
-                config.block_m,
-                config.block_n,
-                config.block_k,
-                split_k=split_k,
-                num_warps=config.num_warps,
-                num_stages=config.num_stages,
-            )
+            yield replace(config, split_k=split_k)
