@@ -23,7 +23,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", shapes.MODELS)
 def test_model(

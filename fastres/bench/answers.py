@@ -20,7 +20,7 @@ from torch import nn
 
 from fastres.bench.contender import DTYPES
 
-ABSOLUTE = {"fp32": 1e-3, "bf16": 0.5}
+ABSOLUTE = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.5, "fp16": 0.1}
 """Eager itself passes up to this error; beyond it the model's answers are rounding noise."""
 
 
@@ -102,7 +102,7 @@ def judge(
     Args:
         answers: a contender's.
         truth: the oracle's, for the same images.
-        precision: "fp32" or "bf16".
+        precision: a key of `fastres.bench.contender.DTYPES`.
         eager_error: eager's own error in this precision, for the same images.
         bound: the largest multiple of it that passes.
     """
@@ -155,4 +155,4 @@ def _rows(leaf: object, images: int) -> torch.Tensor:
         raise ValueError(f"it returned {type(leaf).__name__}, expected tensors or arrays")
     if leaf.ndim == 0 or len(leaf) != images:
         raise ValueError(f"it returned {list(leaf.shape)} for {images} images, expected a row each")
-    return leaf.detach().double()
+    return leaf.detach().cpu().double()

@@ -6,6 +6,7 @@ from fastres.bench import (
     fastres_contender,
     onnxruntime_contender,
     openvino_contender,
+    tensorrt_contender,
     torch_contenders,
 )
 from fastres.bench.contender import OURS, Contender
@@ -26,6 +27,13 @@ PEERS = {
             missing=torch_contenders.no_compiler,
         ),
         Contender(
+            "compile-max",
+            "torch.compile max-autotune",
+            torch_contenders.compiled_max,
+            missing=torch_contenders.no_compiler,
+            devices=("cuda",),
+        ),
+        Contender(
             "onnxruntime",
             "ONNX Runtime",
             onnxruntime_contender.prepare,
@@ -38,9 +46,30 @@ PEERS = {
             openvino_contender.prepare,
             missing=openvino_contender.missing,
             refuses=openvino_contender.refuses,
+            devices=("cpu",),
+        ),
+        Contender(
+            "tensorrt",
+            "TensorRT",
+            tensorrt_contender.prepare,
+            missing=tensorrt_contender.missing,
+            devices=("cuda",),
+        ),
+        Contender(
+            "torch-tensorrt",
+            "Torch-TensorRT",
+            tensorrt_contender.prepare_in_torch,
+            missing=tensorrt_contender.missing_in_torch,
+            devices=("cuda",),
         ),
     )
 }
+
+
+def peers(device: str) -> dict[str, Contender]:
+    """Those for a kind of device, by name."""
+    return {name: peer for name, peer in PEERS.items() if device in peer.devices}
+
 
 FASTRES = Contender("fastres", "fastres", fastres_contender.prepare, bound=OURS)
 

@@ -2,8 +2,9 @@
 
 ``python -m fastres.bench.cold JOB`` reads a `Request` from the file JOB and prints a line of JSON.
 The clock starts when the model is in memory and torch is imported, and stops when the contender
-has given its first answer. fastres is imported by then, because this module is in it; the time for
-that is added to fastres's own, and what others find loaded by it (sympy) they have for free.
+has given its first answer (on a GPU, when the GPU has). fastres is imported by then, because this
+module is in it; the time for that is added to fastres's own, and what others find loaded by it
+(sympy) they have for free.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from fastres.bench import catalogue, memory, source
+from fastres.bench import catalogue, device, memory, source
 from fastres.bench.contender import Job
 
 CALLS = 3
@@ -34,6 +35,7 @@ class Request:
         seed: of the model's weights where no ``weights`` replace them.
         weights: file with the state that the bench gave to a model with random weights, or None.
         images: file with one batch.
+        device: where to compute.
         contender, precision, threads: which, and how.
         folder, cache: where it may write, see `fastres.bench.contender.Job`.
     """
@@ -42,6 +44,7 @@ class Request:
     seed: int
     weights: str | None
     images: str
+    device: str
     contender: str
     precision: str
     threads: int
@@ -62,7 +65,8 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
     model = source.build(source.parse(request.model), request.seed)
     if request.weights is not None:
         model.load_state_dict(torch.load(request.weights, weights_only=True))
-    images = torch.load(request.images, weights_only=True)
+    where = torch.device(request.device)
+    images = torch.load(request.images, weights_only=True).to(where)
     contender = catalogue.find(request.contender)
     job = Job(
         model,
@@ -73,16 +77,22 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
         Path(request.cache),
     )
     memory.reset_peak()
-    before = memory.resident()
+    before = memory.resident() if where.type == "cpu" else device.used_bytes(where)
+    if where.type == "cuda":
+        device.allow_tf32(request.precision == "tf32")
     began = time.perf_counter()
     ready = contender.prepare(job)
-    ready.call(images)
+    call = device.complete(ready.call, request.precision, where)
+    call(images)
     seconds = time.perf_counter() - began
     if contender is catalogue.FASTRES:
         seconds += import_seconds
     for _ in range(CALLS):
-        ready.call(images)
-    peak, counter = memory.peak()
+        call(images)
+    # Allocators on a GPU keep what they once had, so that what is used at the end is the peak.
+    peak, counter = (
+        memory.peak() if where.type == "cpu" else (device.used_bytes(where), "mem_get_info")
+    )
     answer = {
         "cold_seconds": seconds,
         "export_seconds": ready.export_seconds,

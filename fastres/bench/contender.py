@@ -9,8 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-PRECISIONS = ("fp32", "bf16")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What a contender may compute in; tf32 is float32 whose products a GPU rounds to 10 bits."""
+
+PRECISIONS = {"cpu": ("fp32", "bf16", "fp16"), "cuda": tuple(DTYPES)}
+"""Those that each kind of device has, in the order of the tables."""
 
 OURS = 2.0
 """fastres passes up to this multiple of eager's own error in the same precision."""
@@ -25,8 +33,9 @@ class Job:
 
     Attributes:
         model: the user's, in float32 and evaluation mode; not to be changed.
-        example: a batch as it will be timed, ``[N, C, H, W]``, float32, contiguous.
-        precision: what to compute in, one of `PRECISIONS`.
+        example: a batch as it will be timed, ``[N, C, H, W]``, float32, contiguous, on the device
+            that computes.
+        precision: what to compute in, a key of `DTYPES`.
         threads: how many may be used.
         folder: for files that the contender writes.
         cache: a folder, perhaps not there yet, for what a second process would find again.
@@ -38,6 +47,11 @@ class Job:
     threads: int
     folder: Path
     cache: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.example.device
 
 
 @dataclass(frozen=True)
@@ -65,14 +79,16 @@ class Contender:
         name: on the command line and in records.
         title: in tables.
         prepare: makes it ready for one job.
-        missing: what has to be installed before it works, or None.
-        refuses: why it does not compute in a precision, or None.
+        missing: what has to be installed before it works on a kind of device, or None.
+        refuses: why it does not compute in a precision on a kind of device, or None.
+        devices: the kinds that it is for.
         bound: the largest multiple of eager's own error that passes.
     """
 
     name: str
     title: str
     prepare: Callable[[Job], Ready]
-    missing: Callable[[], str | None] = lambda: None
-    refuses: Callable[[str], str | None] = lambda precision: None
+    missing: Callable[[str], str | None] = lambda device: None
+    refuses: Callable[[str, str], str | None] = lambda precision, device: None
+    devices: tuple[str, ...] = ("cpu", "cuda")
     bound: float = PEERS

@@ -10,9 +10,17 @@ import torch
 from torch import nn
 
 from fastres import measure
-from fastres.bench import answers, catalogue, fresh, neighbours, torch_contenders, workload
+from fastres.bench import (
+    answers,
+    catalogue,
+    device,
+    fresh,
+    neighbours,
+    torch_contenders,
+    workload,
+)
 from fastres.bench.cold import Request
-from fastres.bench.contender import PRECISIONS, Contender, Job
+from fastres.bench.contender import PRECISIONS, Contender, Job, Ready
 from fastres.bench.progress import Progress
 from fastres.bench.record import Batch, Row, anonymous
 from fastres.bench.settings import Settings
@@ -48,7 +56,7 @@ class Stage:
 def entries(settings: Settings) -> list[Entry]:
     """Who stands in each table: the reference first, then by precision, fastres last in each."""
     found: list[Entry] = [(catalogue.REFERENCE, "fp32")]
-    for precision in (p for p in PRECISIONS if p in settings.precisions):
+    for precision in (p for p in PRECISIONS[settings.device.type] if p in settings.precisions):
         peers = (peer for name, peer in catalogue.PEERS.items() if name in settings.peers)
         found += [(peer, precision) for peer in (*peers, catalogue.FASTRES)]
     return list(dict.fromkeys(found))
@@ -87,7 +95,8 @@ def hold(
     for done, (contender, precision) in enumerate(entries):
         progress.show(f"batch {batch}: {contender.title} {precision}", done / len(entries))
         row = Row(contender.name, contender.title, precision, "unavailable")
-        absent = contender.missing() or contender.refuses(precision)
+        kind = settings.device.type
+        absent = contender.missing(kind) or contender.refuses(precision, kind)
         if absent is None:
             job = _job(stage, contender.name, batch, precision)
             row, call = _admit(stage, contender, job, request, truth, eager_errors[precision])
@@ -114,7 +123,7 @@ def _job(stage: Stage, name: str, batch: int, precision: str) -> Job:
     folder.mkdir()
     return Job(
         model=stage.model,
-        example=stage.pool[:batch],
+        example=stage.pool[:batch].to(stage.settings.device),
         precision=precision,
         threads=stage.settings.threads,
         folder=folder,
@@ -125,8 +134,8 @@ def _job(stage: Stage, name: str, batch: int, precision: str) -> Job:
 def _eager_error(stage: Stage, job: Job, truth: answers.Answers) -> float:
     """Eager's error in the job's precision, which the others' errors are multiples of."""
     try:
-        ready = catalogue.REFERENCE.prepare(job)
-        given = answers.collect(ready.call, _batches(stage, job, truth))
+        _, call = _ready(catalogue.REFERENCE, job)
+        given = answers.collect(call, _batches(stage, job, truth))
     except Exception as error:
         raise ModelError(
             f"torch eager itself cannot run the model in {job.precision}: {_sentence(error)}"
@@ -151,8 +160,8 @@ def _admit(
     try:
         if request is not None:
             row = replace(row, fresh=fresh.measure(request, contender.name, job))
-        ready = contender.prepare(job)
-        given = answers.collect(ready.call, _batches(stage, job, truth))
+        ready, call = _ready(contender, job)
+        given = answers.collect(call, _batches(stage, job, truth))
     except Exception as error:  # noqa: BLE001 - whatever a contender raises, its row says it
         return replace(row, reason=_sentence(error)), None
     verdict = answers.judge(
@@ -173,12 +182,20 @@ def _admit(
     )
     if verdict.complaint is not None:
         return row, None
-    return row, lambda: ready.call(job.example)
+    return row, lambda: call(job.example)
 
 
-def _batches(stage: Stage, job: Job, truth: answers.Answers) -> tuple[torch.Tensor, ...]:
-    images: tuple[torch.Tensor, ...] = stage.pool[: len(truth.values)].split(len(job.example))
-    return images
+def _ready(contender: Contender, job: Job) -> tuple[Ready, device.Call]:
+    """A contender made ready, and its whole call."""
+    if job.device.type == "cuda":
+        device.allow_tf32(job.precision == "tf32")
+    ready = contender.prepare(job)
+    return ready, device.complete(ready.call, job.precision, job.device)
+
+
+def _batches(stage: Stage, job: Job, truth: answers.Answers) -> list[torch.Tensor]:
+    images = stage.pool[: len(truth.values)].split(len(job.example))
+    return [batch.to(job.device) for batch in images]
 
 
 def _sentence(error: Exception) -> str:

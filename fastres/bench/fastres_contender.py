@@ -15,7 +15,12 @@ def prepare(job: Job) -> Ready:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FastresWarning)
         fast = fastres.optimize(
-            job.model, job.example, precision=job.precision, threads=job.threads
+            job.model,
+            job.example,
+            device=job.device,
+            # TF32 is float32 under a flag of torch's, which the bench sets.
+            precision="fp32" if job.precision == "tf32" else job.precision,
+            threads=job.threads,
         )
     left = [str(warning.message) for warning in caught]
     return Ready(fast, notes=(f"engine {fast.engine}", *left))

@@ -55,7 +55,7 @@ def save(
         torch.save(model.state_dict(), weights)
     path = folder / "images.pt"
     torch.save(images, path)
-    return Request(str(source), seed, weights, str(path), "", "", 0, "", "")
+    return Request(str(source), seed, weights, str(path), "", "", "", 0, "", "")
 
 
 def measure(request: Request, name: str, job: Job) -> Fresh:
@@ -71,6 +71,7 @@ def measure(request: Request, name: str, job: Job) -> Fresh:
     """
     request = replace(
         request,
+        device=str(job.device),
         contender=name,
         precision=job.precision,
         threads=job.threads,

@@ -20,22 +20,25 @@ from fastres import measure
 from fastres.bench.contender import Job, Ready
 
 _TRIAL = measure.Plan(seconds=0.5, min_rounds=3, max_rounds=20, warmup=1)
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-def missing() -> str | None:
+def missing(device: str) -> str | None:
     """What to install."""
     return None if find_spec("openvino") else "pip install openvino"
 
 
-def refuses(precision: str) -> str | None:
+def refuses(precision: str, device: str) -> str | None:
     """Whether its CPU plugin computes in that precision on this processor."""
     if precision == "fp32":
         return None
     import openvino
 
     can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return None if "BF16" in can else "its CPU plugin has no bfloat16 on this processor"
+    if precision.upper() in can:
+        return None
+    name = {"bf16": "bfloat16", "fp16": "float16"}[precision]
+    return f"its CPU plugin has no {name} on this processor"
 
 
 def prepare(job: Job) -> Ready:

@@ -35,7 +35,8 @@ class Fresh:
         peak_bytes: the process's largest resident size from the model built to a few calls later.
         before_bytes: its resident size with the model built, Python and torch included.
         counter: where the peak was read, "VmHWM" or "ru_maxrss" (which begins at the size of the
-            process that started this one).
+            process that started this one); "mem_get_info" for a GPU's memory, of which both sizes
+            then are, other processes' included.
     """
 
     cold_seconds: float

@@ -6,6 +6,7 @@ import datetime
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def run(
     with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="fastres-bench-") as folder:
         progress.show(f"building {settings.source}")
         environment = target.environment()
+        if settings.device.type == "cuda":
+            environment["gpu"] = {
+                **asdict(target.gpu(settings.device)),
+                "cuda": torch.version.cuda,
+                "hip": torch.version.hip,
+                "cudnn": torch.backends.cudnn.version(),
+            }
         model = source.build(settings.source, settings.seed)
         pool, images = _pool(settings, model)
         weights = ["as the function returned them"]
@@ -90,6 +98,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
     """What the settings mean for the result."""
     return {
         "size": settings.size,
+        "device": str(settings.device),
         "precisions": list(settings.precisions),
         "peers": list(settings.peers),
         "threads": settings.threads,

@@ -14,7 +14,8 @@ import torch
 
 from fastres import target
 from fastres.bench import catalogue, source
-from fastres.bench.contender import PRECISIONS
+from fastres.bench import device as devices
+from fastres.bench.contender import DTYPES, PRECISIONS
 from fastres.errors import OptionError
 
 _T = TypeVar("_T")
@@ -35,6 +36,7 @@ class Settings:
     source: source.Source
     batches: tuple[int, ...]
     size: int
+    device: torch.device
     precisions: tuple[str, ...]
     threads: int
     images: Path | None
@@ -70,14 +72,16 @@ def parse(argv: Sequence[str] | None) -> Settings:
     for option, path in (("--json", given.json), ("--plot", given.plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise OptionError(f"{option} {path}: there is no directory {path.parent} to write to")
+    device = devices.parse(given.device)
     return Settings(
         source=source.parse(model),
         batches=_distinct("--batch", given.batch),
         size=given.size,
-        precisions=_precisions(given.precision),
+        device=device,
+        precisions=_precisions(given.precision, device.type),
         threads=given.threads or target.cpu_threads(),
         images=given.images,
-        peers=_peers(given.peers),
+        peers=_peers(given.peers, device.type),
         cold=given.cold,
         seconds=given.seconds,
         seed=given.seed,
@@ -106,11 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--batch", type=_positive, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
     add("--size", type=_positive, default=224, help="pixels of a side (default: 224)")
+    add("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:NUMBER")
     add(
         "--precision",
         nargs="+",
-        choices=PRECISIONS,
-        help="default: fp32, and bf16 where oneDNN has it on this processor",
+        choices=DTYPES,
+        help="default on a CPU: fp32, and bf16 where oneDNN has it on this processor; on a GPU: "
+        "tf32, what torch itself does to float32 convolutions, and fp16",
     )
     add("--threads", type=_positive, metavar="N", help="default: what this process may use")
     add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
@@ -151,14 +157,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _precisions(given: Sequence[str] | None) -> tuple[str, ...]:
-    if given:
-        return _distinct("--precision", given)
-    return PRECISIONS if target.onednn_supports(torch.bfloat16) else ("fp32",)
+def _precisions(given: Sequence[str] | None, device: str) -> tuple[str, ...]:
+    if not given:
+        if device == "cuda":
+            return ("tf32", "fp16")
+        return ("fp32", "bf16") if target.onednn_supports(torch.bfloat16) else ("fp32",)
+    for precision in given:
+        if precision not in PRECISIONS[device]:
+            raise OptionError(f"--precision {precision}: only GPUs have it; see --device")
+    return _distinct("--precision", given)
 
 
-def _peers(given: Sequence[str]) -> tuple[str, ...]:
+def _peers(given: Sequence[str], device: str) -> tuple[str, ...]:
     """Names of peers. Those asked for by name must be there; "all" may not, the table says so."""
+    known = catalogue.peers(device)
     words = _distinct("--peers", given)
     for word in ("none", "all"):
         if word in words and len(words) > 1:
@@ -166,13 +178,11 @@ def _peers(given: Sequence[str]) -> tuple[str, ...]:
     if words == ("none",):
         return ()
     if words == ("all",):
-        return tuple(catalogue.PEERS)
+        return tuple(known)
     for word in words:
-        if word not in catalogue.PEERS:
-            raise OptionError(
-                f"--peers {word}: expected none, all or some of {', '.join(catalogue.PEERS)}"
-            )
-        needs = catalogue.PEERS[word].missing()
+        if word not in known:
+            raise OptionError(f"--peers {word}: expected none, all or some of {', '.join(known)}")
+        needs = known[word].missing(device)
         if needs is not None:
             raise OptionError(f"--peers {word}: it needs {needs}")
     return words

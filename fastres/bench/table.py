@@ -25,7 +25,7 @@ _LEGEND = (
 _COLD_LEGEND = (
     "cold: seconds from the model in memory to the first answer in a new process, conversion and "
     "compilation included; after the slash with a compiler's cache from before.",
-    "peak: largest resident size of that process, MiB.",
+    "peak: {peak}, MiB.",
 )
 
 
@@ -33,6 +33,8 @@ _COLD_LEGEND = (
 _FILE_WIDTH = 400
 
 _BUSY = 0.03  # a machine that does nothing else stays below 1 %
+
+_GPU_RUNTIMES = ("onnxruntime-gpu", "tensorrt", "torch-tensorrt")
 
 _LABELS = ("contender", "in")
 _SPEED = (*_LABELS, "p50", "p99", "min", "img/s", "ratio")
@@ -99,13 +101,17 @@ def markdown(record: Record, reference: str) -> str:
 def heading(record: Record) -> list[str]:
     """Where and with what it was measured."""
     where, packages = record.environment, record.environment["packages"]
+    cpu, gpu = where["cpu"], where.get("gpu")
+    runtimes = ("onnxruntime", "openvino") if gpu is None else ("triton", *_GPU_RUNTIMES)
     versions = ", ".join(
-        f"{name} {packages[name]}"
-        for name in ("fastres", "torch", "onnxruntime", "openvino")
-        if packages.get(name)
+        f"{name} {packages[name]}" for name in ("fastres", "torch", *runtimes) if packages.get(name)
     )
-    cpu = where["cpu"]
+    device = []
+    if gpu is not None:
+        maker = f"CUDA {gpu['cuda']}" if gpu["cuda"] else f"HIP {gpu['hip']}"
+        device = [f"{gpu['name']}, driver {gpu['driver']}, {maker}"]
     return [
+        *device,
         f"{record.model['name']}, {record.model['parameters'] / 1e6:.1f} M parameters; images: "
         f"{record.model['images']}",
         f"{cpu['model']}, {', '.join(cpu['isa'][-4:])}; {record.settings['threads']} threads; "
@@ -117,7 +123,10 @@ def legend(record: Record, reference: str) -> list[str]:
     """What the columns are."""
     rows = [row for batch in record.batches for row in batch.rows]
     cold = _COLD_LEGEND if any(row.fresh is not None for row in rows) else ()
-    return [sentence.format(reference=reference) for sentence in (*_LEGEND, *cold)]
+    peak = "largest resident size of that process"
+    if record.environment.get("gpu") is not None:
+        peak = "the GPU's memory that is in use by then"
+    return [sentence.format(reference=reference, peak=peak) for sentence in (*_LEGEND, *cold)]
 
 
 def remarks(batch: Batch) -> list[str]:

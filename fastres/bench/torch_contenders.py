@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,35 +22,53 @@ from fastres.bench.contender import DTYPES, Job, Ready
 def eager(job: Job) -> Ready:
     """The model as its user has it; in bfloat16, ``model.to(torch.bfloat16)``."""
     dtype = DTYPES[job.precision]
-    model = job.model if dtype == torch.float32 else copy.deepcopy(job.model).to(dtype)
+    model = job.model
+    if dtype != torch.float32 or job.device.type != "cpu":
+        model = copy.deepcopy(model).to(job.device, dtype)
     return Ready(_inference(model, lambda images: images.to(dtype)))
 
 
 def channels_last(job: Job) -> Ready:
     """Weights and images in channels-last order, as torch's own advice for convolutions goes."""
     dtype = DTYPES[job.precision]
-    model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
     return Ready(
-        _inference(model, lambda images: images.to(dtype, memory_format=torch.channels_last))
+        _inference(
+            _channels_last_copy(job),
+            lambda images: images.to(dtype, memory_format=torch.channels_last),
+        )
     )
 
 
 def compiled(job: Job) -> Ready:
     """torch.compile with its weights frozen, for this one shape.
 
-    In bfloat16 the model is converted first, as for eager.
+    In another precision the model is converted first, as for eager.
 
     Raises:
         RuntimeError: nothing was compiled, so that eager would be timed under another name.
     """
+    return _compiled(job, None)
+
+
+def compiled_max(job: Job) -> Ready:
+    """The same with ``mode="max-autotune"``: kernels chosen by timing, replayed as a CUDA graph.
+
+    Raises:
+        RuntimeError: as for `compiled`.
+    """
+    return _compiled(job, "max-autotune")
+
+
+def _compiled(job: Job, mode: str | None) -> Ready:
     from torch._dynamo.utils import counters
     from torch._inductor import config
 
     dtype = DTYPES[job.precision]
-    model = copy.deepcopy(job.model).to(dtype).to(memory_format=torch.channels_last)
     call = _inference(
-        torch.compile(model, dynamic=False),
+        torch.compile(_channels_last_copy(job), dynamic=False, mode=mode),
         lambda images: images.to(dtype, memory_format=torch.channels_last),
+        # A CUDA graph's next replay overwrites its answers.
+        own_answers=mode is not None,
     )
     before = counters["stats"]["unique_graphs"]
     with config.patch(freezing=True), _compile_cache(job.cache), _fewer_log_lines():
@@ -59,8 +78,10 @@ def compiled(job: Job) -> Ready:
     return Ready(call)
 
 
-def no_compiler() -> str | None:
-    """What torch.compile needs and this machine lacks."""
+def no_compiler(device: str) -> str | None:
+    """What torch.compile needs for a kind of device and this machine lacks."""
+    if device == "cuda":
+        return None if find_spec("triton") else "pip install triton"
     from torch._inductor import config
 
     configured = config.cpp.cxx if isinstance(config.cpp.cxx, tuple) else (config.cpp.cxx,)
@@ -80,12 +101,21 @@ def forget_compiled() -> None:
         torch._dynamo.reset()
 
 
+def _channels_last_copy(job: Job) -> nn.Module:
+    model = copy.deepcopy(job.model).to(job.device, DTYPES[job.precision])
+    return model.to(memory_format=torch.channels_last)
+
+
 def _inference(
-    model: Callable[..., object] | nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]
+    model: Callable[..., object] | nn.Module,
+    convert: Callable[[torch.Tensor], torch.Tensor],
+    own_answers: bool = False,
 ) -> Callable[[torch.Tensor], object]:
     def call(images: torch.Tensor) -> object:
         with torch.inference_mode():
             answers = model(convert(images))
+            if own_answers:
+                return [tensor.to(torch.float32, copy=True) for tensor in leaves(answers)]
             return answers if _is_float32(answers) else _to_float32(answers)
 
     return call

@@ -171,14 +171,18 @@ def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     assert found.status == "unavailable"
     assert found.reason == "its CPU provider has no bfloat16 convolution"
     assert found.samples_ns == ()
-    assert onnxruntime_contender.refuses("fp32") is None
+    assert onnxruntime_contender.refuses("fp32", "cpu") is None
+    assert onnxruntime_contender.refuses("bf16", "cuda") is None
 
 
 def test_a_peer_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = Contender(
-        "absent", "Absent", contender("absent", right).prepare, missing=lambda: "pip install absent"
+        "absent",
+        "Absent",
+        contender("absent", right).prepare,
+        missing=lambda device: "pip install absent",
     )
     only(monkeypatch, absent)
     found = rows(hold(tmp_path))["absent-fp32"]
@@ -214,7 +218,9 @@ def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
     seen: list[tuple[bool, str]] = []
 
-    def instead_of_compiling(model: nn.Module, dynamic: bool) -> Callable[[torch.Tensor], object]:
+    def instead_of_compiling(
+        model: nn.Module, dynamic: bool, mode: str | None
+    ) -> Callable[[torch.Tensor], object]:
         def call(images: torch.Tensor) -> object:
             seen.append((config.freezing, os.environ["TORCHINDUCTOR_CACHE_DIR"]))
             return model(images)
@@ -233,6 +239,6 @@ def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    needed = torch_contenders.no_compiler()
+    needed = torch_contenders.no_compiler("cpu")
     assert needed is not None
     assert "a C++ compiler" in needed

@@ -25,7 +25,8 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.batches == (1, 8)
     assert given.size == 224
     assert given.threads == 3
-    assert given.peers == tuple(catalogue.PEERS)
+    assert given.device == torch.device("cpu")
+    assert given.peers == tuple(catalogue.peers("cpu"))
     assert given.reference == "eager-fp32"
     assert given.precisions[0] == "fp32"
     assert ("bf16" in given.precisions) == target.onednn_supports(torch.bfloat16)
@@ -40,6 +41,7 @@ def test_everything_given(tmp_path: Path) -> None:
         source=Source("fastres", "resnet18"),
         batches=(1, 8, 32),
         size=160,
+        device=torch.device("cpu"),
         precisions=("bf16",),
         threads=1,
         images=tmp_path,
@@ -101,6 +103,7 @@ def test_what_cannot_be(words: str, says: str, capsys: pytest.CaptureFixture[str
         ("--seconds nan", "expected a number of at least 0"),
         ("--seconds inf", "expected a number of at least 0"),
         ("--precision fp8", "invalid choice"),
+        ("--device", "expected one argument"),
         ("--cold hot", "invalid choice"),
         ("--no-such-option", "unrecognized arguments"),
     ],
@@ -116,13 +119,16 @@ def test_help_names_all_peers(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
         bench.main(["--help"])
     assert raised.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
+    said = "".join(capsys.readouterr().out.split())  # lines are broken at hyphens too
     assert all(name in said for name in catalogue.PEERS)
 
 
 def test_a_peer_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Contender(
-        "openvino", "OpenVINO", catalogue.FASTRES.prepare, missing=lambda: "pip install openvino"
+        "openvino",
+        "OpenVINO",
+        catalogue.FASTRES.prepare,
+        missing=lambda device: "pip install openvino",
     )
     monkeypatch.setitem(catalogue.PEERS, "openvino", absent)
     with pytest.raises(OptionError, match="it needs pip install openvino"):
