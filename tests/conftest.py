@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 import gpu_runs
+import interpreter
 import pytest
 import torch
 from hypothesis import settings
@@ -38,7 +39,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
     """Where kernels run: ``cpu`` under Triton's interpreter, ``cuda`` in a run on a GPU."""
-    return "cuda" if gpu_runs.wants_gpu(pytestconfig) else "cpu"
+    if gpu_runs.wants_gpu(pytestconfig):
+        return "cuda"
+    interpreter.install()
+    return "cpu"
 
 
 @pytest.fixture(autouse=True)

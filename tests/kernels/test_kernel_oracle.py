@@ -128,7 +128,7 @@ def test_references_know_relu() -> None:
 def pytest_on(test: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run one test file under this repository's tests/conftest.py, without seeing any GPU."""
     tests = Path(__file__).parent.parent
-    for name in ("conftest.py", "gpu_runs.py"):
+    for name in ("conftest.py", "gpu_runs.py", "interpreter.py"):
         (folder / name).write_text((tests / name).read_text(encoding="utf-8"), encoding="utf-8")
     (folder / "test_some.py").write_text(test, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: a GPU\n", encoding="utf-8")

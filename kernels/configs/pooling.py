@@ -1,0 +1,95 @@
+"""How the pooling kernels and the classifier are launched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastres.errors import OptionError
+from fastres.kernels.configs.elementwise import power_of_two_from
+from fastres.kernels.gpus import Gpu
+from fastres.spec import PoolLinearSpec
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """How a pooling over windows, or over whole images, is launched.
+
+    Attributes:
+        block_m: output pixels of one program's tile; for whole images, pixels read per step.
+        block_c: its channels.
+        num_warps: warps per program.
+    """
+
+    block_m: int
+    block_c: int
+    num_warps: int = 4
+
+    def __post_init__(self) -> None:
+        _check_powers_of_two(block_m=self.block_m, block_c=self.block_c)
+
+
+@dataclass(frozen=True)
+class PoolLinearConfig:
+    """How the classifier on mean channels is launched.
+
+    Attributes:
+        block_n: classes of one program.
+        block_k: channels per step.
+        block_p: pixels per step.
+        num_warps: warps per program.
+    """
+
+    block_n: int
+    block_k: int
+    block_p: int
+    num_warps: int = 4
+
+    def __post_init__(self) -> None:
+        _check_powers_of_two(block_n=self.block_n, block_k=self.block_k, block_p=self.block_p)
+
+
+def choose_pool2d(channels: int, element_bytes: int) -> PoolConfig:
+    """For pooling over windows: 32 bytes of a tile per thread, as many of them channels as exist.
+
+    Channels are contiguous: 64 of two bytes make a whole cache line.
+    """
+    numbers = 128 * 32 // element_bytes
+    block_c = min(power_of_two_from(channels), 64)
+    return PoolConfig(numbers // block_c, block_c)
+
+
+def choose_global_avg_pool(channels: int, pixels: int, element_bytes: int) -> PoolConfig:
+    """For means over whole images: few channels per program, since only they make programs.
+
+    16 bytes of channels per thread at least; a tile is no higher than the image.
+    """
+    block_c = min(power_of_two_from(channels), 64 // element_bytes)
+    return PoolConfig(min(power_of_two_from(pixels), 128), block_c)
+
+
+def pool_linear_candidates(spec: PoolLinearSpec, gpu: Gpu) -> Iterator[PoolLinearConfig]:
+    """Every configuration worth considering; the first ones make the fewest programs."""
+    del gpu  # nothing here is bound by what an architecture lacks
+    block_p = min(power_of_two_from(spec.h * spec.w), 64)
+    for block_n in (32, 16, 8):
+        for block_k in (128, 64, 32):
+            if block_k <= max(32, power_of_two_from(spec.c)):
+                yield PoolLinearConfig(block_n, block_k, block_p, 8 if block_k == 128 else 4)
+
+
+def choose_pool_linear(spec: PoolLinearSpec, gpu: Gpu) -> PoolLinearConfig:
+    """The most classes per program, so the fewest repeated means, with which the GPU is full."""
+    found = [c for c in pool_linear_candidates(spec, gpu) if c.block_k <= 64]
+    for config in found:
+        if spec.n * math.ceil(spec.k / config.block_n) >= gpu.multiprocessors:
+            return config
+    fewest = found[-1].block_n
+    return next(config for config in found if config.block_n == fewest)
+
+
+def _check_powers_of_two(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1 or size & (size - 1):
+            raise OptionError(f"{name}={size}: expected a power of two")
