@@ -17,7 +17,7 @@ rate of what runs instead: plain float32 arithmetic.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastres.errors import OptionError
 
@@ -89,7 +89,7 @@ class Gpu:
     clock_hz: float
     memory_bytes_per_s: float
     l2_bytes: int
-    flops: dict[str, float]
+    flops: dict[str, float] = field(hash=False)
     title: str
 
 

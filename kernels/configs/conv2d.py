@@ -6,12 +6,23 @@ last two of one super-group (:mod:`fastres.kernels.packing`).
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fastres.errors import OptionError
+from fastres.kernels.configs.cost import (
+    NOTHING,
+    Estimate,
+    Loop,
+    Work,
+    estimate,
+    loop_instructions,
+    registers,
+    streaming,
+)
 from fastres.kernels.gpus import Architecture, Gpu
 from fastres.kernels.packing import super_groups
 from fastres.spec import ConvSpec
@@ -127,9 +138,10 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
     """Every configuration worth considering: those that fit the problem and the GPU."""
     target = gpu.architecture
     groups = super_groups(spec.c, spec.k, spec.groups)
-    largest, stages = (256, (2, 3, 4, 5)) if on_matrix_units(precision, target) else (64, (2, 3))
+    largest = 256 if on_matrix_units(precision, target) else 64
+    stages: Sequence[int] = range(2, 6) if largest > 64 else (2, 3)
     if target.backend == "hip":
-        stages = (2,)  # its pipeline passes through registers, one step ahead
+        stages = [2]  # its pipeline passes through registers, one step ahead
     descriptors = [False]
     if target.tensor_descriptors and allows_descriptors(spec, precision) is None:
         descriptors.append(True)
@@ -137,10 +149,12 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
         _heights(spec, precision, target, largest),
         _powers(spec.k // groups, largest),
         _depths(spec, precision, target),
-        (4, 8),
+        (1, 2, 4, 8),
         stages,
         descriptors,
     ):
+        if num_warps < 4 and block_m * block_n >= 4 * 4 * target.warp_size:
+            continue  # for the smallest tiles only
         config = Conv2dConfig(
             block_m,
             block_n,
@@ -155,31 +169,81 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
                 yield from _splits(config, spec, gpu)
 
 
+@functools.lru_cache(maxsize=4096)
 def choose_conv2d(spec: ConvSpec, precision: str, gpu: Gpu) -> Conv2dConfig:
-    """Large tiles while they fill the GPU, smaller ones and split sums when they do not."""
+    """The candidate that the cost model finds fastest; see :mod:`fastres.kernels.configs.cost`.
+
+    Of those within a hundredth of it, one with the deepest pipeline up to four steps, and then the
+    deepest steps: what the model says of latency is rougher than that.
+    """
+    modelled = [
+        (estimate_conv2d(spec, config, precision, gpu).seconds, config)
+        for config in candidates(spec, precision, gpu)
+    ]
+    best = min(seconds for seconds, _ in modelled)
+    near = [entry for entry in modelled if entry[0] <= best * 1.01]
+    return min(near, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
+
+
+def estimate_conv2d(
+    spec: ConvSpec, config: Conv2dConfig, precision: str, gpu: Gpu, residual: bool = False
+) -> Estimate:
+    """The modelled time of a convolution with this configuration, that of adding splits included.
+
+    Args:
+        residual: whether the epilogue reads a tensor like the output.
+    """
+    if spec.n * spec.p * spec.q * spec.k == 0:
+        return NOTHING
+    size = ELEMENT_BYTES[precision]
     target = gpu.architecture
-    groups = super_groups(spec.c, spec.k, spec.groups)
-    largest = 128 if on_matrix_units(precision, target) else 64
-    config = Conv2dConfig(
-        _heights(spec, precision, target, largest)[-1],
-        _powers(spec.k // groups, largest)[-1],
-        _depths(spec, precision, target)[-1],
-        num_stages=4 if target.backend == "cuda" else 2,
-        descriptors=target.tensor_descriptors and allows_descriptors(spec, precision) is None,
+    splits = used_splits(spec, config)
+    columns = math.ceil(spec.k // super_groups(spec.c, spec.k, spec.groups) / config.block_n)
+    elements = spec.n * spec.p * spec.q * spec.k
+    written = elements * size * (2 if residual else 1)
+    tile = (config.block_m, config.block_n, config.block_k)
+    loop = Loop(
+        steps=math.ceil(steps(spec, config) / splits),
+        flops=2.0 * math.prod(tile),
+        fetched_bytes=(config.block_m + config.block_n) * config.block_k * size,
+        instructions=loop_instructions(
+            target,
+            tile,
+            size,
+            config.num_warps,
+            gathered=not is_pointwise(spec),
+            descriptors=config.descriptors,
+        ),
+        stages=config.num_stages,
     )
-    lowest = _heights(spec, precision, target, largest)[0]
-    while tiles(spec, config) < gpu.multiprocessors and config.block_m * config.block_n > 64 * 32:
-        if config.block_m > max(config.block_n, lowest):
-            config = replace(config, block_m=config.block_m // 2)
-        else:
-            config = replace(config, block_n=config.block_n // 2)
-    if config.block_m * config.block_n >= 128 * 128:
-        config = replace(config, num_warps=8)
-    while not fits(config, precision, target) and config.num_stages > 2:
-        config = replace(config, num_stages=config.num_stages - 1)
-    if tiles(spec, config) * 2 <= gpu.multiprocessors:
-        *_, config = config, *_splits(replace(config, descriptors=False), spec, gpu)
-    return config
+    sums = config.block_m * config.block_n // (config.num_warps * target.warp_size)
+    work = Work(
+        programs=tiles(spec, config),
+        num_warps=config.num_warps,
+        registers=registers(target, sums),
+        shared_bytes=config.shared_bytes(precision, target),
+        loops=(loop,),
+        bytes=_input_bytes(spec, config, size, gpu, columns)
+        + (written if splits == 1 else splits * elements * 4),
+        flops=2.0 * spec.multiply_adds,
+    )
+    total = estimate(work, precision, gpu)
+    if splits > 1:
+        total += streaming(splits * elements * 4 + written, splits * elements, gpu)
+    return total
+
+
+def _input_bytes(spec: ConvSpec, config: Conv2dConfig, size: int, gpu: Gpu, columns: int) -> float:
+    """What comes from device memory at least: images once, weights once if L2 keeps them."""
+    groups = super_groups(spec.c, spec.k, spec.groups)
+    pixels = min(spec.h * spec.w, spec.p * spec.q * spec.r * spec.s)
+    weights = spec.k * spec.r * spec.s * (spec.c // groups) * size
+    again = 1
+    if weights > gpu.l2_bytes / 2:  # each group of rows brings them in anew
+        rows = spec.n * spec.p * spec.q
+        at_once = min(config.group_m * columns, gpu.multiprocessors) / columns
+        again = max(1, math.ceil(rows / (config.block_m * max(at_once, 1.0))))
+    return float(spec.n * pixels * spec.c * size + weights * again)
 
 
 def fits(config: Conv2dConfig, precision: str, target: Architecture) -> bool:
@@ -200,9 +264,8 @@ def _powers(size: int, largest: int) -> list[int]:
 def _heights(spec: ConvSpec, precision: str, target: Architecture, largest: int) -> list[int]:
     """Sizes of block_m; asynchronous products have 64 rows, and lower tiles would not use them."""
     smallest = 64 if multiplies_asynchronously(precision, target) else 16
-    return [
-        size for size in _powers(max(spec.n * spec.p * spec.q, 64), largest) if size >= smallest
-    ]
+    sizes = _powers(max(spec.n * spec.p * spec.q, smallest), largest)
+    return [size for size in sizes if size >= smallest]
 
 
 def _depths(spec: ConvSpec, precision: str, target: Architecture) -> list[int]:

@@ -41,6 +41,7 @@ class Finding:
         occupancy: what fits on a multiprocessor.
         whole: the kernel's instructions.
         loop: those of the main loop; empty where there is none.
+        loop_form: ``loop``, ``unrolled`` or ``none``; see :func:`instructions.main_loop`.
         copies: way of copying -> bytes per thread -> instructions, in the whole kernel.
         loop_copies: the same for the main loop.
         issue_ratio: see above; None without a main loop on matrix units.
@@ -59,6 +60,7 @@ class Finding:
     occupancy: Occupancy
     whole: Mix
     loop: Mix
+    loop_form: str
     copies: dict[str, dict[int, int]]
     loop_copies: dict[str, dict[int, int]]
     issue_ratio: float | None
@@ -90,7 +92,7 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
             raise TargetError(f"cuobjdump says nothing about {call.name}: {binary.usage!r}")
         registers, stack, _, local = map(int, usage.groups())
         spilled = stack + local
-    body = main_loop(code)
+    body, form = main_loop(code)
     whole, loop = mix(code), mix(body)
     return Finding(
         kernel=call.name,
@@ -106,6 +108,7 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
         occupancy=occupancy(architecture, call.num_warps, registers, shared),
         whole=whole,
         loop=loop,
+        loop_form=form,
         copies=copies(code),
         loop_copies=copies(body),
         issue_ratio=_issue_ratio(body, architecture),

@@ -1,8 +1,7 @@
 """Instructions of either maker's machine code: what kind each is, and which of them are the loop.
 
-The main loop is the innermost loop with the most matrix multiply-adds: what the kernel does nearly
-all the time. What its issue slots go to, beside the matrix instructions, is the quality of its
-address arithmetic.
+The main loop is the loop with the most matrix instructions: what the kernel does nearly all the
+time. What its issue slots go to, beside those, is the quality of its address arithmetic.
 """
 
 from __future__ import annotations
@@ -102,15 +101,21 @@ def loops(code: Sequence[Instruction]) -> list[Sequence[Instruction]]:
     return found
 
 
-def main_loop(code: Sequence[Instruction]) -> Sequence[Instruction]:
-    """The loop with the most matrix instructions, the shortest of several; empty if none has any.
+def main_loop(code: Sequence[Instruction]) -> tuple[Sequence[Instruction], str]:
+    """Where the kernel spends its time, and in which form: ``loop``, ``unrolled`` or ``none``.
 
-    Where no loop has one, the loop with the most float arithmetic, which is what products become
-    without matrix units.
+    The loop with the most matrix instructions, the shortest of several. A loop of few steps may
+    have been unrolled as a whole: then all from the first matrix instruction to the last, if no
+    loop has as many. Where there are none at all, the loop with the most float arithmetic, which
+    is what products become without matrix units.
     """
+    found = loops(code)
     for kind in ("tensor", "float"):
-        weighed = [(mix(each).of(kind), -len(each), each) for each in loops(code)]
-        best = max(weighed, key=lambda entry: entry[:2], default=None)
-        if best is not None and best[0] > 0:
-            return best[2]
-    return ()
+        best = max(found, key=lambda each: (mix(each).of(kind), -len(each)), default=())
+        in_loop = mix(best).of(kind)
+        places = [index for index, each in enumerate(code) if each.kind == kind]
+        if kind == "tensor" and len(places) > 2 * in_loop:
+            return code[places[0] : places[-1] + 1], "unrolled"
+        if in_loop:
+            return best, "loop"
+    return (), "none"
