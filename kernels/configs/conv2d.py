@@ -23,11 +23,10 @@ from fastres.kernels.configs.cost import (
     registers,
     streaming,
 )
+from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Architecture, Gpu
 from fastres.kernels.packing import super_groups
 from fastres.spec import ConvSpec
-
-ELEMENT_BYTES: dict[str, int] = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 
 
 @dataclass(frozen=True)
