@@ -390,7 +390,8 @@ class EveryOperator(nn.Module):
         y = ops.max_pool2d(ops.add_relu(y, -y), [2, 2], [2, 2], [0, 0], [1, 1], True)
         pooled: Tensor = ops.global_avg_pool(y, False)
         classes: Tensor = ops.linear(pooled, weights.head, None, "hardswish")
-        return classes + ops.pool_linear(y, weights.head, None, "relu")
+        again: Tensor = ops.pool_linear(y, weights.head, None, "relu")
+        return classes + again
 
 
 def operators_of(program: torch.export.ExportedProgram) -> list[str]:
