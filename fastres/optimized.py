@@ -21,6 +21,7 @@ from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner
+from fastres.transforms import Preprocessing
 
 
 class OptimizedModule(nn.Module):
@@ -29,6 +30,7 @@ class OptimizedModule(nn.Module):
     Attributes:
         graph_module: the fused graph, an ``fx.GraphModule``; ``graph_module.code`` reads well.
         report: the receipt.
+        preprocessing: what is part of the model beside the network, None where nothing is.
 
     It is always in eval mode, on one device and in one precision. It may be called from several
     threads at once. Results never share memory with inputs, with each other or with later results.
@@ -40,10 +42,17 @@ class OptimizedModule(nn.Module):
         """An instance of a class of its own, whose ``forward`` has the model's signature."""
         return super().__new__(_with_signature(captured.signature))
 
-    def __init__(self, captured: Captured, options: Options, report: Report) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        options: Options,
+        report: Report,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         super().__init__()
         self.graph_module = captured.module
         self.report = report
+        self.preprocessing = preprocessing
         self._contract = captured.contract
         self._options = options
         self._in_spec = captured.in_spec

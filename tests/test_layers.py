@@ -14,7 +14,7 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "cgroup", "target", "options", "spec"),
+    *("errors", "cgroup", "target", "options", "spec", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "contract", "diagnose"),
     *("tracing", "untouched", "capture"),
