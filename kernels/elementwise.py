@@ -77,7 +77,7 @@ def cast_kernel(
 ):
     """``out = x`` in the dtype of ``out``."""
     offs, exists = block_of_row(vectors, VECTOR, BLOCK_SIZE, INT64)
-    x = tl.load(x_ptr + offs, mask=exists, other=0)
+    x = tl.load(x_ptr + offs, mask=exists, other=0).to(tl.float32)
     tl.store(out_ptr + offs, x.to(out_ptr.dtype.element_ty), mask=exists)
 
 
@@ -111,5 +111,9 @@ def transpose_kernel(
     first = image * rows * columns
     x = tl.load(
         x_ptr + first + offs_r[:, None] * columns + offs_c[None, :], mask=exists, other=0
-    ).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + first + offs_c[None, :] * rows + offs_r[:, None], x, mask=exists)
+    ).to(tl.float32)
+    tl.store(
+        out_ptr + first + offs_c[None, :] * rows + offs_r[:, None],
+        x.to(out_ptr.dtype.element_ty),
+        mask=exists,
+    )

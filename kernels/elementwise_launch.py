@@ -126,7 +126,6 @@ def row_calls(
     config = config or choose_elementwise(min(x.element_size(), tensors["out_ptr"].element_size()))
     vector = power_of_two_divisor(size)
     programs = math.ceil(size / config.block_size)
-    last = programs * config.block_size - 1
     return [
         KernelCall(
             kernel=kernel,
@@ -136,7 +135,7 @@ def row_calls(
                 **constants,
                 "VECTOR": vector,
                 "BLOCK_SIZE": config.block_size,
-                "INT64": wide(last, x, tensors["out_ptr"]),
+                "INT64": wide(programs * config.block_size, x, tensors["out_ptr"]),
             },
             num_warps=config.num_warps,
             num_stages=1,

@@ -13,7 +13,7 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import check_images, check_tensor, wide
 from fastres.kernels.configs.pooling import PoolConfig, choose_global_avg_pool, choose_pool2d
 from fastres.kernels.pooling import avg_pool2d_kernel, global_avg_pool_kernel, max_pool2d_kernel
-from fastres.spec import Pair
+from fastres.spec import Pair, pair
 
 UNROLLED_TAPS = 9
 """Steps of a window that are unrolled: their loads are in flight together."""
@@ -178,10 +178,10 @@ class Window:
         dilation: Sequence[int],
         ceil_mode: bool,
     ) -> None:
-        self.kernel = _pair("kernel", kernel, 1)
-        self.stride = _pair("stride", stride, 1) if len(stride) else self.kernel
-        self.padding = _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.kernel = _checked_pair("kernel", kernel, 1)
+        self.stride = _checked_pair("stride", stride, 1) if len(stride) else self.kernel
+        self.padding = _checked_pair("padding", padding, 0)
+        self.dilation = _checked_pair("dilation", dilation, 1)
         self.ceil_mode = ceil_mode
         if any(2 * pad > size for pad, size in zip(self.padding, self.kernel, strict=True)):
             raise OptionError(
@@ -285,7 +285,7 @@ def _run(calls: list[KernelCall], out: Tensor) -> Tensor:
     return out
 
 
-def _pair(name: str, values: Sequence[int], least: int) -> Pair:
-    if len(values) != 2 or min(values) < least:
+def _checked_pair(name: str, values: Sequence[int], least: int) -> Pair:
+    if len(values) not in (1, 2) or min(values) < least:
         raise OptionError(f"{name}={list(values)}: expected (height, width), at least {least} each")
-    return int(values[0]), int(values[1])
+    return pair(values)
