@@ -12,6 +12,7 @@ usage: fastres COMMAND [ARGUMENT ...]
 
 commands:
   bench     time a model in fastres and elsewhere, side by side
+  roofline  what a GPU allows for a model, and the modelled time of each kernel, without a GPU
   verify    compare an optimised model's answers with the model's own in float64
 
 fastres COMMAND --help tells more; fastres --version prints the version.
@@ -47,10 +48,20 @@ def _bench(argv: Sequence[str]) -> int:
     return bench(argv)
 
 
+def _roofline(argv: Sequence[str]) -> int:
+    from fastres.roofline import main as roofline
+
+    return roofline(argv)
+
+
 def _verify(argv: Sequence[str]) -> int:
     from fastres.verify_command import main as verify
 
     return verify(argv)
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"bench": _bench, "verify": _verify}
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "bench": _bench,
+    "roofline": _roofline,
+    "verify": _verify,
+}

@@ -152,8 +152,8 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
         stages,
         descriptors,
     ):
-        if num_warps < 4 and block_m * block_n >= 4 * 4 * target.warp_size:
-            continue  # for the smallest tiles only
+        if num_warps < 4 and max(spec.n * spec.p * spec.q, spec.k // groups) > 16:
+            continue  # for problems of one smallest tile only
         config = Conv2dConfig(
             block_m,
             block_n,

@@ -1,0 +1,103 @@
+"""The command ``python -m fastres.roofline``."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Sequence
+
+from fastres import models
+from fastres.bench import source
+from fastres.errors import FastresError, OptionError
+from fastres.kernels import gpus
+from fastres.kernels.configs.fusing import why_library, why_not_fused
+from fastres.kernels.gpus import Gpu
+from fastres.roofline.layers import graph_of, layers_of
+from fastres.roofline.table import lines
+from fastres.roofline.view import View, view
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; None takes them from ``sys.argv``.
+
+    Returns:
+        0, or 2 for arguments that cannot be.
+    """
+    given = _parser().parse_args(argv)
+    try:
+        _run(given)
+    except FastresError as error:
+        print(f"fastres roofline: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    if min(given.batch) < 1 or given.size < 1:
+        raise OptionError("--batch and --size: expected positive numbers")
+    gpu = gpus.by_name(given.gpu)
+    chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
+    module = graph_of(source.build(chosen, seed=0))
+    worth = functools.partial(why_not_fused, precision=given.precision, gpu=gpu)
+    found: list[View] = []
+    for batch in given.batch:
+        apart = layers_of(module, batch, given.size)
+        together = layers_of(module, batch, given.size, worth)
+        found.append(view(apart, "none", batch, given.precision, gpu))
+        found.append(view(together, "blocks", batch, given.precision, gpu))
+    title = f"{chosen} in {given.precision}, {given.size}x{given.size} pixels, on {_told(gpu)}"
+    if given.json:
+        print(json.dumps(_record(title, given, str(chosen), gpu, found), indent=2))
+        return
+    for line in lines(title, found, why_library(gpu)):
+        print(line)
+
+
+def _told(gpu: Gpu) -> str:
+    return f"{gpu.name} ({gpu.title}, {gpu.architecture.name})"
+
+
+def _record(
+    title: str, given: argparse.Namespace, model: str, gpu: Gpu, views: Sequence[View]
+) -> dict[str, object]:
+    return {
+        "title": f"modelled, not measured: {title}",
+        "model": model,
+        "precision": given.precision,
+        "size": given.size,
+        "gpu": gpu.name,
+        "peak_flops": gpu.flops[given.precision],
+        "memory_bytes_per_second": gpu.memory_bytes_per_s,
+        "library": why_library(gpu),
+        "views": [{"batch": each.batch, **each.as_json()} for each in views],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.roofline",
+        description="What a GPU's data sheet allows for each operator of a model, and the modelled "
+        "time of the kernels that would be launched, without and with blocks fused.",
+        epilog="Nothing is measured and no GPU is needed. Exit status: 0, or 2 for arguments that "
+        "cannot be.",
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--depth", type=int, help="a ResNet of fastres.models, e.g. 50")
+    which.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"{', '.join(models.available()[:3])}, ..., torchvision:NAME, timm:NAME or "
+        "module:function (default: resnet50)",
+    )
+    add("--gpu", required=True, help=f"one of {', '.join(gpus.GPUS)}")
+    add("--batch", type=int, nargs="+", default=[1, 32, 256], help="default: 1 32 256")
+    add("--precision", choices=gpus.PRECISIONS, default="fp16", help="default: fp16")
+    add("--size", type=int, default=224, help="pixels of a side (default: 224)")
+    add("--json", action="store_true", help="as JSON")
+    return parser

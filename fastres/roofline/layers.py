@@ -1,0 +1,174 @@
+"""From a model to its operators with their sizes: what each reads, computes and writes.
+
+The graph is the one that ``optimize`` makes; sizes come from fake tensors, so that any batch costs
+nothing. Whatever only views memory is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastres import ops
+from fastres.capture import capture, in_eval_mode, own_dtype
+from fastres.errors import OptionError
+from fastres.graph import aliases, arguments, label
+from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
+from fastres.passes import fuse_blocks, rewrite
+from fastres.passes.fuse_blocks import conv_spec
+from fastres.report import Report
+from fastres.runtime.propagate import propagate
+from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of a graph.
+
+    Attributes:
+        name: the user's module, or the node where there is none.
+        operator: e.g. ``conv2d``.
+        spec: its sizes; None for what only moves numbers.
+        residual: whether a convolution adds a tensor like its output.
+        elements: numbers read and written by an operator without a spec.
+    """
+
+    name: str
+    operator: str
+    spec: Spec | None
+    residual: bool = False
+    elements: int = 0
+
+    def least_bytes(self, precision: str) -> int:
+        """Bytes that any kernel for it moves."""
+        if self.spec is None:
+            return self.elements * ELEMENT_BYTES[precision]
+        return least_bytes(self.spec, precision, self.residual)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of its products."""
+        return 0 if self.spec is None else flops(self.spec)
+
+
+Worth = Callable[[Any], "str | None"]
+"""Why a fused block does not pay, None where it does: see ``fuse_blocks``."""
+
+
+def graph_of(model: nn.Module) -> fx.GraphModule:
+    """The fused graph of a model, before anything is decided about a device."""
+    evaluated, _ = in_eval_mode(model)
+    with torch.no_grad():
+        captured = capture(evaluated, None)
+        own = own_dtype(evaluated)
+        rewrite(captured.module, Report(type(model).__name__), own, own)
+    return captured.module
+
+
+def layers_of(
+    module: fx.GraphModule, batch: int, size: int, worth: Worth | None = None
+) -> list[Layer]:
+    """The operators of a graph for ``batch`` square images, in order.
+
+    Args:
+        module: of :func:`graph_of`; not changed.
+        batch: images.
+        size: pixels of a side.
+        worth: decides which blocks become one kernel; None for none.
+
+    Raises:
+        InputError: the model does not take images of this size.
+    """
+    facts = propagate(module, _images(module, batch, size))
+    if worth is not None:
+        module = fuse_blocks.copy(module)
+        facts = propagate(module, _images(module, batch, size))
+        fuse_blocks.run(module, fuse_blocks.BlockContext(facts, worth))
+        facts = propagate(module, _images(module, batch, size))
+    found = (_layer(node, facts) for node in module.graph.nodes if node.op == "call_function")
+    return [layer for layer in found if layer is not None]
+
+
+def _images(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
+    """Arguments of that size: one number, read again and again."""
+    placeholders = module.graph.find_nodes(op="placeholder")
+    values = [node.meta["val"] for node in placeholders]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() != 4:
+        raise OptionError(
+            f"the model takes {len(values)} inputs: expected one image tensor [N, C, H, W]"
+        )
+    (value,) = values
+    one = torch.zeros((), dtype=value.dtype)
+    return [one.expand(batch, int(value.shape[1]), size, size)]
+
+
+def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
+    describe = _DESCRIBED.get(node.target)
+    operator = str(node.target).removesuffix(".default").removeprefix("fastres.")
+    if describe is not None:
+        spec, residual = describe(node, facts)
+        return Layer(label(node), operator, spec, residual)
+    if aliases(node.target):
+        return None
+    tensors = [facts[each] for each in node.all_input_nodes if isinstance(facts[each], Tensor)]
+    results = facts[node] if isinstance(facts[node], (list, tuple)) else [facts[node]]
+    tensors += [each for each in results if isinstance(each, Tensor)]
+    return Layer(label(node), operator, None, elements=sum(int(t.numel()) for t in tensors))
+
+
+_Described = Callable[[fx.Node, Mapping[fx.Node, Any]], "tuple[Spec | None, bool]"]
+
+
+def _conv2d(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
+    x, weight, _, residual, *rest = arguments(node)
+    return conv_spec(facts[x], facts[weight], tuple(rest[:4])), residual is not None
+
+
+def _linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
+    x, weight, *_ = arguments(node)
+    k, c = map(int, facts[weight].shape)
+    return ConvSpec(int(facts[x].numel()) // max(c, 1), c, 1, 1, k, 1, 1), False
+
+
+def _bottleneck(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
+    x, weight, _, expand, _, residual, shortcut, shortcut_stride, following, _, *rest = arguments(
+        node
+    )
+    beside = None
+    if shortcut is not None:
+        tail = (shortcut_stride, (0, 0, 0, 0), (1, 1), 1)
+        beside = conv_spec(facts[residual], facts[shortcut], tail)
+    return (
+        BottleneckSpec(
+            conv_spec(facts[x], facts[weight], tuple(rest)),
+            int(facts[expand].shape[0]),
+            beside,
+            None if following is None else int(facts[following].shape[0]),
+        ),
+        False,
+    )
+
+
+def _stem(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
+    x, weight, _, stride, padding, _, *pool = arguments(node)
+    conv = conv_spec(facts[x], facts[weight], (stride, padding, (1, 1), 1))
+    return StemSpec(conv, *(tuple(each) for each in pool)), False
+
+
+def _pool_linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
+    x, weight, *_ = arguments(node)
+    n, c, h, w = map(int, facts[x].shape)
+    return PoolLinearSpec(n, c, h, w, int(facts[weight].shape[0])), False
+
+
+_DESCRIBED: dict[Any, _Described] = {
+    ops.conv2d: _conv2d,
+    ops.linear: _linear,
+    ops.bottleneck: _bottleneck,
+    ops.conv2d_max_pool2d: _stem,
+    ops.pool_linear: _pool_linear,
+}

@@ -1,0 +1,128 @@
+"""Each operator's floor and modelled time on one GPU, and their sums.
+
+A floor is ``max(FLOPs / peak, least bytes / bandwidth)``: what no kernel for this operator beats.
+A view is one way to cut the model into operators: each by itself, or blocks as one kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastres.kernels.configs.cost import floor_seconds
+from fastres.kernels.configs.fusing import modelled, pooling
+from fastres.kernels.gpus import Gpu
+from fastres.roofline.layers import Layer
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator.
+
+    Attributes:
+        layer: which.
+        bytes: that it moves at least.
+        floor_seconds: what the data sheet allows.
+        seconds: modelled, launches included.
+        limit: what the modelled time goes to; see :class:`fastres.kernels.configs.cost.Estimate`.
+        launches: kernels.
+        configuration: in words.
+    """
+
+    layer: Layer
+    bytes: int
+    floor_seconds: float
+    seconds: float
+    limit: str
+    launches: int
+    configuration: str
+
+
+@dataclass(frozen=True)
+class View:
+    """A model cut into operators.
+
+    Attributes:
+        fusion: ``none`` or ``blocks``.
+        batch: images.
+        rows: in order.
+    """
+
+    fusion: str
+    batch: int
+    rows: tuple[Row, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Modelled, all operators one after the other."""
+        return sum(row.seconds for row in self.rows)
+
+    @property
+    def floor_seconds(self) -> float:
+        """Sum of the floors."""
+        return sum(row.floor_seconds for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Sum of the least bytes."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def launches(self) -> int:
+        """Kernels in all."""
+        return sum(row.launches for row in self.rows)
+
+    @property
+    def images_per_second(self) -> float:
+        """Modelled."""
+        return self.batch / self.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "fusion": self.fusion,
+            "total": {
+                "launches": self.launches,
+                "bytes": self.bytes,
+                "floor_seconds": self.floor_seconds,
+                "modelled_seconds": self.seconds,
+                "modelled_images_per_second": self.images_per_second,
+            },
+            "layers": [
+                {
+                    "name": row.layer.name,
+                    "operator": row.layer.operator,
+                    "flops": row.layer.flops,
+                    "bytes": row.bytes,
+                    "floor_seconds": row.floor_seconds,
+                    "modelled_seconds": row.seconds,
+                    "modelled_limit": row.limit,
+                    "launches": row.launches,
+                    "configuration": row.configuration,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def view(layers: Sequence[Layer], fusion: str, batch: int, precision: str, gpu: Gpu) -> View:
+    """The rows of a model's operators, see :class:`View`."""
+    return View(fusion, batch, tuple(_row(layer, precision, gpu) for layer in layers))
+
+
+def _row(layer: Layer, precision: str, gpu: Gpu) -> Row:
+    moved = layer.least_bytes(precision)
+    if layer.spec is None:
+        found = pooling(moved, gpu)
+    else:
+        found = modelled(layer.spec, precision, gpu, layer.residual)
+    return Row(
+        layer=layer,
+        bytes=moved,
+        floor_seconds=floor_seconds(layer.flops, moved, precision, gpu),
+        seconds=found.estimate.seconds,
+        limit=found.estimate.limit,
+        launches=found.launches,
+        configuration=found.configuration,
+    )
