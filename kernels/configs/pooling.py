@@ -70,23 +70,26 @@ def choose_global_avg_pool(channels: int, pixels: int, element_bytes: int) -> Po
 
 
 def pool_linear_candidates(spec: PoolLinearSpec, gpu: Gpu) -> Iterator[PoolLinearConfig]:
-    """Every configuration worth considering; the first ones make the fewest programs."""
+    """Every configuration worth considering; the first ones make the fewest programs.
+
+    A tile of weights has 8 numbers for each thread: of two bytes, they are one access of 16.
+    """
     del gpu  # nothing here is bound by what an architecture lacks
     block_p = min(power_of_two_from(spec.h * spec.w), 64)
+    most = power_of_two_from(spec.c)
     for block_n in (32, 16, 8):
-        for block_k in (128, 64, 32):
-            if block_k <= max(32, power_of_two_from(spec.c)):
-                yield PoolLinearConfig(block_n, block_k, block_p, 8 if block_k == 128 else 4)
+        for num_warps in (4, 8):
+            block_k = num_warps * 32 * 8 // block_n
+            yield PoolLinearConfig(block_n, min(block_k, most), block_p, num_warps)
 
 
 def choose_pool_linear(spec: PoolLinearSpec, gpu: Gpu) -> PoolLinearConfig:
     """The most classes per program, so the fewest repeated means, with which the GPU is full."""
-    found = [c for c in pool_linear_candidates(spec, gpu) if c.block_k <= 64]
+    found = [config for config in pool_linear_candidates(spec, gpu) if config.num_warps == 4]
     for config in found:
         if spec.n * math.ceil(spec.k / config.block_n) >= gpu.multiprocessors:
             return config
-    fewest = found[-1].block_n
-    return next(config for config in found if config.block_n == fewest)
+    return found[-1]
 
 
 def _check_powers_of_two(**sizes: int) -> None:
