@@ -7,18 +7,23 @@ not run the captured graph, for its answer would silently be another model's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.errors import InputError
-
-if TYPE_CHECKING:
-    import sympy  # slow to import; torch.export needs it, importing fastres does not
+from fastres.errors import CaptureError, InputError
+from fastres.expression import (
+    Expression,
+    Size,
+    UnknownFunction,
+    evaluate,
+    from_sympy,
+    solve,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class TensorInput:
     name: str
     dtype: torch.dtype
     device: torch.device
-    sizes: tuple[int | sympy.Expr, ...]
+    sizes: tuple[int | Expression, ...]
 
     @property
     def form(self) -> str:
@@ -44,7 +49,7 @@ class TensorInput:
 class Guard:
     """A decision that the model's own code took on a size, and where it took it."""
 
-    condition: sympy.Basic
+    condition: Size
     place: str
 
 
@@ -52,7 +57,7 @@ class Guard:
 class Limit:
     """The smallest and largest size that the captured graph takes for one symbol."""
 
-    symbol: sympy.Symbol
+    symbol: str
     lower: int
     upper: int
 
@@ -89,7 +94,7 @@ class Contract:
                 f"got {len(values)} arguments, expected {len(self.inputs)}: call the optimised "
                 "model with the same arguments as the model it was made from"
             )
-        symbols: dict[sympy.Basic, int] = {}
+        symbols: dict[str, int] = {}
         for wanted, value in zip(self.inputs, values, strict=True):
             if isinstance(wanted, TensorInput):
                 _check_tensor(wanted, value)
@@ -115,7 +120,7 @@ class Contract:
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
-            if _fails(guard.condition, sizes):
+            if evaluate(guard.condition, sizes) is False:
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
                     f"{guard.place}, "
@@ -174,17 +179,17 @@ def _size_hint(axis: int, size: int) -> str:
     )
 
 
-def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -> None:
+def _bind(wanted: TensorInput, value: Tensor, symbols: dict[str, int]) -> None:
     """Give the symbols in ``wanted`` the sizes of ``value``; one symbol must get one size."""
     for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
         if isinstance(size, int):
             continue
-        unknown = [symbol for symbol in size.free_symbols if symbol not in symbols]
+        unknown = [name for name in size.symbols if name not in symbols]
         if len(unknown) == 1:
-            solutions = _solve(size, got, unknown[0])
-            if len(solutions) == 1 and int(solutions[0]) == solutions[0]:
-                symbols[unknown[0]] = int(solutions[0])
-        if _substitute(size, symbols) != got:
+            solution = solve(size, got, unknown[0], symbols)
+            if solution is not None:
+                symbols[unknown[0]] = solution
+        if evaluate(size, symbols) != got:
             raise InputError(
                 f"got {list(value.shape)} for {wanted.name!r}: dimension {axis} must be {size} "
                 "(the model ties it to another dimension or needs a multiple); resize the input, "
@@ -194,25 +199,6 @@ def _bind(wanted: TensorInput, value: Tensor, symbols: dict[sympy.Basic, int]) -
 
 def _shapes(values: Sequence[Any]) -> str:
     return ", ".join(str(list(v.shape)) for v in values if isinstance(v, Tensor))
-
-
-def _substitute(expression: sympy.Basic, sizes: Mapping[sympy.Basic, int]) -> Any:
-    from sympy import Integer
-
-    return expression.xreplace({symbol: Integer(size) for symbol, size in sizes.items()})
-
-
-def _fails(condition: sympy.Basic, sizes: Mapping[sympy.Basic, int]) -> bool:
-    from sympy import false
-
-    return bool(_substitute(condition, sizes) == false)
-
-
-def _solve(expression: sympy.Expr, value: int, symbol: sympy.Basic) -> list[Any]:
-    """The values of ``symbol`` for which ``expression`` is ``value``."""
-    from sympy import solve
-
-    return [value] if expression == symbol else list(solve(expression - value, symbol))
 
 
 def _describe(value: Any) -> str:
@@ -249,7 +235,7 @@ def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
             fixed = fixed_size(size)
             if isinstance(size, torch.SymInt):
                 environment = size.node.shape_env
-                sizes.append(size.node.expr if fixed is None else fixed)
+                sizes.append(_plain(size.node.expr, name) if fixed is None else fixed)
             else:
                 sizes.append(size)
         inputs.append(TensorInput(name, value.dtype, value.device, tuple(sizes)))
@@ -271,14 +257,28 @@ def _guards(shape_env: Any) -> list[Guard]:
         file = Path(getattr(frame, "filename", "") or "")
         inside = package in file.parents and package / "nn" not in file.parents
         if frame is not None and not inside:
-            guards.append(Guard(guard.expr, f"{file.name}:{frame.lineno}"))
+            place = f"{file.name}:{frame.lineno}"
+            guards.append(Guard(_plain(guard.expr, place), place))
     return guards
+
+
+def _plain(expression: Any, place: str) -> Any:
+    try:
+        return from_sympy(expression)
+    except UnknownFunction as error:
+        raise CaptureError(
+            f"{place}: the model's code decides on a size by the function {error}, which fastres "
+            "cannot repeat for other sizes; use whole-number arithmetic, or optimise the parts "
+            "around it"
+        ) from error
 
 
 def _limits(shape_env: Any) -> list[Limit]:
     """Bounds other than torch's own assumption that a symbolic size is two or more."""
     return [
-        Limit(symbol, int(bounds.lower) if bounds.lower > 2 else 0, int(min(bounds.upper, 2**62)))
+        Limit(
+            str(symbol), int(bounds.lower) if bounds.lower > 2 else 0, int(min(bounds.upper, 2**62))
+        )
         for symbol, bounds in shape_env.var_to_range.items()
         if bounds.lower > 2 or bounds.upper < 2**31
     ]

@@ -16,14 +16,14 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 ORDER = [
     *("errors", "cgroup", "target", "options", "spec", "transforms"),
     *("kernels", "ops"),
-    *("quiet", "graph", "functional", "retype", "contract", "diagnose"),
+    *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
     *("tracing", "untouched", "capture"),
     *("report", "passes"),
     *("runtime", "profile", "optimized", "verification", "optimization"),
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
-    *("measure", "bench", "verify_command", "verify", "cli"),
+    *("measure", "bench", "roofline", "verify_command", "verify", "cli"),
 ]
 
 
