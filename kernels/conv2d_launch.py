@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
-from fastres.kernels.call import KernelCall, needs_int64
+from fastres.kernels.call import KernelCall
+from fastres.kernels.checks import check_activation, check_tensor, described, wide
 from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, used_splits
 from fastres.kernels.conv2d import conv2d_kernel, sum_of_splits_kernel
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
 from fastres.kernels.pointwise_launch import pointwise_call, why_no_descriptors
-from fastres.spec import ACTIVATIONS, ConvSpec, Padding, Pair
+from fastres.spec import ConvSpec, Padding, Pair
 
 DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
@@ -83,9 +84,8 @@ def conv2d_calls(
         OptionError: no such activation or precision.
     """
     _check(x, packed, bias, residual, out, spec, precision)
-    for name in (pre_activation, activation):
-        if name not in ACTIVATIONS:
-            raise OptionError(f"activation {name!r}: expected one of {', '.join(ACTIVATIONS)}")
+    check_activation(pre_activation)
+    check_activation(activation)
     if out.numel() == 0:
         return []
     note = ""
@@ -250,7 +250,7 @@ def _main_call(
             "BLOCK_SIZE_K": config.block_k,
             "GROUP_M": config.group_m,
             "SPLIT_K": splits,
-            "INT64": needs_int64(x, packed, residual, out),
+            "INT64": wide(grid_m * config.block_m, x, packed, residual, out),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -269,9 +269,10 @@ def _sum_call(
     splits: int,
 ) -> KernelCall:
     size = out.numel()
+    blocks = math.ceil(size / _SUM_BLOCK)
     return KernelCall(
         kernel=sum_of_splits_kernel,
-        grid=(math.ceil(size / _SUM_BLOCK), 1, 1),
+        grid=(blocks, 1, 1),
         arguments={
             "partial_ptr": partial,
             "bias_ptr": bias,
@@ -287,7 +288,7 @@ def _sum_call(
             "HAS_BIAS": bias is not None,
             "HAS_RESIDUAL": residual is not None,
             "BLOCK_SIZE": _SUM_BLOCK,
-            "INT64": needs_int64(partial, residual, out),
+            "INT64": wide(blocks * _SUM_BLOCK, residual, out),
         },
     )
 
@@ -301,19 +302,13 @@ def reaches_padding(spec: ConvSpec) -> bool:
 
 def _partial_sums(workspace: Tensor | None, out: Tensor, splits: int) -> Tensor:
     needed = splits * out.numel()
-    if (
-        workspace is None
-        or workspace.dtype != torch.float32
-        or workspace.dim() != 1
-        or not workspace.is_contiguous()
-        or workspace.numel() < needed
-        or workspace.device != out.device
-    ):
-        got = "None" if workspace is None else _described(workspace)
+    if workspace is None or workspace.dim() != 1 or workspace.numel() < needed:
+        got = "None" if workspace is None else described(workspace)
         raise InputError(
-            f"workspace is {got}: split sums of {splits} need a contiguous float32 [{needed}] on "
-            f"{out.device}; see workspace_bytes()"
+            f"workspace is {got}: split sums of {splits} need float32 [{needed}] or longer; see "
+            "workspace_bytes()"
         )
+    check_tensor("workspace", workspace[:needed], out, (needed,), torch.float32)
     return workspace[:needed]
 
 
@@ -335,34 +330,13 @@ def _check(
     dtype = DTYPES[precision]
     images = (spec.n, spec.k, spec.p, spec.q)
     weight_shape = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
-    for name, tensor, shape, expected in (
-        ("x", x, (spec.n, spec.c, spec.h, spec.w), dtype),
-        ("packed weight", packed, weight_shape, dtype),
-        ("bias", bias, (spec.k,), torch.float32),
-        ("residual", residual, images, dtype),
-        ("out", out, images, dtype),
-    ):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != expected:
-            raise InputError(
-                f"{name} is {_described(tensor)}: expected {list(shape)} of {expected} for {spec} "
-                f"in {precision}"
-            )
-        rows = tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
-        if not rows.is_contiguous():
-            raise InputError(
-                f"{name} has strides {tensor.stride()}: expected dense channels-last memory; "
-                "use channels_last() or contiguous()"
-            )
-        if tensor.device != x.device:
-            raise InputError(
-                f"{name} is on {tensor.device}, x on {x.device}: expected one device; move it there"
-            )
-
-
-def _described(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
+    check_tensor("x", x, x, (spec.n, spec.c, spec.h, spec.w), dtype)
+    check_tensor("packed weight", packed, x, weight_shape, dtype)
+    check_tensor("out", out, x, images, dtype)
+    if bias is not None:
+        check_tensor("bias", bias, x, (spec.k,), torch.float32)
+    if residual is not None:
+        check_tensor("residual", residual, x, images, dtype)
 
 
 def _pair(values: Sequence[int]) -> Pair:

@@ -26,13 +26,15 @@ def install() -> None:
     builder = interpreter.InterpreterBuilder
     masked_load, cast = builder.create_masked_load, builder.cast_impl
 
-    def strict_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    def strict_masked_load(
+        self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **named: Any
+    ) -> Any:
         if other is None:
             element = ptrs.get_element_ty()
             dtype = interpreter._get_np_dtype(element)
             data = np.full(ptrs.data.shape, garbage(dtype, element == tl.bfloat16), dtype)
             other = interpreter.TensorHandle(data, element)
-        return masked_load(self, ptrs, mask, other, *rest)
+        return masked_load(self, ptrs, mask, other, *rest, **named)
 
     def rounding_cast(self: Any, src: Any, dst_type: Any) -> Any:
         if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
