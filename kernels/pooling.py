@@ -119,8 +119,9 @@ def avg_pool2d_kernel(
             left = tl.maximum(left, 0)
             bottom = tl.minimum(bottom, H)
             right = tl.minimum(right, W)
-        # At least 1: a window of padding alone has the mean 0.
-        pixels = tl.maximum((bottom - top) * (right - left), 1)
+        # No window lies in the padding alone: at most half of one may, and the last one starts
+        # inside the image.
+        pixels = (bottom - top) * (right - left)
         total = total / pixels.to(tl.float32)[:, None]
     else:
         total = total / DIVISOR

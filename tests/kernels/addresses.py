@@ -8,6 +8,7 @@ meta tensors are enough.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,42 @@ def touched(found: list[Access], kind: str, argument: str) -> NDArray[np.int64]:
     return result
 
 
+def assert_within_bounds(calls: list[KernelCall], *outputs: str) -> None:
+    """Assert that no program of any launch touches what lies outside its tensors.
+
+    Reads beyond a tensor are harmless to the answer as long as nobody stores what came of them, and
+    stop a GPU all the same.
+
+    Args:
+        calls: of a few programs; all of them are run.
+        outputs: parameters of the last launch whose every element must be written exactly once.
+    """
+    written: dict[str, list[NDArray[np.int64]]] = {name: [] for name in outputs}
+    for call in calls:
+        sizes = {name: _numel(value) for name, value in call.arguments.items()}
+        high, wide, deep = call.grid
+        for program in itertools.product(range(high), range(wide), range(deep)):
+            for access in accesses(call, program):
+                size = sizes.get(access.argument)
+                assert size is not None, f"{access.kind} at no tensor's address"
+                inside = (access.offsets >= 0) & (access.offsets < size)
+                assert inside.all(), (
+                    f"program {program} of {call.name}: {access.kind} of {access.argument} at "
+                    f"{access.offsets[~inside][:5].tolist()}, it has {size} elements"
+                )
+                if call is calls[-1] and access.kind == "store":
+                    written.setdefault(access.argument, []).append(access.offsets)
+    for name, parts in written.items():
+        # Not only each once: a second store may come before the first one's load.
+        every = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        assert np.array_equal(every, np.arange(sizes[name] or 0)), f"{name} is not written once"
+
+
+def _numel(value: Any) -> int | None:
+    tensor = value.base if _is_descriptor(value) else value
+    return tensor.numel() if isinstance(tensor, torch.Tensor) else None
+
+
 class _Address:
     """As much of a tensor as the interpreter looks at."""
 
@@ -108,8 +145,9 @@ def _recording(names: dict[int, tuple[str, int]], found: list[Access]) -> Iterat
     builder = interpreter.InterpreterBuilder
 
     def keep(kind: str, ptrs: Any, mask: Any) -> None:
-        shape = np.broadcast_shapes(ptrs.data.shape, mask.data.shape)
-        lanes = np.broadcast_to(ptrs.data, shape)[np.broadcast_to(mask.data, shape)]
+        lets_through = np.asarray(mask.data)
+        shape = np.broadcast_shapes(ptrs.data.shape, lets_through.shape)
+        lanes = np.broadcast_to(ptrs.data, shape)[np.broadcast_to(lets_through, shape)]
         places = lanes // _SPACE
         for place in np.unique(places).tolist():
             # An address that wrapped around may lie in no tensor at all.
@@ -119,13 +157,13 @@ def _recording(names: dict[int, tuple[str, int]], found: list[Access]) -> Iterat
             assert not (offsets % size).any(), "between two elements"
             found.append(Access(kind, name, offsets // size))
 
-    def load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
+    def load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         keep("load", ptrs, mask)
         element = ptrs.get_element_ty()
         zeros = np.zeros(ptrs.data.shape, interpreter._get_np_dtype(element))
         return interpreter.TensorHandle(zeros, element)
 
-    def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> None:
+    def store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> None:
         keep("store", ptrs, mask)
 
     originals = builder.create_masked_load, builder.create_masked_store
