@@ -12,6 +12,7 @@ usage: fastres COMMAND [ARGUMENT ...]
 
 commands:
   bench     time a model in fastres and elsewhere, side by side
+  inspect   compile a model's kernels for GPUs that need not be here, and read the machine code
   roofline  what a GPU allows for a model, and the modelled time of each kernel, without a GPU
   verify    compare an optimised model's answers with the model's own in float64
 
@@ -48,6 +49,12 @@ def _bench(argv: Sequence[str]) -> int:
     return bench(argv)
 
 
+def _inspect(argv: Sequence[str]) -> int:
+    from fastres.inspect import main as inspect
+
+    return inspect(argv)
+
+
 def _roofline(argv: Sequence[str]) -> int:
     from fastres.roofline import main as roofline
 
@@ -62,6 +69,7 @@ def _verify(argv: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": _bench,
+    "inspect": _inspect,
     "roofline": _roofline,
     "verify": _verify,
 }

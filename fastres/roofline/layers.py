@@ -59,13 +59,18 @@ Worth = Callable[[Any], "str | None"]
 """Why a fused block does not pay, None where it does: see ``fuse_blocks``."""
 
 
-def graph_of(model: nn.Module) -> fx.GraphModule:
-    """The fused graph of a model, before anything is decided about a device."""
+def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModule:
+    """The fused graph of a model, before anything is decided about a device.
+
+    Args:
+        model: any that ``optimize`` takes.
+        dtype: to compute in; None for the model's own.
+    """
     evaluated, _ = in_eval_mode(model)
     with torch.no_grad():
         captured = capture(evaluated, None)
         own = own_dtype(evaluated)
-        rewrite(captured.module, Report(type(model).__name__), own, own)
+        rewrite(captured.module, Report(type(model).__name__), own, dtype or own)
     return captured.module
 
 
@@ -83,17 +88,17 @@ def layers_of(
     Raises:
         InputError: the model does not take images of this size.
     """
-    facts = propagate(module, _images(module, batch, size))
+    facts = propagate(module, images_for(module, batch, size))
     if worth is not None:
         module = fuse_blocks.copy(module)
-        facts = propagate(module, _images(module, batch, size))
+        facts = propagate(module, images_for(module, batch, size))
         fuse_blocks.run(module, fuse_blocks.BlockContext(facts, worth))
-        facts = propagate(module, _images(module, batch, size))
+        facts = propagate(module, images_for(module, batch, size))
     found = (_layer(node, facts) for node in module.graph.nodes if node.op == "call_function")
     return [layer for layer in found if layer is not None]
 
 
-def _images(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
+def images_for(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
     """Arguments of that size: one number, read again and again."""
     placeholders = module.graph.find_nodes(op="placeholder")
     values = [node.meta["val"] for node in placeholders]

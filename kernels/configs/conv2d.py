@@ -197,10 +197,12 @@ def estimate_conv2d(
     size = ELEMENT_BYTES[precision]
     target = gpu.architecture
     splits = used_splits(spec, config)
-    columns = math.ceil(spec.k // super_groups(spec.c, spec.k, spec.groups) / config.block_n)
+    groups = super_groups(spec.c, spec.k, spec.groups)
+    columns = math.ceil(spec.k // groups / config.block_n)
     elements = spec.n * spec.p * spec.q * spec.k
     written = elements * size * (2 if residual else 1)
     tile = (config.block_m, config.block_n, config.block_k)
+    width = math.gcd(spec.c // groups * size, 16)  # bytes that lie together and are aligned
     loop = Loop(
         steps=math.ceil(steps(spec, config) / splits),
         flops=2.0 * math.prod(tile),
@@ -212,14 +214,16 @@ def estimate_conv2d(
             config.num_warps,
             gathered=not is_pointwise(spec),
             descriptors=config.descriptors,
+            copy_bytes=width,
         ),
         stages=config.num_stages,
     )
-    sums = config.block_m * config.block_n // (config.num_warps * target.warp_size)
+    threads = config.num_warps * target.warp_size
+    narrow = 0.0 if width == 16 else loop.fetched_bytes / (width * threads)
     work = Work(
         programs=tiles(spec, config),
         num_warps=config.num_warps,
-        registers=registers(target, sums),
+        registers=registers(target, config.block_m * config.block_n // threads, narrow),
         shared_bytes=config.shared_bytes(precision, target),
         loops=(loop,),
         bytes=_input_bytes(spec, config, size, gpu, columns)

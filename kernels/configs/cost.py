@@ -206,15 +206,21 @@ def streaming(moved_bytes: float, flops: float, gpu: Gpu) -> Estimate:
     return estimate(work, "fp32", gpu)
 
 
-def registers(architecture: Architecture, accumulators: int) -> int:
+def registers(architecture: Architecture, accumulators: int, narrow_copies: float = 0.0) -> int:
     """Registers of a thread that holds so many float32 sums.
+
+    Args:
+        architecture: whose.
+        accumulators: sums of a thread.
+        narrow_copies: loads of less than 16 bytes that a thread has in flight: each has an address
+            and a result of its own (read on sm_80: 64 sums and 48 loads of two bytes, 236).
 
     ``mma`` keeps operands beside the sums (read on sm_80: 16 sums 72-80, 32 sums 110-128, 64 sums
     142-198, 128 sums 254); ``wgmma`` reads them from shared memory (sm_90: 47-78, 72-103, 101-140,
     170-182). May exceed what a thread can have: such a kernel would spill, and is not chosen.
     """
     per_sum = 1.9 if architecture.tensor_core == "mma" else 1.1
-    return round(48 + per_sum * accumulators)
+    return round(48 + per_sum * accumulators + 1.5 * narrow_copies)
 
 
 def loop_instructions(
@@ -225,6 +231,7 @@ def loop_instructions(
     *,
     gathered: bool,
     descriptors: bool = False,
+    copy_bytes: int = 16,
 ) -> float:
     """Instructions of one step and warp of a matrix product's loop, beside the matrix ones.
 
@@ -232,6 +239,7 @@ def loop_instructions(
         tile: (m, n, k) of one step.
         gathered: whether rows are gathered under a mask, as for a convolution with padding.
         descriptors: whether the hardware copies whole tiles.
+        copy_bytes: that one thread can load at a time: 16 unless channels are few or odd.
 
     Read on sm_80, as m, n, k, warps: instructions. 128, 128, 64, 8: 121. 128, 64, 64, 4: 166. 64,
     128, 64, 4: 138. 64, 64, 64, 4: 113. 64, 32, 64, 4: 108. On sm_90: 128, 128, 32, 4: 119. 128,
@@ -242,7 +250,7 @@ def loop_instructions(
     by_descriptor = 80.0
     if descriptors:
         return by_descriptor
-    per_copy = 16 * num_warps * architecture.warp_size
+    per_copy = copy_bytes * num_warps * architecture.warp_size
     copies_m = m * k * element_bytes / per_copy
     copies_n = n * k * element_bytes / per_copy
     fixed, loads = 72.0, 0.0

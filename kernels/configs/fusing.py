@@ -55,6 +55,13 @@ def why_library(gpu: Gpu) -> str | None:
     )
 
 
+def as_if_ours(gpu: Gpu) -> Gpu:
+    """The same GPU, and where products are the library's, one whose tensor cores Triton can use."""
+    if why_library(gpu) is None:
+        return gpu
+    return replace(gpu, architecture=replace(gpu.architecture, tensor_core="mma"))
+
+
 def why_not_fused(spec: Spec, precision: str, gpu: Gpu) -> str | None:
     """Why the fused kernel does not pay for these sizes, as a sentence; None where it does.
 
@@ -94,8 +101,7 @@ def modelled(spec: Spec, precision: str, gpu: Gpu, residual: bool = False) -> Mo
     if isinstance(spec, PoolLinearSpec):
         return _pool_linear(spec, precision, gpu)
     library = why_library(gpu) is not None
-    if library:
-        gpu = replace(gpu, architecture=replace(gpu.architecture, tensor_core="mma"))
+    gpu = as_if_ours(gpu)
     if isinstance(spec, BottleneckSpec):
         tail = choose_bottleneck(spec, precision, gpu)
         if tail is None:

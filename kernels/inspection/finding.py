@@ -10,7 +10,6 @@ can keep the matrix units busy, and one above 1 cannot.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from fastres.errors import TargetError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import GPUS, Architecture
 from fastres.kernels.inspection import amdgcn, sass
-from fastres.kernels.inspection.instructions import Instruction, Mix, copies, main_loop, mix
+from fastres.kernels.inspection.instructions import Mix, copies, main_loop, mix
 from fastres.kernels.inspection.occupancy import Occupancy, occupancy
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -44,7 +43,8 @@ class Finding:
         loop_form: ``loop``, ``unrolled`` or ``none``; see :func:`instructions.main_loop`.
         copies: way of copying -> bytes per thread -> instructions, in the whole kernel.
         loop_copies: the same for the main loop.
-        issue_ratio: see above; None without a main loop on matrix units.
+        issue_ratio: see above; None where the code does not tell the products' sizes.
+        integer_share: the same for integer instructions alone.
     """
 
     kernel: str
@@ -64,6 +64,12 @@ class Finding:
     copies: dict[str, dict[int, int]]
     loop_copies: dict[str, dict[int, int]]
     issue_ratio: float | None
+    integer_share: float | None
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether the kernel is one for matrix products."""
+        return "INPUT_PRECISION" in self.constants
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -111,16 +117,16 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
         loop_form=form,
         copies=copies(code),
         loop_copies=copies(body),
-        issue_ratio=_issue_ratio(body, architecture),
+        issue_ratio=_per_busy_cycle(loop, loop.total - loop.of("tensor"), architecture),
+        integer_share=_per_busy_cycle(loop, loop.of("integer"), architecture),
     )
 
 
-def _issue_ratio(loop: Sequence[Instruction], architecture: Architecture) -> float | None:
-    counted = mix(loop)
-    if not counted.multiply_adds:
+def _per_busy_cycle(loop: Mix, instructions: int, architecture: Architecture) -> float | None:
+    if not loop.multiply_adds:
         return None
-    busy = counted.multiply_adds / rate(next(iter(counted.opcodes)), architecture)
-    return (counted.total - counted.of("tensor")) / busy
+    busy = loop.multiply_adds / rate(next(iter(loop.opcodes)), architecture)
+    return instructions / busy
 
 
 def rate(opcode: str, architecture: Architecture) -> float:

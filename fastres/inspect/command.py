@@ -1,0 +1,201 @@
+"""The command ``python -m fastres.inspect``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from torch import fx
+
+from fastres import models
+from fastres.bench import source
+from fastres.errors import FastresError, OptionError, TargetError
+from fastres.kernels import gpus
+from fastres.kernels.gpus import ARCHITECTURES, Architecture
+from fastres.kernels.inspection.budgets import violations
+from fastres.kernels.inspection.finding import Finding, inspect_call
+from fastres.roofline.layers import graph_of
+from fastres.target import cpu_threads
+
+MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
+DEFAULT_ARCHITECTURES = ("sm_80", "sm_90")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A distinct launch, compiled and read.
+
+    Attributes:
+        layers: of the models, as ``model: module``.
+        operation: what it computes for them, e.g. ``fastres.conv2d``.
+        precision: that was asked for.
+        finding: what was read; None if it does not compile.
+        broken: budgets that it breaks, or why it does not compile.
+    """
+
+    layers: tuple[str, ...]
+    operation: str
+    precision: str
+    finding: Finding | None
+    broken: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; None takes them from ``sys.argv``.
+
+    Returns:
+        0, 1 where a launch breaks a budget or does not compile, 2 for arguments that cannot be or
+        without Triton's compiler.
+    """
+    given = _parser().parse_args(argv)
+    try:
+        return _run(given)
+    except FastresError as error:
+        print(f"fastres inspect: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.batch < 1 or given.size < 1:
+        raise OptionError("--batch and --size: expected positive numbers")
+    architectures = [gpus.architecture(name) for name in given.arch]
+    try:
+        from fastres.inspect.table import show
+        from fastres.kernels.inspection.compiling import compiler_versions, require_compiler
+    except ImportError as error:
+        raise TargetError(
+            f"{error}: kernels are compiled by Triton; install fastres[gpu]"
+        ) from error
+    require_compiler()
+    names = [f"resnet{given.depth}"] if given.depth else given.model
+    chosen = [source.parse(name) for name in names]
+    readings: dict[str, list[Reading]] = {each.name: [] for each in architectures}
+    for precision in given.precision:
+        dtype = _dtype(precision)
+        graphs = {str(each): graph_of(source.build(each, seed=0), dtype) for each in chosen}
+        for architecture in architectures:
+            readings[architecture.name] += read(
+                graphs, given.batch, given.size, precision, architecture
+            )
+    broken = any(reading.broken for found in readings.values() for reading in found)
+    if given.json:
+        print(json.dumps(_record(given, names, compiler_versions(), readings), indent=1))
+    else:
+        for architecture in architectures:
+            show(architecture, readings[architecture.name], Console())
+    return int(broken)
+
+
+def read(
+    graphs: dict[str, fx.GraphModule],
+    batch: int,
+    size: int,
+    precision: str,
+    architecture: Architecture,
+) -> list[Reading]:
+    """Compile and read every distinct launch of several models.
+
+    Args:
+        graphs: by the models' names, see ``roofline.layers.graph_of``.
+        batch: images.
+        size: pixels of a side.
+        precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        architecture: compiled for.
+    """
+    from fastres.inspect.launches import computed_in, launches, merged, representative
+
+    gpu = representative(architecture)
+    found = merged(
+        {name: launches(graph, batch, size, precision, gpu) for name, graph in graphs.items()}
+    )
+    one = partial(
+        _read, precision=precision, runs_as=computed_in(precision, architecture), on=architecture
+    )
+    with ThreadPoolExecutor(cpu_threads()) as pool:  # compilers hold no lock while they work
+        return list(pool.map(one, found))
+
+
+def _read(launch: Any, precision: str, runs_as: str, on: Architecture) -> Reading:
+    finding, broken = None, []
+    try:
+        finding = inspect_call(launch.call, on)
+    except TargetError as error:
+        broken = [str(error)]
+    else:
+        broken = violations(finding, on, runs_as)
+    return Reading(launch.layers, launch.operation, precision, finding, tuple(broken))
+
+
+def _dtype(precision: str) -> Any:
+    from fastres.inspect.launches import DTYPES
+
+    return DTYPES[precision]
+
+
+def _record(
+    given: argparse.Namespace,
+    names: Sequence[str],
+    versions: dict[str, str],
+    readings: dict[str, list[Reading]],
+) -> dict[str, Any]:
+    return {
+        "models": list(names),
+        "batch": given.batch,
+        "size": given.size,
+        "compiler": versions,
+        "architectures": {
+            name: [dict(_fields(reading)) for reading in found] for name, found in readings.items()
+        },
+    }
+
+
+def _fields(reading: Reading) -> Iterator[tuple[str, Any]]:
+    yield "layers", list(reading.layers)
+    yield "operation", reading.operation
+    yield "precision", reading.precision
+    yield "broken", list(reading.broken)
+    yield "finding", None if reading.finding is None else reading.finding.as_json()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.inspect",
+        description="Compile every distinct launch of a model's layers, one by one and with blocks "
+        "fused, for GPUs that need not be here, and read the machine code: registers, spills, "
+        "shared memory, occupancy, matrix instructions, copies, and the main loop's instructions.",
+        epilog="Exit status: 0; 1 where a launch breaks a budget or does not compile; 2 for "
+        "arguments that cannot be or without Triton's compiler.",
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--depth", type=int, help="a ResNet of fastres.models, e.g. 50")
+    which.add_argument(
+        "--model",
+        metavar="NAME",
+        nargs="+",
+        default=list(MODELS),
+        help=f"{', '.join(models.available()[:3])}, ..., torchvision:NAME, timm:NAME or "
+        f"module:function (default: {' '.join(MODELS)})",
+    )
+    add(
+        "--arch",
+        nargs="+",
+        default=list(DEFAULT_ARCHITECTURES),
+        metavar="ARCH",
+        help=f"some of {', '.join(ARCHITECTURES)} (default: {' '.join(DEFAULT_ARCHITECTURES)})",
+    )
+    add("--precision", nargs="+", choices=gpus.PRECISIONS, default=["fp16"], help="default: fp16")
+    add("--batch", type=int, default=32, help="images (default: 32)")
+    add("--size", type=int, default=224, help="pixels of a side (default: 224)")
+    add("--json", action="store_true", help="as JSON")
+    return parser

@@ -1,0 +1,135 @@
+"""The distinct launches of a model on a GPU that need not be here, from the engine's own plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.kernels.call import KernelCall
+from fastres.kernels.configs.fusing import as_if_ours
+from fastres.kernels.gpus import GPUS, Architecture, Gpu
+from fastres.roofline.layers import images_for
+from fastres.runtime.gpu.arithmetic import Arithmetic
+from fastres.runtime.gpu.engine import Planned, plan_for
+from fastres.runtime.gpu.plan import TorchStep, fetch
+from fastres.runtime.gpu.tactics import Tactics
+
+DTYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch and the layers that it is for.
+
+    Attributes:
+        layers: names of the user's modules, each once.
+        operation: e.g. ``fastres.conv2d``.
+        call: on the meta device.
+    """
+
+    layers: tuple[str, ...]
+    operation: str
+    call: KernelCall
+
+
+def representative(architecture: Architecture) -> Gpu:
+    """The product whose configurations stand for an architecture: the first in the list."""
+    return next(gpu for gpu in GPUS.values() if gpu.architecture == architecture)
+
+
+def computed_in(precision: str, architecture: Architecture) -> str:
+    """What Triton computes in where it is asked for this precision.
+
+    TF32 exists on NVIDIA's chips from sm_80 on and on gfx942; elsewhere it is plain float32.
+    """
+    lacks_tf32 = architecture.name in ("sm_75", "gfx90a")
+    return "fp32" if precision == "tf32" and lacks_tf32 else precision
+
+
+def launches(
+    module: fx.GraphModule, batch: int, size: int, precision: str, gpu: Gpu
+) -> list[Launch]:
+    """The launches of a graph, of its layers one by one and then with blocks fused.
+
+    Where products are the library's (sm_75), our kernels' are taken, so that it can be seen why.
+
+    Args:
+        module: of ``roofline.layers.graph_of``, in the dtype of ``precision``.
+        batch: images.
+        size: pixels of a side.
+        precision: a key of :data:`DTYPES`.
+        gpu: configured for.
+    """
+    precision = computed_in(precision, gpu.architecture)
+    numbers = Arithmetic(precision, precision) if precision in ("tf32", "fp32") else Arithmetic()
+    tactics = Tactics(as_if_ours(gpu))
+    images = images_for(module, batch, size)
+    return [
+        launch
+        for worth in (_never, None)
+        for launch in _of_plan(plan_for(module, images, tactics, numbers, worth))
+    ]
+
+
+def merged(found: Mapping[str, Sequence[Launch]]) -> list[Launch]:
+    """The distinct launches of several models; layers are named ``model: module``."""
+    distinct: dict[Any, Launch] = {}
+    for model, several in found.items():
+        for launch in several:
+            key = _identity(launch.call)
+            known = distinct.get(key)
+            layers = tuple(f"{model}: {layer}" for layer in launch.layers)
+            if known is not None:
+                layers = tuple(dict.fromkeys((*known.layers, *layers)))
+            distinct[key] = replace(known or launch, layers=layers)
+    return list(distinct.values())
+
+
+def _never(spec: object) -> str:
+    return "not asked for"
+
+
+def _of_plan(planned: Planned) -> Iterator[Launch]:
+    """The launches of a plan, its tensors without memory."""
+    plan = planned.plan
+    nowhere = torch.empty(0, dtype=torch.uint8, device="meta")
+    tensors: dict[str, Any] = {
+        name: value.within(nowhere, 0) for name, value in plan.values.items()
+    }
+    for step in plan.steps:
+        for constant in step.constants:
+            sources = (getattr(planned.module, name).to("meta") for name in constant.sources)
+            tensors[constant.name] = constant.make(*sources)
+        if isinstance(step, TorchStep):
+            args, kwargs = fetch(step.args, tensors), fetch(step.kwargs, tensors)
+            tensors[step.result] = step.function(*args, **kwargs)
+            continue
+        for call in step.calls(tensors):
+            yield Launch((step.module,), step.operation, call)
+
+
+def _identity(call: KernelCall) -> tuple[Any, ...]:
+    """What the compiler sees of a launch."""
+    arguments = tuple(sorted((name, _kind(value)) for name, value in call.arguments.items()))
+    constants = tuple(sorted((name, str(value)) for name, value in call.constants.items()))
+    return call.kernel.fn.__name__, constants, arguments, call.num_warps, call.num_stages
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str(value.dtype)
+    block: Sequence[int] | None = getattr(value, "block_shape", None)
+    if block is not None:
+        return f"{value.base.dtype} {list(block)}"
+    if isinstance(value, int):
+        return "1" if value == 1 else "16" if value % 16 == 0 else "int"
+    return str(value)

@@ -1,0 +1,79 @@
+"""What machine code must not do, each with its bound.
+
+=====================  ============================================================================
+budget                 bound
+=====================  ============================================================================
+local memory           none: everything fits into registers
+shared memory          within what one block may have, and at least one block fits
+matrix units           every product on them, by the architecture's own instruction (``HMMA``,
+                       ``HGMMA``, ``UTC*MMA``, ``v_mfma``). Full float32 on NVIDIA has none.
+address arithmetic     in the main loop, integer instructions take at most :data:`INTEGER_SHARE` of
+                       the issue slots that pass while the matrix units are busy
+=====================  ============================================================================
+
+The last one holds where tiles are large and channels come in 16 bytes: the stem's three channels
+are gathered one by one, and a product of few rows (a classifier, one image's late stages) waits for
+its weights and not for its instructions.
+"""
+
+from __future__ import annotations
+
+from fastres.kernels.configs.conv2d import on_matrix_units
+from fastres.kernels.configs.traffic import ELEMENT_BYTES
+from fastres.kernels.gpus import Architecture
+from fastres.kernels.inspection.finding import Finding
+
+INTEGER_SHARE = 0.6
+"""Integer instructions per cycle in which a scheduler's matrix unit is busy."""
+
+_PREFIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTC", "mfma": "v_mfma"}
+
+
+LARGE_TILE = 64 * 64
+"""Pixels times filters from which on a tile is large."""
+
+
+def violations(finding: Finding, architecture: Architecture, precision: str) -> list[str]:
+    """The budgets that a launch breaks, a sentence each; none if all is well.
+
+    Args:
+        finding: what was read.
+        architecture: compiled for.
+        precision: that it computes in.
+    """
+    found = []
+    if finding.spill_bytes or finding.local_instructions:
+        found.append(
+            f"{finding.spill_bytes} bytes of local memory per thread, "
+            f"{finding.local_instructions} instructions on it"
+        )
+    if finding.shared_bytes > architecture.shared_bytes_per_block:
+        found.append(
+            f"{finding.shared_bytes} bytes of shared memory, a block may have "
+            f"{architecture.shared_bytes_per_block}"
+        )
+    if finding.occupancy.blocks == 0:
+        found.append("not one block fits on a multiprocessor")
+    if finding.multiplies and on_matrix_units(precision, architecture):
+        found += _off_matrix_units(finding, architecture)
+        share = finding.integer_share
+        if _is_large(finding, precision) and share is not None and share > INTEGER_SHARE:
+            found.append(
+                f"{share:.2f} integer instructions per busy cycle of the matrix units, at most "
+                f"{INTEGER_SHARE} are allowed"
+            )
+    return found
+
+
+def _is_large(finding: Finding, precision: str) -> bool:
+    tile: int = finding.constants["BLOCK_SIZE_M"] * finding.constants["BLOCK_SIZE_N"]
+    channels: int = finding.constants.get("C", 8)
+    return tile >= LARGE_TILE and channels * ELEMENT_BYTES[precision] % 16 == 0
+
+
+def _off_matrix_units(finding: Finding, architecture: Architecture) -> list[str]:
+    prefix = _PREFIX[architecture.tensor_core]
+    others = [name for name in finding.whole.opcodes if not name.startswith(prefix)]
+    if others or not finding.whole.opcodes:
+        return [f"products by {', '.join(others) or 'no matrix instruction'} instead of {prefix}"]
+    return []
