@@ -48,11 +48,11 @@ from fastres.kernels.configs.bottleneck import (
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.conv2d_launch import DTYPES, channels_last, precision_of
 from fastres.kernels.gpus import Gpu, by_name
-from fastres.kernels.packing import pack_conv2d, pack_linear
+from fastres.kernels.packing import pack_conv2d, pack_linear, rounded
 from fastres.spec import BottleneckSpec, ConvSpec
 
 
-def pack_bottleneck(weight: Tensor, groups: int = 1) -> Tensor:
+def pack_bottleneck(weight: Tensor, groups: int = 1, precision: str | None = None) -> Tensor:
     """[K, C / groups, R, S] -> [K, R*S*C'] as ``bottleneck_calls`` takes it; a copy.
 
     Without groups C' = C. With groups, each row also holds zeros for the other groups of its
@@ -60,11 +60,12 @@ def pack_bottleneck(weight: Tensor, groups: int = 1) -> Tensor:
     filters of the chunk, and not only in those of its own group.
     """
     if groups == 1:
-        return pack_conv2d(weight)
+        return pack_conv2d(weight, 1, precision)
     k, channels, r, s = weight.shape
     spec = ConvSpec(1, channels * groups, r, s, k, r, s, groups=groups)
     chunk = chunks_of(spec)
     together = chunk.channels // channels
+    weight = rounded(weight, precision)
     rows = weight.permute(0, 2, 3, 1).reshape(chunk.count, together, k // groups, r, s, channels)
     dense = weight.new_zeros(*rows.shape[:5], together, channels)
     for group in range(together):
@@ -72,9 +73,9 @@ def pack_bottleneck(weight: Tensor, groups: int = 1) -> Tensor:
     return dense.reshape(k, r * s * chunk.channels)
 
 
-def pack_pointwise(weight: Tensor) -> Tensor:
+def pack_pointwise(weight: Tensor, precision: str | None = None) -> Tensor:
     """[K, C, 1, 1] -> [K, C], a copy: the expansion, the shortcut, the next block's head."""
-    return pack_linear(weight.flatten(1))
+    return pack_linear(weight.flatten(1), precision)
 
 
 def bottleneck_calls(
@@ -261,13 +262,13 @@ def bottleneck(
         next_out = x.new_empty(conv.n, conv.p, conv.q, spec.next_k).permute(0, 3, 1, 2)
     for call in bottleneck_calls(
         channels_last(x),
-        pack_bottleneck(weight, groups) if supports(spec) is None else weight,
+        pack_bottleneck(weight, groups, precision) if supports(spec) is None else weight,
         _bias(bias),
-        pack_pointwise(expand_weight),
+        pack_pointwise(expand_weight, precision),
         _bias(expand_bias),
         channels_last(residual),
-        None if shortcut_weight is None else pack_pointwise(shortcut_weight),
-        None if next_weight is None else pack_pointwise(next_weight),
+        None if shortcut_weight is None else pack_pointwise(shortcut_weight, precision),
+        None if next_weight is None else pack_pointwise(next_weight, precision),
         _bias(next_bias),
         out,
         next_out,

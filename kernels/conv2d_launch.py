@@ -65,7 +65,7 @@ def conv2d_calls(
 
     Args:
         x: [N, C, H, W], channels-last and dense, in ``precision``'s dtype; also on "meta".
-        packed: the weight as ``packing.pack_conv2d`` gives it, same dtype.
+        packed: the weight as ``packing.pack_conv2d`` gives it for this precision, same dtype.
         bias: [K] float32, or None.
         residual: like ``out``, or None. May be ``out`` itself.
         out: [N, K, P, Q], channels-last and dense, same dtype.
@@ -172,7 +172,7 @@ def conv2d(
     workspace = x.new_empty(size // 4, dtype=torch.float32) if size else None
     calls = conv2d_calls(
         channels_last(x),
-        pack_conv2d(weight, groups),
+        pack_conv2d(weight, groups, precision),
         None if bias is None else bias.float().contiguous(),
         None if residual is None else channels_last(residual),
         out,

@@ -93,7 +93,7 @@ def linear(
     size = workspace_bytes(spec, config, precision)
     calls = linear_calls(
         rows,
-        pack_linear(weight),
+        pack_linear(weight, precision),
         None if bias is None else bias.float().contiguous(),
         out,
         activation,

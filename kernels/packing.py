@@ -4,6 +4,9 @@ Without groups, [K, C, R, S] becomes [K, R*S*C]: the channels-last memory of the
 groups, a few neighbouring groups become one *super-group*, a dense block whose off-diagonal
 weights are zero, since a matrix product over 4 channels would leave tensor cores idle. ResNeXt's
 32 groups of 4 channels become 4 super-groups of 32: [4, 32, R*S*32].
+
+For ``tf32`` the weights are rounded here to what tensor cores multiply: they cut off the other
+bits, which would make all weights smaller.
 """
 
 from __future__ import annotations
@@ -44,8 +47,25 @@ def packed_shape(c: int, k: int, r: int, s: int, groups: int) -> tuple[int, ...]
     return count, k // count, r * s * (c // count)
 
 
-def pack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
+def rounded(weight: Tensor, precision: str | None) -> Tensor:
+    """``weight`` for ``tf32`` to the nearest with 10 bits of fraction, otherwise as it is.
+
+    As ``dot.rounded_to_tf32`` does in kernels: ties away from zero, infinity and NaN stay.
+    """
+    if precision != "tf32":
+        return weight
+    bits = weight.contiguous().view(torch.int32)
+    carried = torch.where(weight.isnan(), bits, bits + 0x1000) & -0x2000
+    return carried.view(torch.float32)
+
+
+def pack_conv2d(weight: Tensor, groups: int = 1, precision: str | None = None) -> Tensor:
     """[K, C / groups, R, S] -> :func:`packed_shape`, contiguous, a copy; also on the meta device.
+
+    Args:
+        weight: any strides.
+        groups: of the convolution.
+        precision: what it is multiplied in; only ``tf32`` makes a difference.
 
     Raises:
         InputError: not four axes, or filters that the groups do not divide.
@@ -56,7 +76,7 @@ def pack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
             "[filters, channels / groups, height, width], and filters divisible by groups"
         )
     k, channels, r, s = weight.shape
-    rows = weight.permute(0, 2, 3, 1)
+    rows = rounded(weight, precision).permute(0, 2, 3, 1)
     if groups == 1:
         return rows.reshape(k, r * s * channels).clone(memory_format=torch.contiguous_format)
     filters = k // groups
@@ -69,8 +89,8 @@ def pack_conv2d(weight: Tensor, groups: int = 1) -> Tensor:
     return dense.reshape(packed_shape(channels * groups, k, r, s, groups))
 
 
-def pack_linear(weight: Tensor) -> Tensor:
-    """[K, C], contiguous, a copy.
+def pack_linear(weight: Tensor, precision: str | None = None) -> Tensor:
+    """[K, C], contiguous, a copy; ``precision`` as in :func:`pack_conv2d`.
 
     Raises:
         InputError: not two axes.
@@ -79,4 +99,4 @@ def pack_linear(weight: Tensor) -> Tensor:
         raise InputError(
             f"weight of shape {list(weight.shape)}: expected two axes, [outputs, inputs]"
         )
-    return weight.clone(memory_format=torch.contiguous_format)
+    return rounded(weight, precision).clone(memory_format=torch.contiguous_format)

@@ -44,7 +44,7 @@ def pointwise_kernel(
     for step in range(0, tl.cdiv(C, BLOCK_SIZE_K)):
         a = x_desc.load([first_m, step * BLOCK_SIZE_K])
         b = weight_desc.load([first_n, step * BLOCK_SIZE_K])
-        acc = dot(a, b.T, acc, INPUT_PRECISION)
+        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=False)
     bias = 0.0
     if HAS_BIAS:
         offs_n = first_n + tl.arange(0, BLOCK_SIZE_N)

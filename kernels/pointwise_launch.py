@@ -51,10 +51,13 @@ def pointwise_call(
     rows = spec.n * spec.p * spec.q
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
 
-    def tiled(tensor: Tensor, columns: int, block: list[int]) -> TensorDescriptor:
+    def tiled(
+        tensor: Tensor, columns: int, block: list[int], rounded: bool = False
+    ) -> TensorDescriptor:
         # Pixels times channels: any channels-last tensor, whatever its image's height and width.
         matrix = tensor.as_strided((tensor.numel() // columns, columns), (columns, 1))
-        return TensorDescriptor(matrix, list(matrix.shape), [columns, 1], block)
+        shape = list(matrix.shape)
+        return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=rounded)
 
     grid = math.ceil(rows / block_m) * math.ceil(spec.k / block_n)
     out_block = [block_m, block_n]
@@ -62,7 +65,7 @@ def pointwise_call(
         kernel=pointwise_kernel,
         grid=(grid, 1, 1),
         arguments={
-            "x_desc": tiled(x, spec.c, [block_m, block_k]),
+            "x_desc": tiled(x, spec.c, [block_m, block_k], precision == "tf32"),
             "weight_desc": tiled(packed, spec.c, [block_n, block_k]),
             "bias_ptr": bias,
             "residual_desc": None if residual is None else tiled(residual, spec.k, out_block),

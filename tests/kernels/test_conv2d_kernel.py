@@ -200,6 +200,29 @@ def test_nan_of_one_filter_stays_in_it(device: str) -> None:
     assert got[:, 19, :2, :2].isnan().all()
 
 
+@pytest.mark.parametrize("descriptors", [False, True])
+def test_tf32_rounds_to_the_nearest(descriptors: bool, device: str) -> None:
+    """Tensor cores cut off what does not fit, which would make all pixels and weights smaller."""
+    if descriptors and device == "cuda" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU does not copy by tensor descriptor")
+    x = torch.ones(1, 16, 4, 4, device=device)
+    x[:, :, 1] += 0.9 * 2**-10
+    x[:, :, 2] += 0.4 * 2**-10
+    x[:, :, 3] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    weight = torch.full((16, 16, 1, 1), -1 - 0.9 * 2**-10, device=device)
+    rest = attributes(ConvSpec(1, 16, 4, 4, 16, 1, 1), "none", "none")
+    got = conv2d(
+        *(x, weight, None, None, *rest),
+        config=replace(SMALL, descriptors=descriptors),
+        precision="tf32",
+    )
+    next_number = 1 + 2.0**-10
+    assert torch.equal(got[0, 0, 0], torch.full_like(got[0, 0, 0], -16 * next_number))
+    assert torch.equal(got[0, 0, 1], torch.full_like(got[0, 0, 0], -16 * next_number**2))
+    assert torch.equal(got[0, 0, 2], got[0, 0, 0])
+    assert got[0, :, 3].isnan().all()
+
+
 @pytest.mark.parametrize("split_k", [2, 5])
 def test_split_sums_are_the_same_in_every_run(split_k: int, device: str) -> None:
     """Bit for bit, and those of adding the splits in their order."""

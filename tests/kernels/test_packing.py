@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_oracle import rounded_to_tf32
 
 from fastres.errors import InputError
 from fastres.kernels.packing import (
@@ -13,6 +14,7 @@ from fastres.kernels.packing import (
     pack_conv2d,
     pack_linear,
     packed_shape,
+    rounded,
     super_groups,
 )
 
@@ -109,6 +111,26 @@ def test_a_weight_with_nan_stays_in_its_own_group() -> None:
 
 def test_resnext_is_packed_into_blocks_of_32_channels() -> None:
     assert [super_groups(c, c, 32) for c in (128, 256, 512, 1024)] == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_weights_for_tf32_are_rounded_to_the_nearest(groups: int) -> None:
+    weight = torch.randn(8, 8 // groups, 3, 3).transpose(2, 3)
+    packed = pack_conv2d(weight, groups, "tf32")
+    assert torch.equal(packed, pack_conv2d(rounded_to_tf32(weight), groups))
+    assert not torch.equal(packed, pack_conv2d(weight, groups))
+    for precision in (None, "fp32"):
+        assert torch.equal(pack_conv2d(weight, groups, precision), pack_conv2d(weight, groups))
+    matrix = torch.randn(5, 7)
+    assert torch.equal(pack_linear(matrix, "tf32"), rounded_to_tf32(matrix))
+
+
+def test_rounding_to_tf32_keeps_infinity_and_every_nan() -> None:
+    nans = torch.tensor([0x7FFFFFFF, 0x7FC00000, -1], dtype=torch.int32).view(torch.float32)
+    assert rounded(nans, "tf32").isnan().all()
+    ends = torch.tensor([float("inf"), float("-inf"), 0.0, 1.0, -(1 + 2.0**-10)])
+    assert torch.equal(rounded(ends, "tf32"), ends)
+    assert rounded(torch.tensor(1 + 2.0**-11), "tf32") == 1 + 2.0**-10  # ties away from zero
 
 
 def test_linear_weights_are_copied() -> None:
