@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,9 @@ def optimize(
     precision: str | None = None,
     engine: str = "auto",
     strict: bool = False,
+    tune: bool = False,
     threads: int | None = None,
+    batch_buckets: Sequence[int] = (),
 ) -> OptimizedModule:
     """A faster drop-in for ``model``, checked against it.
 
@@ -63,10 +65,17 @@ def optimize(
         device: where to run; default: where the model is.
         precision: None keeps the model's dtype and torch's flags; ``"fp32"``, ``"bf16"`` and
             ``"fp16"`` convert weights and activations. Inputs and results keep the model's dtype.
-        engine: ``"auto"`` takes the fastest that runs here; ``"onednn"`` or ``"eager"`` forces one.
+        engine: ``"auto"`` takes the fastest that runs here; ``"triton"``, ``"onednn"`` or
+            ``"eager"`` forces one. ``"triton"`` is for GPUs; on the CPU it runs only under
+            ``TRITON_INTERPRET=1``, to see what the kernels compute.
         strict: raise for the first thing that cannot be optimised, instead of one warning.
+        tune: on a GPU, time each layer's candidates and the library when a shape is first seen,
+            instead of choosing by the cost model. Results are kept in ``FASTRES_CACHE_DIR``
+            (default ``~/.cache/fastres``); an interrupted tuning goes on where it stopped.
         threads: threads per call; default: torch's setting, but no more than the process's CPU
             affinity and cgroup quota grant.
+        batch_buckets: on a GPU, batch sizes to prepare for: a smaller batch runs as the next of
+            these, filled up, so that few sizes are ever recorded. Larger batches run as they are.
 
     Returns:
         The optimised module; ``print(fast.report)`` shows what was done.
@@ -82,7 +91,8 @@ def optimize(
     """
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
-    options = Options(precision, engine, strict, threads, _device(device))
+    buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
+    options = Options(precision, engine, strict, threads, _device(device), tune, buckets)
     _refuse_meta(model)
     for name, module in model.named_modules():
         if isinstance(module, OptimizedModule):
@@ -116,7 +126,7 @@ def _optimize(
     if options.device is not None:
         captured.move_to(options.device)
     report.precision = str(options.dtype(own)).removeprefix("torch.")
-    chosen, passed_over = choose(options.engine, captured.module)
+    chosen, passed_over = choose(options, captured.module)
     report.engine = chosen.name
     report.notes += passed_over
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))

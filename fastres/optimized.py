@@ -179,7 +179,7 @@ class OptimizedModule(nn.Module):
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
-        engine, _ = choose(self._options.engine, self.graph_module)
+        engine, _ = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

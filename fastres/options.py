@@ -15,7 +15,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 """The names that ``precision`` takes, with the dtype of weights and activations."""
 
-ENGINES: tuple[str, ...] = ("auto", "onednn", "eager")
+ENGINES: tuple[str, ...] = ("auto", "triton", "onednn", "eager")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Options:
         strict: raise for the first thing that is not optimised.
         threads: threads per call, or None for what the process may use.
         device: where the optimised model runs, or None for where the model is.
+        tune: time tactics on the device instead of choosing them by the cost model.
+        batch_buckets: batch sizes that smaller batches are filled up to.
 
     Raises:
         OptionError: a value is not one of those.
@@ -38,6 +40,8 @@ class Options:
     strict: bool = False
     threads: int | None = None
     device: torch.device | None = None
+    tune: bool = False
+    batch_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.precision is not None and self.precision not in PRECISIONS:
@@ -49,13 +53,21 @@ class Options:
             raise OptionError(
                 f"engine={self.engine!r}: expected one of {', '.join(map(repr, ENGINES))}"
             )
-        if not isinstance(self.strict, bool):
-            raise OptionError(f"strict={self.strict!r}: expected True or False")
+        for name in ("strict", "tune"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r}: expected True or False")
         threads = self.threads
         if threads is not None and (
             not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
         ):
             raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+        sizes = self.batch_buckets
+        if not isinstance(sizes, tuple) or not all(
+            type(size) is int and size > 0 for size in sizes
+        ):
+            raise OptionError(
+                f"batch_buckets={sizes!r}: expected a sequence of batch sizes of at least 1"
+            )
 
     def dtype(self, own: torch.dtype) -> torch.dtype:
         """The dtype to compute in, for a model whose own is ``own``."""

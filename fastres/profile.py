@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from fastres.runtime.executable import Executable
+from fastres.runtime.executable import Runnable
 
 ROUNDS = 20
 """Calls that a profile takes the fastest of, after two that do not count."""
@@ -66,15 +68,18 @@ class Profile:
 
 
 def measure(
-    executable: Executable, call: Callable[[], Any], inputs: Sequence[Any], rounds: int = ROUNDS
+    executable: Runnable, call: Callable[[], Any], inputs: Sequence[Any], rounds: int = ROUNDS
 ) -> Profile:
     """Time ``executable`` layer by layer, in turn with whole calls of ``call``."""
+    waits = any(isinstance(value, Tensor) and value.is_cuda for value in inputs)
     layered: list[list[tuple[str, str, int]]] = []
     whole: list[int] = []
     for index in range(rounds + 2):
         times = executable.timed(inputs)
         started = time.perf_counter_ns()
         call()
+        if waits:
+            torch.cuda.synchronize()
         took = time.perf_counter_ns() - started
         if index >= 2:
             layered.append(times)

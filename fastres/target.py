@@ -96,6 +96,27 @@ class CpuTarget:
     memory_bytes: int | None
 
 
+@dataclass(frozen=True)
+class GpuTarget:
+    """A GPU, as its driver tells.
+
+    Attributes:
+        name: e.g. ``NVIDIA A100-SXM4-80GB``.
+        backend: ``cuda`` or ``hip``.
+        architecture: ``sm_80``, ``gfx942``, ...
+        multiprocessors: SMs, or compute units.
+        memory_bytes: all of its memory.
+        driver: version of the kernel module, ``unknown`` where the system does not tell.
+    """
+
+    name: str
+    backend: str
+    architecture: str
+    multiprocessors: int
+    memory_bytes: int
+    driver: str
+
+
 def cpu_threads(root: Path = ROOT) -> int:
     """How many threads can run at the same time: at least 1.
 
@@ -151,6 +172,38 @@ def available_memory(root: Path = ROOT) -> int:
         free = _physical_memory() or sys.maxsize
     left = cgroup.memory_left(root)
     return free if left is None else min(free, left)
+
+
+def gpu(device: torch.device, root: Path = ROOT) -> GpuTarget:
+    """Describe a GPU that torch sees.
+
+    Args:
+        device: which one; without an index the current one.
+        root: the folder that holds ``proc`` and ``sys``.
+    """
+    told = torch.cuda.get_device_properties(device)
+    hip = torch.version.hip is not None
+    name = str(getattr(told, "gcnArchName", "")).partition(":")[0]
+    return GpuTarget(
+        name=told.name,
+        backend="hip" if hip else "cuda",
+        architecture=name if hip else f"sm_{told.major}{told.minor}",
+        multiprocessors=told.multi_processor_count,
+        memory_bytes=told.total_memory,
+        driver=gpu_driver(root),
+    )
+
+
+def gpu_driver(root: Path = ROOT) -> str:
+    """Version of the GPU's kernel module, ``unknown`` where the system does not tell."""
+    nvidia = re.search(r"\b\d+\.\d+(\.\d+)?\b", text(root / "proc/driver/nvidia/version"))
+    return nvidia[0] if nvidia else text(root / "sys/module/amdgpu/version").strip() or "unknown"
+
+
+def available_gpu_memory(device: torch.device) -> int:
+    """Bytes that torch can still hand out on a GPU: what is free, and what it keeps in reserve."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def onednn_supports(dtype: torch.dtype) -> bool:

@@ -27,8 +27,12 @@ def small_model() -> nn.Module:
     [
         ({"precision": "int8"}, "precision='int8': expected None (the model's own) or one of 'fp"),
         ({"precision": torch.bfloat16}, "precision=torch.bfloat16: expected None"),
-        ({"engine": "fast"}, "engine='fast': expected one of 'auto', 'onednn', 'eager'"),
+        ({"engine": "fast"}, "engine='fast': expected one of 'auto', 'triton', 'onedn"),
         ({"strict": "yes"}, "strict='yes': expected True or False"),
+        ({"tune": 1}, "tune=1: expected True or False"),
+        ({"batch_buckets": 8}, "batch_buckets=8: expected a sequence of batch sizes"),
+        ({"batch_buckets": (8, 0)}, "batch_buckets=(8, 0): expected a sequence of batch sizes of"),
+        ({"batch_buckets": [True]}, "batch_buckets=(True,): expected a sequence"),
         ({"threads": 0}, "threads=0: expected None or a number of at least 1"),
         ({"threads": 1.5}, "threads=1.5: expected None or a number"),
         ({"threads": True}, "threads=True: expected None or a number"),
@@ -42,8 +46,9 @@ def small_model() -> nn.Module:
         ({"example_input": ()}, "missing a required argument: 'input'"),
     ],
     ids=[
-        *("precision", "precision as a dtype", "engine", "strict", "threads 0", "threads 1.5"),
-        *("threads True", "device", "device as a number", "device meta", "example number"),
+        *("precision", "precision as a dtype", "engine", "strict", "tune", "buckets as a number"),
+        *("bucket 0", "bucket True", "threads 0", "threads 1.5", "threads True"),
+        *("device", "device as a number", "device meta", "example number"),
         *("example string", "too many arguments", "wrong keyword", "no argument"),
     ],
 )

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable
 
-from fastres.runtime.executable import Executable
+from fastres.runtime.executable import Runnable
 
 CAPACITY = 32
 """Executables kept per model. Each holds little of its own: weights are shared by layout."""
@@ -17,7 +17,7 @@ class ExecutableCache:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.capacity = capacity
-        self._entries: dict[Hashable, Executable] = {}
+        self._entries: dict[Hashable, Runnable] = {}
         self._used: dict[Hashable, int] = {}
         self._clock = itertools.count()
         self._lock = threading.Lock()
@@ -25,7 +25,7 @@ class ExecutableCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: Hashable, build: Callable[[], Executable]) -> Executable:
+    def get(self, key: Hashable, build: Callable[[], Runnable]) -> Runnable:
         """The executable for ``key``, built by ``build`` if there is none.
 
         Callers that want the same new shape at the same time wait for one build.

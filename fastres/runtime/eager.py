@@ -19,6 +19,11 @@ class EagerEngine:
     """Runs any graph on any device; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "eager"
+    device_types: tuple[str, ...] = ()
+
+    def renewed(self) -> EagerEngine:
+        """The same engine; it keeps nothing of the weights."""
+        return EagerEngine()
 
     def refusal(self, module: fx.GraphModule) -> str | None:
         """It can always run a graph."""

@@ -8,20 +8,31 @@ from typing import Any, Protocol
 from torch import fx
 
 from fastres.errors import TargetError
+from fastres.options import Options
 from fastres.runtime.eager import EagerEngine
-from fastres.runtime.executable import Executable
+from fastres.runtime.executable import Runnable
+from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.onednn import OneDnnEngine
 
 
 class Engine(Protocol):
-    """Turns a fused graph into executables; one instance serves one optimised model."""
+    """Turns a fused graph into executables; one instance serves one optimised model.
+
+    Attributes:
+        name: what ``engine=...`` calls it.
+        device_types: where ``"auto"`` considers it; elsewhere it runs only if asked for by name.
+    """
 
     name: str
+    device_types: tuple[str, ...]
+
+    def renewed(self) -> Engine:
+        """The same engine for weights that changed: without what it has packed."""
 
     def refusal(self, module: fx.GraphModule) -> str | None:
         """Why this engine cannot run the graph on this machine, or None when it can."""
 
-    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
+    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Runnable:
         """An executable for inputs of these shapes, dtypes and devices.
 
         Raises:
@@ -30,12 +41,16 @@ class Engine(Protocol):
         """
 
 
-ENGINES: tuple[Callable[[], Engine], ...] = (OneDnnEngine, EagerEngine)
+ENGINES: tuple[Callable[[Options], Engine], ...] = (
+    TritonEngine,
+    lambda options: OneDnnEngine(),
+    lambda options: EagerEngine(),
+)
 """Every engine, fastest first; the last takes any graph."""
 
 
-def choose(name: str, module: fx.GraphModule) -> tuple[Engine, list[str]]:
-    """The engine called ``name``, or with ``"auto"`` the first that takes the graph.
+def choose(options: Options, module: fx.GraphModule) -> tuple[Engine, list[str]]:
+    """The engine that was asked for, or with ``"auto"`` the first that takes the graph.
 
     Returns:
         The engine, and a sentence for every faster one that was passed over.
@@ -43,10 +58,15 @@ def choose(name: str, module: fx.GraphModule) -> tuple[Engine, list[str]]:
     Raises:
         TargetError: the engine was asked for by name and cannot run the graph here.
     """
+    name = options.engine
+    places = {buffer.device.type for buffer in module.buffers()}
     passed_over: list[str] = []
     for make in ENGINES:
-        engine = make()
+        engine = make(options)
         if name not in ("auto", engine.name):
+            continue
+        elsewhere = places and engine.device_types and not places & set(engine.device_types)
+        if name == "auto" and elsewhere:
             continue
         refusal = engine.refusal(module)
         if refusal is None:

@@ -14,11 +14,38 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fastres.report import Remark
+
+
+class Runnable(Protocol):
+    """What an engine builds, whatever it is made of.
+
+    Attributes:
+        code: the program, to be read.
+        engine: name of the engine that built it.
+        peak_bytes: activations alive at once, in bytes, from the shapes.
+        remarks: what this engine left to torch, and why.
+        notes: sentences for the receipt.
+    """
+
+    engine: str
+    peak_bytes: int
+    remarks: list[Remark]
+    notes: list[str]
+
+    @property
+    def code(self) -> str: ...
+
+    def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run on the flattened inputs; no output shares memory with an input or another output."""
+
+    def timed(self, inputs: Sequence[Any]) -> list[tuple[str, str, int]]:
+        """Run call by call: (module, operation, nanoseconds) per call, in order."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +104,14 @@ class Executable:
         """Run call by call: (module, operation, nanoseconds) per call, in order."""
         times: list[tuple[str, str, int]] = []
         values: dict[int, Any] = dict(enumerate(inputs))
+        waits = any(isinstance(value, Tensor) and value.is_cuda for value in inputs)
         for step in self._steps:
             args = [self._fetch(argument, values) for argument in step.args]
             kwargs = {name: self._fetch(value, values) for name, value in step.kwargs.items()}
             started = time.perf_counter_ns()
             result = step.function(*args, **kwargs)
+            if waits:
+                torch.cuda.synchronize()
             took = time.perf_counter_ns() - started
             times.append((step.module, step.operation, took))
             values[step.result] = result

@@ -180,12 +180,12 @@ def like_input(result: Tensor, image: Tensor, own: bool) -> Tensor:
 
     Code behind the model may call ``view`` on it, which needs NCHW where the input was NCHW.
     """
-    layout = torch.channels_last if _is_channels_last(image) else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(image) else torch.contiguous_format
     given = result.contiguous(memory_format=layout)
     return given if own or given is not result else given.clone(memory_format=torch.preserve_format)
 
 
-def _is_channels_last(image: Tensor) -> bool:
+def is_channels_last(image: Tensor) -> bool:
     """By the strides, as torch decides it: a slice of a channels-last tensor is channels-last."""
     _, channels, height, width = image.shape
     batch_step, channel_step, row_step, step = image.stride()

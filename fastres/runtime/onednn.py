@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from fastres import ops
 from fastres.graph import arguments, constant, module_of
 from fastres.kernels import reference
+from fastres.runtime import image_rows
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.ordinary import may_break, ordinary
@@ -46,9 +47,14 @@ class OneDnnEngine:
     """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "onednn"
+    device_types: tuple[str, ...] = ("cpu",)
 
     def __init__(self) -> None:
         self._packed = PackedWeights()
+
+    def renewed(self) -> OneDnnEngine:
+        """The same engine, with nothing packed."""
+        return OneDnnEngine()
 
     def refusal(self, module: fx.GraphModule) -> str | None:
         """Why oneDNN cannot run a graph here, or None."""
@@ -68,6 +74,7 @@ class OneDnnEngine:
             aten.to.dtype: _to_dtype,
             ops.conv2d: self._conv2d,
             ops.linear: self._linear,
+            ops.scale_shift: image_rows.scale_shift,
         }
         return Lowering(module, inputs).run(self.name, rules, _keep_and_look)
 

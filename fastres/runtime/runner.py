@@ -21,7 +21,7 @@ from fastres.errors import InputError, OutOfMemory
 from fastres.runtime.cache import ExecutableCache
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
-from fastres.runtime.executable import Executable
+from fastres.runtime.executable import Runnable
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
@@ -71,7 +71,7 @@ class Runner:
         except NotOrdinary:
             return self.run(self._built(self._prepared, inputs, self._eager), inputs)
 
-    def run(self, executable: Executable, inputs: Sequence[Any]) -> Sequence[Any]:
+    def run(self, executable: Runnable, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run an executable with everything around it.
 
         Raises:
@@ -82,7 +82,8 @@ class Runner:
             with torch.no_grad(), self.limit(), without_autocast():
                 return executable(inputs)
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            refused = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+            if refused or "DefaultCPUAllocator" in str(error):
                 shapes = ", ".join(str(list(v.shape)) for v in inputs if isinstance(v, Tensor))
                 raise OutOfMemory(
                     f"input {shapes}: the system refused the memory for the activations (about "
@@ -90,7 +91,7 @@ class Runner:
                 ) from error
             raise
 
-    def executable(self, inputs: Sequence[Any]) -> Executable:
+    def executable(self, inputs: Sequence[Any]) -> Runnable:
         """The executable that a call with these arguments runs (if they are ordinary)."""
         if torch.is_grad_enabled() and any(
             isinstance(v, Tensor) and v.requires_grad for v in inputs
@@ -102,7 +103,7 @@ class Runner:
         prepared = self._current()
         return self._built(prepared, inputs, prepared.engine)
 
-    def ordinary_executable(self, inputs: Sequence[Any]) -> Executable:
+    def ordinary_executable(self, inputs: Sequence[Any]) -> Runnable:
         """The executable that a call with these arguments ends with."""
         executable = self.executable(inputs)
         try:
@@ -118,12 +119,12 @@ class Runner:
             return prepared
         with self._renewing:
             if version != self._prepared.version:
-                engine = type(prepared.engine)()  # with the old one go the packed weights
+                engine = prepared.engine.renewed()  # with the old one go the packed weights
                 self._prepared = _Prepared(version, engine, ExecutableCache())
             return self._prepared
 
-    def _built(self, prepared: _Prepared, inputs: Sequence[Any], engine: Engine) -> Executable:
-        def build() -> Executable:
+    def _built(self, prepared: _Prepared, inputs: Sequence[Any], engine: Engine) -> Runnable:
+        def build() -> Runnable:
             self.contract.check(inputs)
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
             with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():

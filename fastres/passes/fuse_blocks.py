@@ -1,0 +1,369 @@
+"""Several layers into one kernel, for GPUs and sizes where that pays.
+
+::
+
+    relu(conv1x1(relu(conv(x))) + r)            -> bottleneck(x, residual=r)
+    relu(... + conv1x1(r))                      -> bottleneck(x, residual=r, shortcut_weight=...)
+    y = bottleneck(...); relu(conv1x1(y))       -> y, next = bottleneck(..., next_weight=...)
+    max_pool2d(act(conv(x)))                    -> conv2d_max_pool2d(x)
+    act(linear(global_avg_pool(x)))             -> pool_linear(x)
+
+Checks: nobody else reads the value that disappears; weights are constants; the 1x1 convolutions
+have stride 1, no padding and no groups (a shortcut may have a stride); summands have one shape; and
+the caller's predicate finds that the fused kernel pays. It is asked for the largest form first,
+then for smaller ones: without the next block's convolution, without the shortcut's, without both.
+
+Unlike the passes of :mod:`fastres.passes` this one needs known sizes. It is run by the engine, for
+one set of input shapes, on a graph of its own; :func:`copy` makes one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor, fx
+
+from fastres import ops
+from fastres.graph import (
+    add_constant,
+    arguments,
+    call,
+    constant,
+    copy_meta,
+    erase_unused,
+    is_call,
+    label,
+    module_of,
+)
+from fastres.report import Remark
+from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+
+BlockSpec: TypeAlias = "BottleneckSpec | StemSpec | PoolLinearSpec"
+
+Worth: TypeAlias = "Callable[[BlockSpec], str | None]"
+"""Why the fused kernel does not pay for these sizes, as a sentence; None where it does."""
+
+
+@dataclass
+class BlockContext:
+    """What the pass is given beside the graph.
+
+    Attributes:
+        facts: what every node of the graph is: fake tensors of known shape.
+        worth: decides about each candidate that is correct to fuse.
+        refused: what was not fused, and why; filled by the pass.
+    """
+
+    facts: Mapping[fx.Node, Any]
+    worth: Worth
+    refused: list[Remark] = field(default_factory=list)
+
+    def refuse(self, node: fx.Node, what: str, reason: str) -> None:
+        """Record that a candidate stays as it is."""
+        self.refused.append(Remark(module_of(node), what, reason))
+
+
+def copy(module: fx.GraphModule) -> fx.GraphModule:
+    """A graph module to rewrite, on the same constants."""
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        values[node] = graph.node_copy(node, values.__getitem__)
+    return fx.GraphModule(module, graph)
+
+
+def run(module: fx.GraphModule, context: BlockContext) -> None:
+    """Fuse in graph order: a block that ends takes the next one's first convolution along."""
+    for node in list(module.graph.nodes):
+        if node._erased:  # an earlier step took it
+            continue
+        if node.target is ops.conv2d:
+            _fuse_bottleneck(node, context)
+        elif node.target is ops.max_pool2d:
+            _fuse_stem(node, context)
+        elif node.target is ops.linear:
+            _fuse_head(node, context)
+    module.graph.lint()
+    module.recompile()
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """The arguments of a ``fastres::conv2d`` node by name."""
+
+    node: fx.Node
+    x: Any
+    weight: Any
+    bias: Any
+    residual: Any
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    pre_activation: str
+    activation: str
+
+    @property
+    def is_plain_1x1(self) -> bool:
+        """One pixel in, one pixel out, all channels with all."""
+        weight = constant(self.weight)
+        return (
+            weight is not None
+            and tuple(weight.shape[2:]) == (1, 1)
+            and self.padding == (0, 0, 0, 0)
+            and self.groups == 1
+        )
+
+
+def _conv(node: Any) -> _Conv | None:
+    """What a node convolves with constant filters; None for anything else."""
+    if not is_call(node, ops.conv2d) or constant(node.args[1]) is None:
+        return None
+    x, weight, bias, residual, stride, padding, dilation, groups, before, after = node.args
+    return _Conv(
+        *(node, x, weight, bias, residual),
+        *(tuple(stride), tuple(padding), tuple(dilation)),
+        *(groups, before, after),
+    )
+
+
+def _fuse_bottleneck(node: fx.Node, context: BlockContext) -> None:
+    expand = _conv(node)
+    if expand is None or not expand.is_plain_1x1 or expand.residual is None:
+        return
+    first = _conv(expand.x)
+    if first is None:
+        return  # the residual addition of something else than a bottleneck
+    reason = _why_no_tail(expand, first, context)
+    if reason is not None:
+        context.refuse(node, "bottleneck", reason)
+        return
+    shortcut, following = _shortcut(expand), _following(node)
+    forms = [
+        (shortcut, following),
+        (shortcut, None),
+        (None, following),
+        (None, None),
+    ]
+    reasons: list[str] = []
+    for index, form in enumerate(forms):
+        if form in forms[:index]:
+            continue
+        reason = context.worth(_bottleneck_spec(first, expand, *form, context))
+        if reason is None:
+            if reasons:
+                context.refuse(node, _lost(form, forms[0]), reasons[0])
+            _write_bottleneck(first, expand, *form)
+            return
+        reasons.append(reason)
+    context.refuse(node, "bottleneck", reasons[-1])
+
+
+def _lost(form: tuple[Any, Any], largest: tuple[Any, Any]) -> str:
+    """Which convolutions of the largest form stayed outside the kernel."""
+    names = ("shortcut", "next convolution")
+    lost = (name for name, has, had in zip(names, form, largest, strict=True) if had and not has)
+    return f"{' and '.join(lost)} in the bottleneck's kernel"
+
+
+def _why_no_tail(expand: _Conv, first: _Conv, context: BlockContext) -> str | None:
+    if (first.pre_activation, first.activation, first.residual) != ("none", "relu", None):
+        return f"{module_of(first.node)} is no plain convolution with ReLU"
+    if (expand.pre_activation, expand.activation) != ("none", "relu"):
+        return "it does not end in an addition and a ReLU"
+    weight = constant(first.weight)
+    assert weight is not None
+    if tuple(weight.shape[2:]) == (1, 1):
+        return f"{module_of(first.node)} has 1x1 filters too"
+    if expand.stride != (1, 1):
+        return f"it has stride {expand.stride}"
+    if len(first.node.users) != 1:
+        return f"the output of {module_of(first.node)} is also read by something else"
+    if first.node is expand.residual:
+        return f"it adds the output of {module_of(first.node)}, which it convolves"
+    if _fact(expand.residual, context).shape != _fact(expand.node, context).shape:
+        return "its residual is broadcast at this size"
+    tensors = (first.x, first.weight, expand.weight, expand.residual)
+    if len({_fact(tensor, context).dtype for tensor in tensors}) > 1:
+        return "its tensors have several dtypes"
+    return None
+
+
+def _shortcut(expand: _Conv) -> _Conv | None:
+    """The 1x1 convolution on the shortcut, where nobody else reads it."""
+    conv = _conv(expand.residual)
+    if conv is None or not conv.is_plain_1x1 or len(conv.node.users) != 1:
+        return None
+    if (conv.pre_activation, conv.activation, conv.residual) != ("none", "none", None):
+        return None
+    return conv
+
+
+def _following(node: fx.Node) -> _Conv | None:
+    """The next block's first convolution: 1x1, stride 1, ReLU; other readers do not matter."""
+    for user in node.users:
+        conv = _conv(user)
+        if (
+            conv is not None
+            and conv.x is node
+            and conv.is_plain_1x1
+            and conv.stride == (1, 1)
+            and (conv.pre_activation, conv.activation, conv.residual) == ("none", "relu", None)
+        ):
+            return conv
+    return None
+
+
+def conv_spec(x: Tensor, weight: Tensor, args: tuple[Any, ...]) -> ConvSpec:
+    """The spec of a convolution: args are stride, padding, dilation and groups of its node."""
+    stride, padding, dilation, groups = args
+    n, c, h, w = map(int, x.shape)
+    k, _, r, s = map(int, weight.shape)
+    return ConvSpec(n, c, h, w, k, r, s, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def _spec(conv: _Conv, context: BlockContext) -> ConvSpec:
+    weight = constant(conv.weight)
+    assert weight is not None
+    rest = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv_spec(_fact(conv.x, context), weight, rest)
+
+
+def _fact(node: fx.Node, context: BlockContext) -> Tensor:
+    """What a node is; a fused one is known by the node that it came from."""
+    fact = context.facts[node.meta.get("fused from", node)]
+    assert isinstance(fact, Tensor)
+    return fact
+
+
+def _filters(conv: _Conv) -> int:
+    weight = constant(conv.weight)
+    assert weight is not None
+    return int(weight.shape[0])
+
+
+def _bottleneck_spec(
+    first: _Conv,
+    expand: _Conv,
+    shortcut: _Conv | None,
+    following: _Conv | None,
+    context: BlockContext,
+) -> BottleneckSpec:
+    return BottleneckSpec(
+        conv=_spec(first, context),
+        expand_k=_filters(expand),
+        shortcut=None if shortcut is None else _spec(shortcut, context),
+        next_k=None if following is None else _filters(following),
+    )
+
+
+def _write_bottleneck(
+    first: _Conv, expand: _Conv, shortcut: _Conv | None, following: _Conv | None
+) -> None:
+    node = expand.node
+    graph = node.graph
+    bias, residual = expand.bias, expand.residual
+    with graph.inserting_before(node):
+        if shortcut is not None:
+            residual = shortcut.x
+            bias = _sum_of_biases(graph, expand, shortcut)
+        if following is not None:  # its constants are read further down
+            for read in (following.weight, following.bias):
+                if isinstance(read, fx.Node) and read > node:
+                    node.prepend(read)
+        fused = call(
+            graph,
+            ops.bottleneck,
+            (
+                *(first.x, first.weight, first.bias, expand.weight, bias, residual),
+                *((None, (1, 1)) if shortcut is None else (shortcut.weight, shortcut.stride)),
+                *((None, None) if following is None else (following.weight, following.bias)),
+                *(first.stride, first.padding, first.dilation, first.groups),
+            ),
+            f"{label(node)}_tail",
+        )
+        fused.meta["module"] = node.meta.get("module", "")
+        results = [
+            call(graph, operator.getitem, (fused, index), label(old))
+            for index, old in enumerate([node] if following is None else [node, following.node])
+        ]
+    for old, result in zip([node, following and following.node], results, strict=False):
+        assert isinstance(old, fx.Node)
+        copy_meta(result, old)
+        result.meta["fused from"] = old.meta.get("fused from", old)
+        old.replace_all_uses_with(result)
+    gone = [following, expand, first, shortcut]
+    erase_unused(conv.node for conv in gone if conv is not None)
+    erase_unused(conv.bias for conv in (expand, shortcut) if conv is not None)
+
+
+def _sum_of_biases(graph: fx.Graph, expand: _Conv, shortcut: _Conv) -> Any:
+    """Both convolutions end in one accumulator, which takes one bias."""
+    given = [bias for bias in (expand.bias, shortcut.bias) if bias is not None]
+    if len(given) < 2:
+        return given[0] if given else None
+    first, second = map(constant, given)
+    assert first is not None and second is not None
+    total = (first.double() + second.double()).to(first.dtype)
+    return add_constant(graph, f"{label(expand.node)}_both_biases", total)
+
+
+def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
+    x, kernel, stride, padding, dilation, ceil_mode = arguments(node)
+    conv = _conv(x)
+    if conv is None:
+        return
+    reason = None
+    if len(conv.node.users) != 1:
+        reason = f"the output of {module_of(conv.node)} is also read without it"
+    elif conv.residual is not None or conv.pre_activation != "none":
+        reason = f"{module_of(conv.node)} adds a residual"
+    elif ceil_mode or tuple(dilation) != (1, 1):
+        reason = "it has dilation or rounds up"
+    elif conv.groups != 1 or conv.dilation != (1, 1):
+        reason = f"{module_of(conv.node)} has groups or dilation"
+    else:
+        spec = StemSpec(_spec(conv, context), tuple(kernel), tuple(stride), tuple(padding))
+        reason = context.worth(spec)
+    if reason is not None:
+        context.refuse(node, "max-pool", f"not in the convolution's kernel: {reason}")
+        return
+    args = (
+        *(conv.x, conv.weight, conv.bias, conv.stride, conv.padding, conv.activation),
+        *(kernel, stride, padding),
+    )
+    _stand_for(node, ops.conv2d_max_pool2d, args, named_after=conv.node)
+    erase_unused([conv.node])
+
+
+def _fuse_head(node: fx.Node, context: BlockContext) -> None:
+    pool, weight, bias, activation = arguments(node)
+    if not is_call(pool, ops.global_avg_pool):
+        return
+    filters = constant(weight)
+    image, keepdim = pool.args
+    if keepdim or filters is None:
+        return  # then it is no classifier
+    if len(pool.users) != 1:
+        context.refuse(node, "linear", f"the output of {module_of(pool)} is also read by others")
+        return
+    n, c, h, w = map(int, _fact(image, context).shape)
+    reason = context.worth(PoolLinearSpec(n, c, h, w, int(filters.shape[0])))
+    if reason is not None:
+        context.refuse(node, "linear", f"not in the pooling's kernel: {reason}")
+        return
+    _stand_for(node, ops.pool_linear, (image, weight, bias, activation), named_after=node)
+    erase_unused([pool])
+
+
+def _stand_for(node: fx.Node, target: Any, args: tuple[Any, ...], named_after: fx.Node) -> None:
+    with node.graph.inserting_before(node):
+        new = call(node.graph, target, args, label(named_after))
+    copy_meta(new, node)
+    new.meta["module"] = named_after.meta.get("module", "")
+    new.meta["fused from"] = node
+    node.replace_all_uses_with(new)
+    erase_unused([node])

@@ -1,0 +1,45 @@
+"""In which precision float32 products are computed on a GPU: as torch's own flags say.
+
+torch has one flag for convolutions and one for matrix products. Nothing is computed in TF32 unless
+torch would do so itself, and nothing at all where float32 was asked for by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Precisions of float32 convolutions and of float32 matrix products: ``fp32`` or ``tf32``."""
+
+    convolution: str = "fp32"
+    product: str = "fp32"
+
+    def of_convolution(self, dtype: torch.dtype) -> str:
+        """The kernels' name for the precision of a convolution of such tensors."""
+        return _NAMES.get(dtype, self.convolution)
+
+    def of_product(self, dtype: torch.dtype) -> str:
+        """The kernels' name for the precision of a matrix product of such tensors."""
+        return _NAMES.get(dtype, self.product)
+
+
+_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def arithmetic(precision: str | None, on_gpu: bool) -> Arithmetic:
+    """What torch's flags say now.
+
+    Args:
+        precision: of ``fastres.optimize``; ``"fp32"`` by name means full float32.
+        on_gpu: False under the interpreter, where torch itself knows no TF32.
+    """
+    if precision == "fp32" or not on_gpu:
+        return Arithmetic()
+    # Both also follow the flags that are older and the ones that are more general.
+    convolution = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    product = torch.backends.cuda.matmul.fp32_precision
+    return Arithmetic(*("tf32" if each == "tf32" else "fp32" for each in (convolution, product)))

@@ -1,0 +1,101 @@
+"""What the GPU engine asks of a device: memory, order, recording and time. And the interpreter.
+
+The engine is written against :class:`Device`. There are three: that of
+:mod:`fastres.runtime.gpu.cuda`, Triton's interpreter on CPU tensors, and the fake one of the tests,
+which checks the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastres.kernels.call import KernelCall
+from fastres.runtime.gpu.memory import ALIGNMENT
+
+
+class CannotRecord(Exception):
+    """Something in a program cannot be part of a recording; the message says what."""
+
+
+class Device(Protocol):
+    """One device, and the order in which it works for one engine."""
+
+    @property
+    def records(self) -> bool:
+        """Whether :meth:`record` makes replaying cheaper than running."""
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Bytes on the device at an address that is a multiple of :data:`ALIGNMENT`.
+
+        Raises:
+            torch.OutOfMemoryError: there is not that much.
+        """
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """A context whose work runs after what the caller has launched so far.
+
+        What the caller launches afterwards runs after that work.
+        """
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Copy values, also between dtypes, layouts and devices."""
+
+    def launch(self, calls: Sequence[KernelCall]) -> None:
+        """Run kernels one after the other."""
+
+    def record(self, program: Callable[[], None]) -> Callable[[], None]:
+        """Run a program, and return what runs the same launches on the same memory again.
+
+        Raises:
+            CannotRecord: the program ran, but cannot be recorded.
+        """
+
+    def is_being_recorded(self) -> bool:
+        """Whether the caller itself is recording its launches, and this call with them."""
+
+    def synchronise(self) -> None:
+        """Wait until all work is done."""
+
+    def time(self, work: Callable[[], None]) -> int:
+        """Nanoseconds that the device takes for work."""
+
+
+class InterpreterDevice:
+    """Kernels under Triton's interpreter, on the CPU's memory, at once and in order."""
+
+    records = False
+
+    def allocate(self, nbytes: int) -> Tensor:
+        raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        start = -raw.data_ptr() % ALIGNMENT
+        return raw[start : start + nbytes]
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source)
+
+    def launch(self, calls: Sequence[KernelCall]) -> None:
+        for call in calls:
+            call.run()
+
+    def record(self, program: Callable[[], None]) -> Callable[[], None]:
+        return program
+
+    def is_being_recorded(self) -> bool:
+        return False
+
+    def synchronise(self) -> None:
+        pass
+
+    def time(self, work: Callable[[], None]) -> int:
+        started = time.perf_counter_ns()
+        work()
+        return time.perf_counter_ns() - started

@@ -1,0 +1,300 @@
+"""The engine for GPUs, and for CPU tensors under Triton's interpreter.
+
+For one set of input shapes it fuses blocks where the cost model finds that worth while, plans every
+step and the memory, binds launches to it, and records them as one CUDA graph. Nothing here imports
+Triton before a graph is built that this engine takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres import kernels, ops
+from fastres.errors import OptionError, OutOfMemory
+from fastres.graph import arguments, constant, is_call
+from fastres.kernels import gpus
+from fastres.kernels.configs.fusing import why_library, why_not_fused
+from fastres.kernels.gpus import Gpu
+from fastres.options import Options
+from fastres.passes import fuse_blocks
+from fastres.report import Remark
+from fastres.runtime.gpu import buckets
+from fastres.runtime.gpu.arithmetic import Arithmetic, arithmetic
+from fastres.runtime.gpu.cuda import CudaDevice
+from fastres.runtime.gpu.device import Device, InterpreterDevice
+from fastres.runtime.gpu.executable import GpuExecutable
+from fastres.runtime.gpu.plan import Plan
+from fastres.runtime.gpu.planner import Planner
+from fastres.runtime.gpu.tactics import Tactics, Tuner
+from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_folder, source_hash
+from fastres.runtime.gpu.weights import Weights
+from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.propagate import propagate
+from fastres.target import available_gpu_memory, available_memory, gpu
+
+INTERPRETED_GPU = "a100"
+"""The GPU whose data sheet decides under the interpreter."""
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32)
+"""What the kernels compute with."""
+
+
+@dataclass
+class Planned:
+    """A plan, with the graph that it is for.
+
+    Attributes:
+        module: the block-fused graph; owns the plan's constants.
+        plan: the plan.
+        apart: blocks that were not fused, and why.
+    """
+
+    module: fx.GraphModule
+    plan: Plan
+    apart: list[Remark]
+
+
+def plan_for(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    tactics: Tactics,
+    numbers: Arithmetic,
+    worth: fuse_blocks.Worth | None = None,
+) -> Planned:
+    """The plan of a fused graph for inputs of these shapes; reads no data and needs no GPU.
+
+    Args:
+        worth: decides which blocks become one kernel; the cost model if left out.
+
+    Raises:
+        InputError: an operator cannot take these sizes.
+    """
+    from fastres.runtime.gpu.rules import Rules
+
+    copied = fuse_blocks.copy(module)
+    precision = numbers.of_convolution(_main_dtype(module))
+
+    def by_model(spec: fuse_blocks.BlockSpec) -> str | None:
+        return why_not_fused(spec, precision, tactics.gpu)
+
+    context = fuse_blocks.BlockContext(propagate(copied, inputs), worth or by_model)
+    fuse_blocks.run(copied, context)
+    planner = Planner(copied, propagate(copied, inputs))
+    if tactics.tuner is None:
+        plan = planner.run(Rules(tactics, numbers).table)
+    else:
+        layers = sum(is_call(node, *_TUNED) for node in copied.graph.nodes)
+        with tactics.tuner.shown(copied, layers):
+            plan = planner.run(Rules(tactics, numbers).table)
+    return Planned(copied, plan, context.refused)
+
+
+_TUNED = (ops.conv2d, ops.linear, ops.bottleneck, ops.conv2d_max_pool2d, ops.pool_linear)
+
+
+def _main_dtype(module: fx.GraphModule) -> torch.dtype:
+    """Dtype of the first convolution's weight."""
+    for node in module.graph.find_nodes(op="call_function", target=ops.conv2d):
+        weight = constant(arguments(node)[1])
+        if weight is not None:
+            return weight.dtype
+    return torch.float32
+
+
+class TritonEngine:
+    """Runs float32, float16 and bfloat16 graphs; see :class:`fastres.runtime.engine.Engine`.
+
+    Args:
+        options: of ``fastres.optimize``.
+        product: the GPU to choose configurations for; by default the one that the model is on, and
+            under the interpreter none: then tiles are as large as can be.
+    """
+
+    name = "triton"
+    device_types: tuple[str, ...] = ("cuda",)
+
+    def __init__(self, options: Options | None = None, product: Gpu | None = None) -> None:
+        self._options = options or Options()
+        self._given = product
+        self._weights = Weights()
+        self._workspace: Workspace | None = None
+        self._gpu: Gpu | None = None
+        self._cache: TuningCache | None = None
+        self._lock = threading.Lock()
+        self._by_bucket: weakref.WeakValueDictionary[Any, GpuExecutable] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def renewed(self) -> TritonEngine:
+        """The same engine for weights that changed."""
+        fresh = TritonEngine(self._options, self._given)
+        fresh._cache = self._cache
+        return fresh
+
+    def refusal(self, module: fx.GraphModule) -> str | None:
+        """Why the kernels cannot run a graph here, or None."""
+        devices = {buffer.device for buffer in module.buffers()}
+        if len(devices) > 1:
+            return f"its weights are on several devices, {' and '.join(sorted(map(str, devices)))}"
+        device = devices.pop() if devices else torch.device("cpu")
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed (pip install 'fastres[gpu]')"
+        asked = os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type == "cpu" and not asked:
+            return (
+                "the model is on the CPU, and the kernels run on a GPU: optimise with "
+                "device='cuda', or set TRITON_INTERPRET=1 before Python starts to have them "
+                "interpreted, which is slow"
+            )
+        if device.type not in ("cpu", "cuda"):
+            return f"the model is on {device}, and the kernels run on CUDA devices"
+        if (device.type == "cpu") != _interpreted():
+            return (
+                "TRITON_INTERPRET=1 counts when Triton is first imported, and here it was "
+                f"{'un' if asked else ''}set then; start Python anew with it "
+                f"{'set' if device.type == 'cpu' else 'unset'}"
+            )
+        for node in module.graph.find_nodes(op="call_function", target=ops.conv2d):
+            weight = constant(arguments(node)[1])
+            if weight is not None and weight.dtype not in FLOATING:
+                return f"the kernels have no {weight.dtype}"
+        if device.type == "cuda":
+            try:
+                _product(device)
+            except OptionError as error:
+                return str(error)
+        return None
+
+    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> GpuExecutable:
+        """An executable for inputs of these shapes, recorded by a first run on them."""
+        batch = buckets.batch_of(inputs)
+        size = None if batch is None else buckets.bucket(self._options.batch_buckets, batch)
+        if size is None:
+            return self._build(module, inputs)
+        whole = buckets.filled(inputs, size)
+        reason = buckets.why_mixed(module, propagate(module, whole), size)
+        if reason is not None:
+            return self._build(module, inputs, [f"batch_buckets are not used: {reason}"])
+        key = (id(module), *(_shape(value) for value in whole))
+        found = self._by_bucket.get(key)
+        if found is None:
+            found = self._build(module, whole, batch=size)
+            self._by_bucket[key] = found
+        return found
+
+    def _build(
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[Any],
+        notes: Sequence[str] = (),
+        batch: int | None = None,
+    ) -> GpuExecutable:
+        device = next((b.device for b in module.buffers()), torch.device("cpu"))
+        workspace, product = self._place(device)
+        numbers = arithmetic(self._options.precision, on_gpu=device.type == "cuda")
+        tuner, told = self._tuner(workspace.device, device)
+        notes = [*notes, *told]
+        try:
+            interpreted = device.type == "cpu" and self._given is None
+            tactics = Tactics(product, tuner, interpreted)
+            planned = plan_for(module, inputs, tactics, numbers)
+            _refuse_if_too_large(planned.plan, inputs, device)
+            reason = why_library(product)
+            if reason is not None:
+                notes.append(f"convolutions are the library's: {reason}")
+            if tuner is not None and tuner.cache.note is not None:
+                notes.append(tuner.cache.note)
+            executable = GpuExecutable(
+                planned.plan, planned.module, self._weights, workspace, self.name, notes, batch
+            )
+            executable.apart = planned.apart
+            executable.prepare(inputs)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"input {_shapes(inputs)}: {device} has no room for the activations; use a "
+                "smaller batch or image"
+            ) from error
+        return executable
+
+    def _place(self, device: torch.device) -> tuple[Workspace, Gpu]:
+        with self._lock:
+            if self._workspace is None or self._gpu is None:
+                layer: Device
+                if device.type == "cuda":
+                    layer, self._gpu = CudaDevice(device), _product(device)
+                else:
+                    layer, self._gpu = InterpreterDevice(), gpus.by_name(INTERPRETED_GPU)
+                self._gpu = self._given or self._gpu
+                self._workspace = Workspace(layer)
+            return self._workspace, self._gpu
+
+    def _tuner(self, layer: Device, device: torch.device) -> tuple[Tuner | None, list[str]]:
+        if not self._options.tune:
+            return None, []
+        if not layer.records:
+            return None, ["tune=True has no effect under the interpreter, whose times mean nothing"]
+        with self._lock:
+            if self._cache is None:
+                self._cache = TuningCache(_identity(device), default_folder())
+        return Tuner(layer, self._weights, self._cache), []
+
+
+def _interpreted() -> bool:
+    """Whether the kernels were defined for the interpreter."""
+    from fastres.kernels.conv2d import conv2d_kernel
+
+    return type(conv2d_kernel).__name__ == "InterpretedFunction"
+
+
+def _product(device: torch.device) -> Gpu:
+    """The data sheet for a device.
+
+    Raises:
+        OptionError: nothing is known about its architecture.
+    """
+    told = gpu(device)
+    name = told.architecture
+    if told.backend == "cuda":
+        number = int(name.removeprefix("sm_"))
+        return gpus.by_device(
+            told.name, gpus.by_capability(number // 10, number % 10), told.multiprocessors
+        )
+    return gpus.by_device(told.name, gpus.architecture(name), told.multiprocessors)
+
+
+def _identity(device: torch.device) -> Identity:
+    told = gpu(device)
+    return Identity(
+        gpu=told.name,
+        driver=told.driver,
+        triton=metadata.version("triton"),
+        kernels=source_hash([Path(folder) for folder in kernels.__path__]),
+    )
+
+
+def _refuse_if_too_large(plan: Plan, inputs: Sequence[Any], device: torch.device) -> None:
+    free = available_gpu_memory(device) if device.type == "cuda" else available_memory()
+    if plan.peak_bytes > free:
+        raise OutOfMemory(
+            f"input {_shapes(inputs)} needs {plan.peak_bytes / 2**30:.1f} GiB for activations, "
+            f"{free / 2**30:.1f} GiB are available: use a smaller batch or image"
+        )
+
+
+def _shapes(inputs: Sequence[Any]) -> str:
+    return ", ".join(str(list(v.shape)) for v in inputs if isinstance(v, Tensor))
+
+
+def _shape(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else (type(value), repr(value))

@@ -1,0 +1,44 @@
+"""Configurations for Triton's interpreter: the fewest, largest tiles.
+
+Interpreted, every operation on a tile costs about the same whatever the tile's size, so what is
+best on a GPU takes hours. The kernels do not care; limits of registers and shared memory do not
+exist here.
+"""
+
+from __future__ import annotations
+
+from fastres.kernels.configs.bottleneck import BottleneckConfig
+from fastres.kernels.configs.conv2d import Conv2dConfig
+from fastres.kernels.configs.elementwise import power_of_two_from
+from fastres.kernels.configs.pooling import PoolLinearConfig
+from fastres.kernels.packing import super_groups
+from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec
+
+LARGEST = 256
+"""Of a tile's sides; beyond that, numbers cost more than operations."""
+
+
+def conv2d(spec: ConvSpec) -> Conv2dConfig:
+    """One tile for small images and few filters."""
+    groups = super_groups(spec.c, spec.k, spec.groups)
+    depth = spec.r * spec.s * spec.c // groups
+    return Conv2dConfig(
+        _side(spec.n * spec.p * spec.q), _side(spec.k // groups), _side(depth, 2 * LARGEST)
+    )
+
+
+def bottleneck(spec: BottleneckSpec) -> BottleneckConfig:
+    """As many pixels per program, channels per step and filters of ``wide`` as there are."""
+    rows = spec.conv.n * spec.conv.p * spec.conv.q
+    return BottleneckConfig(_side(rows), _side(spec.conv.c), _side(spec.expand_k), 4, 2)
+
+
+def pool_linear(spec: PoolLinearSpec) -> PoolLinearConfig:
+    """All classes and pixels in one program."""
+    return PoolLinearConfig(
+        _side(spec.k, 4 * LARGEST), _side(spec.c), min(power_of_two_from(spec.h * spec.w), 64)
+    )
+
+
+def _side(size: int, largest: int = LARGEST) -> int:
+    return max(16, min(power_of_two_from(size), largest))

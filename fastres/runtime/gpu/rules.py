@@ -1,0 +1,208 @@
+"""From operators to launches: which kernel computes what, with which weights and configuration.
+
+Importing this module imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres import ops
+from fastres.graph import arguments, constant
+from fastres.kernels import packing
+from fastres.kernels.call import KernelCall
+from fastres.kernels.checks import FLOATING
+from fastres.kernels.configs.conv2d import (
+    Conv2dConfig,
+    candidates,
+    choose_conv2d,
+    estimate_conv2d,
+)
+from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
+from fastres.kernels.linear_launch import linear_calls, linear_spec
+from fastres.passes.fuse_blocks import conv_spec
+from fastres.runtime.gpu import interpreted
+from fastres.runtime.gpu.arithmetic import Arithmetic
+from fastres.runtime.gpu.library import conv2d as library_conv2d
+from fastres.runtime.gpu.library import fused_conv2d, supports_fused
+from fastres.runtime.gpu.plan import KernelStep
+from fastres.runtime.gpu.planner import Planner, Rule
+from fastres.runtime.gpu.rules_blocks import BlockRules
+from fastres.runtime.gpu.rules_simple import SIMPLE_RULES
+from fastres.runtime.gpu.tactics import Layer, Library, Tactics
+from fastres.runtime.gpu.words import in_words
+from fastres.spec import ConvSpec
+
+
+class Rules:
+    """The rules of one model on one GPU; :attr:`table` is what the planner takes."""
+
+    def __init__(self, tactics: Tactics, arithmetic: Arithmetic) -> None:
+        self.tactics = tactics
+        self.arithmetic = arithmetic
+        blocks = BlockRules(tactics, arithmetic)
+        self.table: Mapping[Any, Rule] = {
+            ops.conv2d: self.conv2d,
+            ops.linear: self.linear,
+            **SIMPLE_RULES,
+            **blocks.table,
+        }
+
+    def conv2d(self, planner: Planner, node: fx.Node) -> bool:
+        """Convolution with bias, residual and activations; into the residual if allowed."""
+        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
+            node
+        )
+        reason = _why_not(planner, node)
+        if reason is not None:
+            planner.remark(node, "convolution", reason)
+            return False
+        filters = constant(weight)
+        assert filters is not None
+        spec = conv_spec(planner.facts[x], filters, (stride, padding, dilation, groups))
+        precision = self.arithmetic.of_convolution(filters.dtype)
+        packed = planner.weight(
+            weight, f"packed {precision}", lambda w: packing.pack_conv2d(w, groups, precision)
+        )
+        shift = planner.bias(bias)
+        out = planner.output(node)
+        image = planner.input(x)
+        addend = None if residual is None else planner.input(residual)
+
+        def step(config: Conv2dConfig) -> KernelStep:
+            scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+
+            def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                return conv2d_calls(
+                    tensors[image],
+                    tensors[packed.name],
+                    None if shift is None else tensors[shift.name],
+                    None if addend is None else tensors[addend],
+                    tensors[out.name],
+                    spec,
+                    before,
+                    after,
+                    config,
+                    precision,
+                    tensors[scratch[0].name] if scratch else None,
+                )
+
+            return planner.kernel_step(
+                *(node, [image, *([] if addend is None else [addend])], [out], calls),
+                constants=(packed, shift),
+                scratch=scratch,
+                overwrites=[] if addend is None else [addend],
+                tactic=in_words(config),
+            )
+
+        epilogue = f"{before} {after}{' + residual' if residual is not None else ''}"
+        layer = Layer(
+            key=f"conv2d {in_words(spec)} {precision} {epilogue}",
+            chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
+            interpreted=interpreted.conv2d(spec),
+            candidates=lambda: self._ranked(spec, precision),
+            step=step,
+            libraries=self._libraries(planner, node),
+            values=planner.value,
+        )
+        return planner.append(node, self.tactics.decide(layer))
+
+    def linear(self, planner: Planner, node: fx.Node) -> bool:
+        """``activation(x @ weight.T + bias)``; axes before the last are rows."""
+        x, weight, bias, activation = arguments(node)
+        filters, fact = constant(weight), planner.facts[x]
+        if filters is None or (bias is not None and constant(bias) is None):
+            planner.remark(node, "linear", "its weight is computed from the input")
+            return False
+        # Images are channels-last in memory; their last axis is the width.
+        if filters.dtype not in FLOATING or fact.dtype != filters.dtype or fact.dim() == 4:
+            return False
+        rows = 1
+        for size in fact.shape[:-1]:
+            rows *= int(size)
+        spec = linear_spec(rows, int(fact.shape[-1]), int(filters.shape[0]))
+        precision = self.arithmetic.of_product(filters.dtype)
+        packed = planner.weight(
+            weight, f"rows {precision}", lambda w: packing.pack_linear(w, precision)
+        )
+        shift = planner.bias(bias)
+        out = planner.output(node)
+        given = planner.input(x)
+
+        def step(config: Conv2dConfig) -> KernelStep:
+            scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+
+            def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                return linear_calls(
+                    tensors[given].view(rows, spec.c),
+                    tensors[packed.name],
+                    None if shift is None else tensors[shift.name],
+                    tensors[out.name].view(rows, spec.k),
+                    activation,
+                    config,
+                    precision,
+                    tensors[scratch[0].name] if scratch else None,
+                )
+
+            return planner.kernel_step(
+                *(node, [given], [out], calls),
+                constants=(packed, shift),
+                scratch=scratch,
+                tactic=in_words(config),
+            )
+
+        layer = Layer(
+            key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
+            chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
+            interpreted=interpreted.conv2d(spec),
+            candidates=lambda: self._ranked(spec, precision),
+            step=step,
+            libraries={"library": lambda: planner.torch_step(node, tactic="library")},
+            values=planner.value,
+        )
+        return planner.append(node, self.tactics.decide(layer))
+
+    def _ranked(self, spec: ConvSpec, precision: str) -> Iterator[Conv2dConfig]:
+        gpu = self.tactics.gpu
+        configs = candidates(spec, precision, gpu)
+        yield from sorted(
+            configs, key=lambda config: estimate_conv2d(spec, config, precision, gpu).seconds
+        )
+
+    def _libraries(self, planner: Planner, node: fx.Node) -> dict[str, Library]:
+        """The convolution by torch; fused only where it can be tried out."""
+        weight, _, _, _, padding, _, _, before, after = arguments(node)[1:]
+        rows = planner.weight(weight, "channels-last", _channels_last)
+        found: dict[str, Library] = {
+            "library": lambda: planner.torch_step(
+                node, library_conv2d, tactic="library", weight=rows
+            )
+        }
+        if torch.version.cuda and supports_fused(padding, before, after):
+            found["library, fused"] = lambda: planner.torch_step(
+                node, fused_conv2d, tactic="library, fused", weight=rows
+            )
+        return found
+
+
+def _why_not(planner: Planner, node: fx.Node) -> str | None:
+    x, weight, bias, residual = arguments(node)[:4]
+    filters = constant(weight)
+    if filters is None or (bias is not None and constant(bias) is None):
+        return "its weight is computed from the input"
+    if filters.dtype not in FLOATING:
+        return f"the kernels have no {filters.dtype}"
+    if residual is not None and planner.facts[residual].shape != planner.facts[node].shape:
+        return "its residual is broadcast at this size"
+    given = {planner.facts[each].dtype for each in (x, residual) if each is not None}
+    if given != {filters.dtype}:
+        return f"its tensors are {' and '.join(map(str, given))}, its weight is {filters.dtype}"
+    return None
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,178 @@
+"""Rules for the operators that :mod:`fastres.passes.fuse_blocks` makes: several layers, one kernel.
+
+Importing this module imports Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from fastres import ops
+from fastres.graph import arguments, constant
+from fastres.kernels.bottleneck_launch import (
+    bottleneck_calls,
+    bottleneck_spec,
+    pack_bottleneck,
+    pack_pointwise,
+)
+from fastres.kernels.call import KernelCall
+from fastres.kernels.checks import FLOATING
+from fastres.kernels.configs import bottleneck as bottleneck_configs
+from fastres.kernels.configs.pooling import (
+    PoolLinearConfig,
+    choose_pool_linear,
+    pool_linear_candidates,
+)
+from fastres.kernels.packing import pack_linear
+from fastres.kernels.pool_linear_launch import pool_linear_calls
+from fastres.runtime.gpu import interpreted
+from fastres.runtime.gpu.arithmetic import Arithmetic
+from fastres.runtime.gpu.plan import Constant, KernelStep
+from fastres.runtime.gpu.planner import Planner, Rule
+from fastres.runtime.gpu.tactics import Layer, Tactics
+from fastres.runtime.gpu.words import in_words
+from fastres.spec import PoolLinearSpec
+
+
+class BlockRules:
+    """Their :attr:`table`, for one model on one GPU."""
+
+    def __init__(self, tactics: Tactics, arithmetic: Arithmetic) -> None:
+        self.tactics = tactics
+        self.arithmetic = arithmetic
+        self.table: Mapping[Any, Rule] = {
+            ops.bottleneck: self.bottleneck,
+            ops.pool_linear: self.pool_linear,
+        }
+
+    def bottleneck(self, planner: Planner, node: fx.Node) -> bool:
+        """The tail of a bottleneck; ``wide`` into the residual if allowed."""
+        x, weight, bias, expand, expand_bias, residual, shortcut, shortcut_stride, *rest = (
+            arguments(node)
+        )
+        following, following_bias, stride, padding, dilation, groups = rest
+        filters = [each for each in (weight, expand, shortcut, following) if each is not None]
+        facts = planner.facts
+        spec = bottleneck_spec(
+            *(facts[x], facts[weight], facts[expand], facts[residual]),
+            *(None if shortcut is None else facts[shortcut], shortcut_stride),
+            *(None if following is None else facts[following],),
+            *(stride, padding, dilation, groups),
+        )
+        precision = self.arithmetic.of_convolution(facts[weight].dtype)
+        chosen = bottleneck_configs.choose_bottleneck(spec, precision, self.tactics.gpu)
+        dtypes = {facts[each].dtype for each in (x, residual, *filters)}
+        reason = bottleneck_configs.supports(spec)
+        if chosen is None and not self.tactics.interpreted:
+            reason = f"its tiles do not fit on {self.tactics.gpu.name}"
+        if len(dtypes) > 1 or facts[x].dtype not in FLOATING:
+            reason = f"the kernels do not take {' and '.join(sorted(map(str, dtypes)))}"
+        if reason is not None:
+            planner.remark(node, "bottleneck", reason)
+            return False
+        form = f"bottleneck, {groups} groups, {precision}"
+        packed = planner.weight(weight, form, lambda w: pack_bottleneck(w, groups, precision))
+
+        def pointwise(filters: fx.Node) -> Constant:
+            return planner.weight(
+                filters, f"pointwise {precision}", lambda w: pack_pointwise(w, precision)
+            )
+
+        wide = pointwise(expand)
+        beside = None if shortcut is None else pointwise(shortcut)
+        head = None if following is None else pointwise(following)
+        biases = [planner.bias(each) for each in (bias, expand_bias, following_bias)]
+        image, identity = planner.input(x), planner.input(residual)
+        outs = [planner.output(node, 0)]
+        if following is not None:
+            outs.append(planner.output(node, 1))
+
+        def step(config: bottleneck_configs.BottleneckConfig) -> KernelStep:
+            def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                first, second, third = (_read(tensors, each) for each in biases)
+                return bottleneck_calls(
+                    tensors[image],
+                    tensors[packed.name],
+                    first,
+                    tensors[wide.name],
+                    second,
+                    tensors[identity],
+                    _read(tensors, beside),
+                    _read(tensors, head),
+                    third,
+                    tensors[outs[0].name],
+                    tensors[outs[1].name] if len(outs) > 1 else None,
+                    spec,
+                    config,
+                    precision,
+                )
+
+            return planner.kernel_step(
+                *(node, [image, identity], outs, calls),
+                constants=(packed, wide, beside, head, *biases),
+                # A shortcut reads other pixels of the residual than its program writes.
+                overwrites=[identity] if shortcut is None else [],
+                tactic=in_words(config),
+            )
+
+        gpu = self.tactics.gpu
+        layer = Layer(
+            key=f"bottleneck {in_words(spec)} {precision}",
+            chosen=lambda: chosen,
+            interpreted=interpreted.bottleneck(spec),
+            candidates=lambda: sorted(
+                bottleneck_configs.candidates(spec, precision, gpu),
+                key=lambda config: (
+                    bottleneck_configs.estimate_bottleneck(spec, config, precision, gpu).seconds
+                ),
+            ),
+            step=step,
+            libraries={},
+            values=planner.value,
+        )
+        return planner.append(node, self.tactics.decide(layer))
+
+    def pool_linear(self, planner: Planner, node: fx.Node) -> bool:
+        """The classifier on mean channels."""
+        x, weight, bias, activation = arguments(node)
+        fact, filters = planner.facts[x], constant(weight)
+        if filters is None or fact.dtype not in FLOATING or filters.dtype != fact.dtype:
+            return False
+        n, c, h, w = map(int, fact.shape)
+        spec = PoolLinearSpec(n, c, h, w, int(filters.shape[0]))
+        rows = planner.weight(weight, "rows", pack_linear)
+        shift = planner.bias(bias)
+        image, out = planner.input(x), planner.output(node)
+
+        def step(config: PoolLinearConfig) -> KernelStep:
+            def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                return pool_linear_calls(
+                    tensors[image],
+                    tensors[rows.name],
+                    _read(tensors, shift),
+                    tensors[out.name],
+                    activation,
+                    config,
+                )
+
+            return planner.kernel_step(
+                *(node, [image], [out], calls), constants=(rows, shift), tactic=in_words(config)
+            )
+
+        layer = Layer(
+            key=f"pool_linear {in_words(spec)} {fact.dtype} {activation}",
+            chosen=lambda: choose_pool_linear(spec, self.tactics.gpu),
+            interpreted=interpreted.pool_linear(spec),
+            candidates=lambda: pool_linear_candidates(spec, self.tactics.gpu),
+            step=step,
+            libraries={},
+            values=planner.value,
+        )
+        return planner.append(node, self.tactics.decide(layer))
+
+
+def _read(tensors: Mapping[str, Any], weight: Constant | None) -> Any:
+    return None if weight is None else tensors[weight.name]

@@ -1,0 +1,130 @@
+"""Rules for the operators that move data and compute little: element-wise ones and poolings.
+
+They have no tactics: their configurations depend on the shape alone. Importing this module imports
+Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastres import ops
+from fastres.graph import arguments, constant
+from fastres.kernels.call import KernelCall
+from fastres.kernels.checks import FLOATING
+from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls
+from fastres.kernels.pooling_launch import (
+    avg_pool2d_calls,
+    global_avg_pool_calls,
+    max_pool2d_calls,
+)
+from fastres.runtime.gpu.planner import Planner, Rule
+
+aten = torch.ops.aten
+
+
+def add_relu(planner: Planner, node: fx.Node) -> bool:
+    """``relu(x + y)``, into ``x`` or ``y`` if nobody reads it later."""
+    x, y = arguments(node)
+    facts = [planner.facts[each] for each in (x, y, node)]
+    if len({(fact.shape, fact.dtype) for fact in facts}) != 1 or facts[0].dtype not in FLOATING:
+        return False
+    first, second = planner.input(x), planner.input(y)
+    out = planner.output(node)
+
+    def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+        return add_relu_calls(tensors[first], tensors[second], tensors[out.name])
+
+    step = planner.kernel_step(
+        node, [first, second], [out], calls, overwrites=[first, second], tactic="one pass"
+    )
+    return planner.append(node, step)
+
+
+def scale_shift(planner: Planner, node: fx.Node) -> bool:
+    """``activation(x * scale + shift)`` per channel, into ``x`` if nobody reads it later."""
+    x, scale, shift, activation = arguments(node)
+    fact = planner.facts[x]
+    factors = [constant(each) for each in (scale, shift)]
+    if fact.dtype not in FLOATING or fact.dim() not in (2, 4):
+        return False  # with other ranks, channels are not innermost in our layout
+    if any(factor is None or factor.dtype not in FLOATING for factor in factors):
+        return False
+    given, out = planner.input(x), planner.output(node)
+    multiplier, addend = planner.bias(scale), planner.bias(shift)
+    assert multiplier is not None and addend is not None
+
+    def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+        return scale_shift_calls(
+            tensors[given],
+            tensors[multiplier.name],
+            tensors[addend.name],
+            tensors[out.name],
+            activation,
+        )
+
+    step = planner.kernel_step(
+        *(node, [given], [out], calls),
+        constants=(multiplier, addend),
+        overwrites=[given],
+        tactic="one pass",
+    )
+    return planner.append(node, step)
+
+
+def max_pool2d(planner: Planner, node: fx.Node) -> bool:
+    """Largest value under each window."""
+    return _pool(planner, node, lambda x, out, *window: max_pool2d_calls(x, out, *window))
+
+
+def avg_pool2d(planner: Planner, node: fx.Node) -> bool:
+    """Mean under each window: ATen's operator, whose last arguments may be left out."""
+    given = list(arguments(node)[1:])
+    defaults = [None, [], [0, 0], False, True, None]
+    window = [*given, *defaults[len(given) :]]
+    for axis in (0, 1, 2):
+        if len(window[axis]) == 1:
+            window[axis] = [window[axis][0]] * 2
+    return _pool(planner, node, lambda x, out, *_: avg_pool2d_calls(x, out, *window))
+
+
+def _pool(planner: Planner, node: fx.Node, launch: Any) -> bool:
+    x, *window = arguments(node)
+    fact = planner.facts[x]
+    if fact.dim() != 4 or fact.dtype not in FLOATING:
+        return False
+    given, out = planner.input(x), planner.output(node)
+
+    def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+        found: list[KernelCall] = launch(tensors[given], tensors[out.name], *window)
+        return found
+
+    return planner.append(node, planner.kernel_step(node, [given], [out], calls, tactic="one pass"))
+
+
+def global_avg_pool(planner: Planner, node: fx.Node) -> bool:
+    """Mean over height and width."""
+    x, _ = arguments(node)
+    fact = planner.facts[x]
+    if fact.dim() != 4 or fact.dtype not in FLOATING or 0 in fact.shape[2:]:
+        return False
+    given, out = planner.input(x), planner.output(node)
+
+    def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+        return global_avg_pool_calls(tensors[given], tensors[out.name])
+
+    return planner.append(node, planner.kernel_step(node, [given], [out], calls, tactic="one pass"))
+
+
+SIMPLE_RULES: Mapping[Any, Rule] = {
+    ops.add_relu: add_relu,
+    ops.scale_shift: scale_shift,
+    ops.max_pool2d: max_pool2d,
+    ops.global_avg_pool: global_avg_pool,
+    aten.avg_pool2d.default: avg_pool2d,
+}
+"""Operator -> rule."""

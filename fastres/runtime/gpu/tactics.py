@@ -1,0 +1,244 @@
+"""How each layer is run: one of our configurations, or the library's kernel.
+
+By default the cost model says (``choose_*`` of :mod:`fastres.kernels.configs`). Under ``tune=True``
+the candidates and the library are timed on the device, once per layer, and what was measured is
+kept in a :class:`~fastres.runtime.gpu.tuning_cache.TuningCache`. An interrupted tuning goes on
+where it stopped: every layer's result is stored as soon as there is one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, TypeAlias
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, fx
+
+from fastres.errors import FastresError
+from fastres.kernels.configs.fusing import why_library
+from fastres.kernels.gpus import Gpu
+from fastres.runtime.gpu.device import CannotRecord, Device
+from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value, fetch
+from fastres.runtime.gpu.tuning_cache import TuningCache
+from fastres.runtime.gpu.weights import Weights
+
+CANDIDATES = 24
+"""Configurations that are timed per layer, the most promising by the cost model first."""
+
+LAUNCHES, ROUNDS = 10, 5
+"""A candidate's time is that of so many launches in a row, the fastest of so many rounds."""
+
+Library: TypeAlias = "Callable[[], TorchStep]"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer to be decided about.
+
+    Attributes:
+        key: everything its time depends on beside the machine: operator, spec, precision, epilogue.
+        chosen: gives the configuration by the cost model.
+        candidates: configurations worth timing, best first.
+        interpreted: the configuration for Triton's interpreter.
+        step: the step for a configuration.
+        libraries: steps by the library that do the same, by name; the first one always works.
+        values: tensors that the steps read and write, by name.
+    """
+
+    key: str
+    chosen: Callable[[], Any] = field(repr=False)
+    candidates: Callable[[], Iterable[Any]] = field(repr=False)
+    interpreted: Any = field(repr=False)
+    step: Callable[[Any], KernelStep] = field(repr=False)
+    libraries: Mapping[str, Library] = field(repr=False)
+    values: Callable[[str], Value] = field(repr=False)
+
+
+class Tactics:
+    """Decides for the layers of one model on one GPU.
+
+    Args:
+        gpu: whose data sheet the cost model reads.
+        tuner: times the candidates; None leaves it to the model.
+        interpreted: take the configurations that Triton's interpreter is fast with.
+    """
+
+    def __init__(self, gpu: Gpu, tuner: Tuner | None = None, interpreted: bool = False) -> None:
+        self.gpu = gpu
+        self.tuner = tuner
+        self.interpreted = interpreted
+
+    @property
+    def library_reason(self) -> str | None:
+        """Why matrix products are the library's on this GPU, None where they are ours."""
+        return why_library(self.gpu)
+
+    def decide(self, layer: Layer) -> Step:
+        """The step to run."""
+        if self.library_reason is not None and layer.libraries:
+            return next(iter(layer.libraries.values()))()
+        if self.tuner is not None:
+            found = self.tuner.best(layer)
+            if found is not None:
+                return found
+        return layer.step(layer.interpreted if self.interpreted else layer.chosen())
+
+
+class Tuner:
+    """Times candidates on a device.
+
+    Args:
+        device: where; nobody else should use it meanwhile.
+        weights: of the model.
+        cache: what is known already, and where results go.
+        console: for the progress bar; None for standard error, if that is a terminal.
+    """
+
+    def __init__(
+        self, device: Device, weights: Weights, cache: TuningCache, console: Console | None = None
+    ) -> None:
+        self.device = device
+        self.weights = weights
+        self.cache = cache
+        self.module: fx.GraphModule | None = None
+        self.measured = 0
+        self._console = console
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    @contextmanager
+    def shown(self, module: fx.GraphModule, layers: int) -> Iterator[None]:
+        """Tune so many layers of a graph while the block runs, and show progress on a terminal."""
+        self.module = module
+        console = self._console or Console(file=sys.stderr)
+        columns = (
+            TextColumn("tuning"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            self._progress, self._task = progress, progress.add_task("", total=layers)
+            try:
+                yield
+            finally:
+                self._progress = self.module = None
+
+    def best(self, layer: Layer) -> Step | None:
+        """The fastest step of a layer, measured now or before; None if none could be measured."""
+        known = self._known(layer)
+        if known is None:
+            self._tell(layer.key)
+            result = self._measure(layer)
+            if result is None:
+                return None
+            self.cache.put(layer.key, result)
+            self.measured += 1
+            known = self._known(layer)
+        if self._progress is not None:
+            self._progress.advance(self._task)
+        return known
+
+    def _tell(self, text: str) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, description=text)
+
+    def _known(self, layer: Layer) -> Step | None:
+        """The step that the cache names; None where it names none that exists here."""
+        entry = self.cache.get(layer.key)
+        if entry is None:
+            return None
+        if entry["tactic"] != "kernel":
+            library = layer.libraries.get(str(entry["tactic"]))
+            return None if library is None else library()
+        try:
+            return layer.step(type(layer.interpreted)(**entry["config"]))
+        except (KeyError, TypeError, FastresError):
+            return None
+
+    def _measure(self, layer: Layer) -> dict[str, Any] | None:
+        best: dict[str, Any] | None = None
+        configs = [layer.chosen(), *islice(layer.candidates(), CANDIDATES)]
+        trials: list[tuple[dict[str, Any], Callable[[], Step]]] = [
+            ({"tactic": "kernel", "config": asdict(config)}, _bound(layer.step, config))
+            for config in dict.fromkeys(configs)
+        ]
+        trials += [({"tactic": name}, library) for name, library in layer.libraries.items()]
+        tried = 0
+        with self.device.entered():
+            for result, make in trials:
+                nanoseconds = self._time(make(), layer.values)
+                if nanoseconds is None:
+                    continue
+                tried += 1
+                if best is None or nanoseconds < best["nanoseconds"]:
+                    best = {**result, "nanoseconds": nanoseconds}
+        return None if best is None else {**best, "tried": tried}
+
+    def _time(self, step: Step, values: Callable[[str], Value]) -> int | None:
+        """Nanoseconds of one run of a step; None where this device cannot run it."""
+        try:
+            return self._timed(step, values)
+        except torch.OutOfMemoryError:
+            return None
+        except Exception as error:
+            if not _is_refusal(error):
+                raise
+            return None
+
+    def _timed(self, step: Step, values: Callable[[str], Value]) -> int:
+        tensors = self._tensors(step, values)
+        if isinstance(step, KernelStep):
+            calls = step.calls(tensors)
+
+            def run() -> None:
+                self.device.launch(calls)
+        else:
+            args, kwargs = fetch(step.args, tensors), fetch(step.kwargs, tensors)
+
+            def run() -> None:
+                step.function(*args, **kwargs)
+
+        def repeatedly() -> None:
+            for _ in range(LAUNCHES):
+                run()
+
+        # Recorded, since between launches one by one the device would wait for the host.
+        again = self.device.record(repeatedly) if self.device.records else run
+        launches = LAUNCHES if self.device.records else 1
+        return min(self.device.time(again) for _ in range(ROUNDS)) // launches
+
+    def _tensors(self, step: Step, values: Callable[[str], Value]) -> dict[str, Tensor]:
+        """Memory of a trial's own, with numbers like those of activations."""
+        tensors: dict[str, Tensor] = {}
+        for name in dict.fromkeys(step.reads):
+            value = values(name)
+            tensors[name] = value.within(self.device.allocate(value.nbytes), 0)
+            tensors[name].normal_()
+        if isinstance(step, KernelStep):
+            for value in (*step.writes, *step.scratch):
+                tensors[value.name] = value.within(self.device.allocate(value.nbytes), 0)
+        assert self.module is not None
+        for constant in step.constants:
+            tensors[constant.name] = self.weights.get(self.module, constant).tensor
+        return tensors
+
+
+def _bound(step: Callable[[Any], KernelStep], config: Any) -> Callable[[], Step]:
+    return lambda: step(config)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether a kernel cannot be had in this form: too large for the chip, or not supported."""
+    if isinstance(error, CannotRecord):
+        return True
+    if any(kind.__name__ == "TritonError" for kind in type(error).__mro__):
+        return True  # the compiler's, among them OutOfResources
+    return isinstance(error, RuntimeError) and "NOT_SUPPORTED" in str(error)

@@ -1,0 +1,36 @@
+"""A model's weights in the forms that kernels read, each made once and shared between shapes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from fastres.runtime.gpu.plan import Constant
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """A made weight, with what it was made from: as long as it lives, their addresses are taken."""
+
+    tensor: Tensor
+    sources: tuple[Tensor, ...]
+
+
+class Weights:
+    """The forms made so far; one lives as long as an executable holds it."""
+
+    def __init__(self) -> None:
+        self._forms: weakref.WeakValueDictionary[Hashable, Form] = weakref.WeakValueDictionary()
+
+    def get(self, module: fx.GraphModule, constant: Constant) -> Form:
+        """A constant of ``module`` in the form that a kernel reads."""
+        sources = tuple(getattr(module, name) for name in constant.sources)
+        key = (constant.form, *((s.data_ptr(), s.shape, s.stride(), s.dtype) for s in sources))
+        found = self._forms.get(key)
+        if found is None:
+            found = Form(constant.make(*sources), sources)
+            self._forms[key] = found
+        return found
