@@ -103,14 +103,15 @@ def conv2d_kernel(
 ):
     """One tile of ``out``, or with SPLIT_K > 1 of one of its partial sums [SPLIT_K, M, ALL_K].
 
-    C and K count one super-group's channels and filters (program axis 2); ALL_C and ALL_K are the
-    tensors' own. PADDED: whether some window reaches into the padding.
+    C and K count one super-group's channels and filters; ALL_C and ALL_K are the tensors' own.
+    Program axis 0 is tile and super-group, axis 1 the split. PADDED: whether some window reaches
+    into the padding.
     """
-    pid_m, pid_n = tile_of_program(
-        tl.program_id(0), M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M
-    )
+    # Super-groups of the same pixels one after the other: their channels share cache lines.
+    group = tl.program_id(0) % (ALL_K // K)
+    tile = tl.program_id(0) // (ALL_K // K)
+    pid_m, pid_n = tile_of_program(tile, M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M)
     split = tl.program_id(1)
-    group = tl.program_id(2)
     if INT64:
         pid_m = pid_m.to(tl.int64)
         split = split.to(tl.int64)

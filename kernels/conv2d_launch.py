@@ -213,7 +213,7 @@ def _main_call(
     grid_m, grid_n = math.ceil(rows / config.block_m), math.ceil(filters / config.block_n)
     return KernelCall(
         kernel=conv2d_kernel,
-        grid=(grid_m * grid_n, splits, groups),
+        grid=(grid_m * grid_n * groups, splits, 1),
         arguments={
             "x_ptr": x,
             "weight_ptr": packed,
