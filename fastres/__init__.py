@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fastres import models
 from fastres.errors import (
+    ArtifactError,
     CaptureError,
     FastresError,
     FastresWarning,
@@ -20,14 +21,15 @@ from fastres.errors import (
     TargetError,
     VerificationError,
 )
+from fastres.loading import load
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.report import Report
 from fastres.verification import Verification, verify
-
-__version__ = "0.1.0"
+from fastres.version import __version__
 
 __all__ = [
+    "ArtifactError",
     "CaptureError",
     "FastresError",
     "FastresWarning",
@@ -42,6 +44,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "__version__",
+    "load",
     "models",
     "optimize",
     "verify",

@@ -9,6 +9,7 @@
         │   ├── CaptureError             torch.export cannot turn the model into one graph
         │   └── NotOptimizedError        strict=True, and something stayed as it was
         ├── InputError (ValueError)      a call got a tensor the model cannot take
+        ├── ArtifactError                a saved model cannot be written, read or trusted
         ├── OutOfMemory (MemoryError)    this shape does not fit into memory
         ├── TargetError (RuntimeError)   the machine lacks what was asked for
         └── VerificationError            the optimised model's answers differ from the model's
@@ -22,6 +23,7 @@ Every message says what was got, what was expected and what to do about it.
 from __future__ import annotations
 
 __all__ = [
+    "ArtifactError",
     "CaptureError",
     "FastresError",
     "FastresWarning",
@@ -70,6 +72,10 @@ class NotOptimizedError(ModelError):
 
 class InputError(FastresError, ValueError):
     """An input's rank, size, channels, dtype or device is not one the model takes."""
+
+
+class ArtifactError(FastresError):
+    """A saved model's file cannot be written or read: damaged, changed, newer, or no such file."""
 
 
 class OutOfMemory(FastresError, MemoryError):

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.contract import Contract
 from fastres.errors import (
+    ArtifactError,
     FastresWarning,
     InputError,
     ModelError,
@@ -26,6 +27,7 @@ from fastres.errors import (
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
+from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import without_autocast
@@ -115,6 +117,7 @@ def _optimize(
         captured = capture(evaluated, example_input)
     report.notes += [*told, *captured.notes]
     own = own_dtype(evaluated)
+    recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
     with _stage(report, "passes"), torch.inference_mode(False), torch.no_grad():
         rewrite(captured.module, report, own, options.dtype(own))
@@ -128,15 +131,23 @@ def _optimize(
     report.precision = str(options.dtype(own)).removeprefix("torch.")
     chosen, passed_over = choose(options, captured.module)
     report.engine = chosen.name
-    report.notes += passed_over
+    report.add_engine([], passed_over)
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
-    fast = OptimizedModule(captured, options, report)
+    fast = OptimizedModule(captured, options, report, None, recipe)
     sample = _sample(captured, given=example_input is not None)
     with _stage(report, "first call"):
         _run_once(fast, captured, sample, report)
     with _stage(report, "check"):
         _check(evaluated, fast, captured, sample, report)
     return fast, told
+
+
+def _recipe(captured: Captured, model: nn.Module, own: torch.dtype, report: Report) -> Recipe | str:
+    """What refreshes the weights later, or why they cannot be."""
+    try:
+        return record(captured.module, model, own, report.notes)
+    except ArtifactError as error:
+        return str(error)
 
 
 @contextmanager
@@ -199,8 +210,7 @@ def _run_once(fast: OptimizedModule, captured: Captured, sample: list[Any], repo
     fast(*args, **kwargs)
     left, notes = fast.engine_remarks(_on(sample, report.device))
     report.threads = fast.threads if report.device == "cpu" else None
-    report.left += left
-    report.notes += notes
+    report.add_engine(left, notes)
 
 
 def _on(sample: list[Any], device: str) -> list[Any]:

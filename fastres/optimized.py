@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +14,21 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fastres import ops, profile
+from fastres.artifact.document import Parts
+from fastres.artifact.saving import save
 from fastres.capture import Captured
-from fastres.errors import FastresWarning, InputError, OptionError
+from fastres.errors import ArtifactError, FastresWarning, InputError, OptionError
 from fastres.graph import output_nodes
 from fastres.options import Options
+from fastres.recipe import Recipe
+from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner
 from fastres.transforms import Preprocessing
+from fastres.version import __version__
 
 
 class OptimizedModule(nn.Module):
@@ -48,6 +55,7 @@ class OptimizedModule(nn.Module):
         options: Options,
         report: Report,
         preprocessing: Preprocessing | None = None,
+        recipe: Recipe | str = "it was made without one",
     ) -> None:
         super().__init__()
         self.graph_module = captured.module
@@ -55,6 +63,7 @@ class OptimizedModule(nn.Module):
         self.preprocessing = preprocessing
         self._contract = captured.contract
         self._options = options
+        self._recipe = recipe
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
         self._signature = captured.signature
@@ -71,6 +80,11 @@ class OptimizedModule(nn.Module):
     def engine(self) -> str:
         """Name of the engine that runs the model."""
         return self._runner.engine.name
+
+    @property
+    def passed_over(self) -> list[str]:
+        """A sentence for every faster engine that cannot run the model here."""
+        return self._passed_over
 
     @property
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -132,6 +146,68 @@ class OptimizedModule(nn.Module):
         executable = self._runner.executable(flat)
         return executable.remarks, executable.notes
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the optimised model to one file, for :func:`fastres.load`.
+
+        The file is safetensors with a description in JSON: no pickle, no code. It holds the folded
+        weights and what :meth:`refresh` needs, and is read back before it takes its name.
+
+        Raises:
+            ArtifactError: the file cannot be written, or a part of the model cannot be in a file (a
+                result in a container class of the user's own, an operator that is not torch's).
+        """
+        versions = {"fastres": __version__, "torch": torch.__version__}
+        save(self._parts(), path, versions)
+
+    def refresh(self, state_dict: Mapping[str, Any], *, check: bool = True) -> None:
+        """Take new weights of the same architecture, without the model and without capturing again.
+
+        The passes run again on the captured graph, so that the result is bitwise that of
+        :func:`fastres.optimize` on a model with these weights; ``report`` is a new receipt. Calls
+        in other threads get either the old or the new weights. On an error, all is as it was.
+
+        Args:
+            state_dict: the user's model's, by its names. Tensors that the model does not use in
+                inference (``num_batches_tracked``) may be left out.
+            check: compare one call with the captured graph in float64, as ``optimize`` does with
+                the model. What is captured is taken for granted: that the model's code would still
+                do the same is not looked at.
+
+        Raises:
+            OptionError: a name is missing or unknown, a tensor has another shape or dtype, or the
+                two names of a shared weight have different values.
+            NotOptimizedError: the model was optimised under ``strict``, and with these weights
+                something is not (a folded weight that overflows float16, say).
+            TargetError: the engine asked for cannot run these weights.
+            VerificationError: the answers differ from those of the captured graph.
+            ArtifactError: there is no captured graph, or it was read from a file and is damaged.
+        """
+        with _RENEWING:
+            if isinstance(self._recipe, str):
+                raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
+            sample = sample_of(self._example, self.report.device)
+            new = renew(
+                self._recipe, state_dict, self._options, self._contract, sample, self.report, check
+            )
+            # A call reads the runner once, which has its own graph.
+            self.graph_module, self.report = new.module, new.report
+            self._runner = new.runner
+
+    def _parts(self) -> Parts:
+        recipe = self._recipe
+        return Parts(
+            self.graph_module,
+            self._contract,
+            self._signature,
+            self._in_spec,
+            self._out_spec,
+            self._example,
+            self.report,
+            self._options,
+            self.preprocessing,
+            None if isinstance(recipe, str) else (recipe.document, recipe.kept),
+        )
+
     def train(self, mode: bool = True) -> OptimizedModule:
         """Stays in eval mode: BatchNorm is gone, there is nothing to train."""
         if mode:
@@ -179,7 +255,7 @@ class OptimizedModule(nn.Module):
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
-        engine, _ = choose(self._options, self.graph_module)
+        engine, self._passed_over = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -197,6 +273,9 @@ class OptimizedModule(nn.Module):
                 "pass the same ones, or optimise with an example_input of this structure"
             )
         return flat
+
+
+_RENEWING = threading.Lock()
 
 
 def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:

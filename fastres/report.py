@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 KINDS: dict[str, tuple[str, str]] = {
     "batch_norm": ("BatchNorms", "folded"),
@@ -57,6 +57,8 @@ class Report:
         layers: (module, operator, dtype) per operator, in order.
         check: the comparison with the model, None before it was made.
         seconds: time per stage of ``optimize``.
+        engine_left, engine_notes: those of ``left`` and ``notes`` that are about this engine on
+            this machine.
     """
 
     model: str
@@ -72,6 +74,8 @@ class Report:
     layers: list[tuple[str, str, str]] = field(default_factory=list)
     check: Check | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    engine_left: list[Remark] = field(default_factory=list)
+    engine_notes: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -87,6 +91,22 @@ class Report:
         remark = Remark(module, what, reason)
         if remark not in self.left:
             self.left.append(remark)
+
+    def add_engine(self, left: list[Remark], notes: list[str]) -> None:
+        """Record what the engine left to torch, and its notes."""
+        self.left += left
+        self.notes += notes
+        self.engine_left += left
+        self.engine_notes += notes
+
+    def without_engine(self) -> Report:
+        """The same receipt before an engine was chosen."""
+        left, notes = list(self.left), list(self.notes)
+        for remark in self.engine_left:
+            left.remove(remark)
+        for note in self.engine_notes:
+            notes.remove(note)
+        return replace(self, left=left, notes=notes, engine_left=[], engine_notes=[])
 
     def count(self, kind: str) -> str:
         """``53/53 BatchNorms folded``."""

@@ -14,12 +14,13 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "cgroup", "target", "options", "spec", "transforms"),
+    *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
     *("tracing", "untouched", "capture"),
     *("report", "passes"),
-    *("runtime", "profile", "optimized", "verification", "optimization"),
+    *("artifact", "recipe", "deviation"),
+    *("runtime", "profile", "renewal", "optimized", "verification", "optimization", "loading"),
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use

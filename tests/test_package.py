@@ -32,10 +32,11 @@ MAPPED = {"fastres.kernels": ROOT / "kernels", "fastres.export": ROOT / "export"
 
 HEAVY = {
     *("triton", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "torchvision", "timm"),
-    *("matplotlib", "sklearn", "skimage", "scipy", "pandas", "psutil"),
+    *("matplotlib", "sklearn", "skimage", "scipy", "pandas", "psutil", "safetensors", "sympy"),
 }
 
 PUBLIC = {
+    "ArtifactError",
     "CaptureError",
     "FastresError",
     "FastresWarning",
@@ -50,6 +51,7 @@ PUBLIC = {
     "Verification",
     "VerificationError",
     "__version__",
+    "load",
     "models",
     "optimize",
     "verify",

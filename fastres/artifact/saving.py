@@ -1,0 +1,54 @@
+"""Writing a model to a file, and reading back what was written before it is given its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastres.artifact.container import File, write
+from fastres.artifact.document import Description, Parts, describe
+from fastres.artifact.receipt import options_from_json, options_to_json
+from fastres.errors import ArtifactError
+
+
+def save(parts: Parts, path: str | os.PathLike[str], made_by: dict[str, str]) -> None:
+    """Write a model to ``path``, whole or not at all.
+
+    Raises:
+        ArtifactError: a part of the model cannot be held by a file, or the file cannot be written;
+            what was there before is still there.
+    """
+    description, tensors = describe(parts, made_by)
+
+    def check(temporary: Path) -> None:
+        _read_back(parts, temporary)
+
+    write(path, description, tensors, check)
+
+
+def _read_back(parts: Parts, path: Path) -> None:
+    """The file says what it should: the same program on the same weights, for the same inputs."""
+    file = File(path)
+    description = Description(file.description)
+    device = torch.device(description.device)
+    found = description.parts(file.tensors(description.weights), device, options_from_json)
+    kept: list[Any] = [
+        (found.module.code, parts.module.code),
+        (found.contract, parts.contract),
+        (found.in_spec, parts.in_spec),
+        (found.out_spec, parts.out_spec),
+        (str(found.signature), str(parts.signature)),
+        (found.report, parts.report),
+        (found.preprocessing, parts.preprocessing),
+        (options_to_json(found.options), options_to_json(parts.options)),
+    ]
+    for got, wanted in kept:
+        if got != wanted:
+            raise ArtifactError(
+                f"what was written does not read back as it was ({str(got)[:200]} instead of "
+                f"{str(wanted)[:200]}); nothing was left behind. This is a defect of fastres: "
+                "please report it"
+            )

@@ -1,0 +1,288 @@
+"""What makes an optimised model again from other weights: the captured graph, before any pass.
+
+The passes decide by the weights too (does a folded weight fit float16? is a shift zero, so that it
+may be folded past padding?). So new weights go through the same passes on the same captured graph,
+and the result is bitwise that of ``optimize`` on a model with those weights, without its code and
+without torch.export.
+
+The graph is kept as JSON, as saved models hold it, with the name in the model's state dict for each
+constant; what is not in the state dict (a tensor made in forward, a non-persistent buffer) is kept
+itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastres.artifact.arguments import DTYPES, device_from_json, dtype_from_json
+from fastres.artifact.graph_json import graph_from_json, graph_to_json
+from fastres.artifact.known_values import KnownValues, hints_to_json, values_to_json
+from fastres.artifact.receipt import notes_from_json
+from fastres.artifact.strict import count, fields, items, of_type, parse, text
+from fastres.errors import ArtifactError, OptionError
+from fastres.passes import rewrite
+from fastres.report import Report
+
+_FIELDS = (
+    "graph", "values", "hints", "dtype", "device", "constants", "state", "shared", "notes",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A captured graph without its weights.
+
+    Attributes:
+        document: JSON; the names are those of :func:`record`.
+        kept: constants that are in no state dict, by name.
+    """
+
+    document: str
+    kept: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a state dict must hold under one name; ``strides`` where they are not the usual ones."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None
+
+
+def record(module: fx.GraphModule, model: nn.Module, own: torch.dtype, notes: list[str]) -> Recipe:
+    """The recipe of a captured graph, before the passes change it.
+
+    Args:
+        module: the captured graph; its constants share memory with the model's.
+        model: the user's model.
+        own: the model's dtype.
+        notes: what capture had to say.
+
+    Raises:
+        ArtifactError: the graph holds what no file can hold, or the model has no state dict.
+    """
+    try:
+        given = dict(model.state_dict())
+    except Exception as error:  # a user's hooks may raise anything
+        raise ArtifactError(f"the model's state_dict() fails: {error}") from error
+    state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    names: dict[Any, list[str]] = {}
+    for name, value in state.items():
+        names.setdefault(_identity(name, value), []).append(name)
+    constants: dict[str, str | None] = {}
+    kept: dict[str, Tensor] = {}
+    for constant, value in module.named_buffers(recurse=False):
+        # Of several names for one tensor, that after which capture called it.
+        found = names.get(_identity(constant, value), [])
+        same = [name for name in found if name.replace(".", "_") == constant]
+        constants[constant] = next(iter(same or found), None)
+        if not found:
+            kept[constant] = value.detach().clone(memory_format=torch.preserve_format)
+    document = {
+        "graph": graph_to_json(module),
+        "values": values_to_json(module.graph),
+        "hints": hints_to_json(module.graph),
+        "dtype": str(own).removeprefix("torch."),
+        "device": str(next((b.device for b in module.buffers()), "cpu")),
+        "constants": constants,
+        "state": {
+            name: _expected_to_json(value) if isinstance(value, Tensor) else None
+            for name, value in given.items()
+        },
+        "shared": [group for group in names.values() if len(group) > 1],
+        "notes": notes,
+    }
+    return Recipe(json.dumps(document, separators=(",", ":"), allow_nan=False), kept)
+
+
+def _identity(name: str, value: Tensor) -> Any:
+    """Equal for two names of one tensor; an empty one has no memory to know it by."""
+    if not value.numel():
+        return name.replace(".", "_"), value.shape
+    return value.data_ptr(), value.dtype, value.shape, value.stride()
+
+
+def _expected_to_json(value: Tensor) -> Any:
+    strides = None if value.is_contiguous() else list(value.stride())
+    return [str(value.dtype).removeprefix("torch."), list(value.shape), strides]
+
+
+class ReadRecipe:
+    """A recipe taken apart and checked.
+
+    Raises:
+        ArtifactError: it does not describe a captured graph.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        given = fields(parse(recipe.document), _FIELDS, "recipe")
+        graph, values, hints, dtype, device, constants, state, shared, notes = given
+        self.own = dtype_from_json(dtype, "recipe.dtype")
+        self.device = _here(device_from_json(device, "recipe.device"))
+        self.notes = notes_from_json(notes, "recipe.notes")
+        self.state = {
+            text(name, "recipe.state"): None if entry is None else _expected(entry)
+            for name, entry in of_type(state, dict, "recipe.state").items()
+        }
+        self.shared = [
+            [self._known(name) for name in group] for group in items(shared, list, "recipe.shared")
+        ]
+        self.constants: dict[str, str | None] = {
+            constant: None if name is None else self._known(name)
+            for constant, name in of_type(constants, dict, "recipe.constants").items()
+        }
+        missing = {c for c, name in self.constants.items() if name is None} ^ recipe.kept.keys()
+        if missing:
+            raise ArtifactError(f"recipe: the constant {min(missing)} is not where it should be")
+        self._kept = recipe.kept
+        self._graph, self._values, self._hints = graph, values, hints
+
+    def _known(self, name: Any) -> str:
+        known = of_type(name, str, "recipe")
+        if self.state.get(known) is None:
+            raise ArtifactError(f"recipe: {ascii(known)[:60]} is not in the state dict")
+        return known
+
+    def graph(self, state: Mapping[str, Tensor]) -> fx.GraphModule:
+        """The captured graph with the weights of ``state``, which :meth:`checked` let pass."""
+        constants = {
+            constant: self._kept[constant].to(self.device) if name is None else state[name]
+            for constant, name in self.constants.items()
+        }
+        module = graph_from_json(self._graph, constants)
+        KnownValues(self._hints, self.device).annotate(module.graph, self._values)
+        return module
+
+    def checked(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensors of a state dict that the graph reads, on its device.
+
+        Raises:
+            OptionError: a name is missing or unknown, a tensor has another shape or dtype, or two
+                names of one shared weight have different values.
+        """
+        if not isinstance(given, Mapping):
+            raise OptionError(
+                f"state_dict is a {type(given).__name__}: expected a model's state_dict()"
+            )
+        read = {name for name in self.constants.values() if name is not None}
+        unknown = [name for name in given if name not in self.state]
+        found = {name: self._name_in(given, name) for name in sorted(read)}
+        missing = [name for name, other in found.items() if other is None]
+        if unknown or missing:
+            raise OptionError(_other_names(unknown, missing))
+        for name, value in given.items():
+            _check(name, value, self.state[name])
+        for group in self.shared:
+            there = [name for name in group if name in given]
+            for name in there[1:]:
+                if not _same(given[there[0]], given[name]):
+                    raise OptionError(
+                        f"{there[0]} and {name} are one weight in the model, and differ in "
+                        "state_dict: give both the same values"
+                    )
+        return {name: self._placed(given[str(found[name])], self.state[name]) for name in found}
+
+    def _name_in(self, given: Mapping[str, Any], name: str) -> str | None:
+        """``name``, or where that is left out another name of the same shared weight."""
+        group = next((group for group in self.shared if name in group), [])
+        return next((known for known in (name, *group) if known in given), None)
+
+    def _placed(self, value: Tensor, expected: Expected | None) -> Tensor:
+        placed = value.detach().to(self.device)
+        assert expected is not None
+        strides = expected.strides or torch.empty(expected.shape, device="meta").stride()
+        if placed.stride() == strides:
+            return placed
+        # As load_state_dict would: the model's own memory format decides, for sums' order too.
+        return torch.empty_strided(
+            expected.shape, strides, dtype=placed.dtype, device=self.device
+        ).copy_(placed)
+
+
+def _here(device: torch.device) -> torch.device:
+    """Where the passes run: as in ``optimize``, if that device is here."""
+    available = device.type == "cpu" or (
+        device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+    )
+    return device if available else torch.device("cpu")
+
+
+def _expected(given: Any) -> Expected:
+    where = "recipe.state"
+    parts = of_type(given, list, where)
+    if len(parts) != 3 or parts[0] not in DTYPES:
+        raise ArtifactError(f"{where}: expected a dtype, a shape and strides")
+    shape = tuple(count(size, where) for size in of_type(parts[1], list, where))
+    strides = None
+    if parts[2] is not None:
+        strides = tuple(count(step, where) for step in of_type(parts[2], list, where))
+        reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=False))
+        elements = 1
+        for size in shape:
+            elements = min(elements * size, 2**62)
+        if len(strides) != len(shape) or reach >= 4 * max(elements, 1):
+            raise ArtifactError(f"{where}: strides {list(strides)} of a tensor {list(shape)}")
+    return Expected(DTYPES[parts[0]], shape, strides)
+
+
+def _other_names(unknown: list[str], missing: list[str]) -> str:
+    told = []
+    if missing:
+        told.append(f"no {missing[0]!r} ({len(missing)} missing)")
+    if unknown:
+        told.append(f"{unknown[0]!r}, which the model does not have ({len(unknown)} such)")
+    advice = "pass the state_dict() of a model of the same class and options"
+    if unknown and all(str(name).startswith("module.") for name in unknown):
+        advice = "it was saved from nn.DataParallel: remove 'module.' from its names"
+    return f"state_dict has {' and '.join(told)}: {advice}"
+
+
+def _check(name: str, value: Any, expected: Expected | None) -> None:
+    if expected is None:  # not a tensor in the model either
+        return
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
+        raise OptionError(f"{name}: expected a dense tensor with values, got {_kind(value)}")
+    if tuple(value.shape) != expected.shape:
+        raise OptionError(
+            f"{name}: expected the shape {list(expected.shape)}, got {list(value.shape)}: new "
+            "weights must be of the same architecture; optimise the other model instead"
+        )
+    if value.dtype != expected.dtype:
+        raise OptionError(
+            f"{name}: expected {expected.dtype} as in the model, got {value.dtype}; convert it "
+            f"with .to({expected.dtype})"
+        )
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.layout} tensor on {value.device}"
+    return f"a {type(value).__name__}"
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Bit by bit, so that NaN is NaN."""
+    x, y = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return a is b or torch.equal(x, y)
+
+
+def make_graph(
+    recipe: ReadRecipe, state: Mapping[str, Tensor], dtype: torch.dtype, report: Report
+) -> fx.GraphModule:
+    """The fused graph that the passes make of the captured one with these weights.
+
+    Args:
+        dtype: to compute in.
+        report: the receipt to write to.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        module = recipe.graph(state)
+        rewrite(module, report, recipe.own, dtype)
+    return module

@@ -1,0 +1,166 @@
+"""New weights for an optimised model: the passes again on the captured graph, and a check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.contract import Contract
+from fastres.deviation import relative, square, squared_error
+from fastres.errors import NotOptimizedError, VerificationError
+from fastres.options import Options
+from fastres.place import move
+from fastres.recipe import ReadRecipe, Recipe, make_graph
+from fastres.report import Check, Report
+from fastres.retype import Recorder
+from fastres.runtime.engine import choose
+from fastres.runtime.runner import Runner, without_autocast
+
+BOUND = 8.0
+"""How many times eager's own error the result may be off on the one sample; as ``optimize`` has it
+(a ratio of two rounding errors on few numbers can be 3 by chance, a wrong fold is off by
+thousands)."""
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """What replaces an optimised model's graph, receipt and runner, all at once."""
+
+    module: fx.GraphModule
+    report: Report
+    runner: Runner
+
+
+def renew(
+    recipe: Recipe,
+    state_dict: Mapping[str, Any],
+    options: Options,
+    contract: Contract,
+    sample: list[Any],
+    old: Report,
+    check: bool,
+) -> Renewed:
+    """The graph that ``optimize`` would make of the model with these weights.
+
+    Args:
+        recipe: the captured graph.
+        state_dict: the weights, by the names of the model's ``state_dict()``.
+        options: as the model was optimised.
+        contract: the inputs that the graph takes, on the device where it runs.
+        sample: flattened arguments of one call, on that device.
+        old: the receipt so far.
+        check: compare with the captured graph in float64.
+
+    Raises:
+        OptionError: the state dict does not fit.
+        NotOptimizedError: under ``strict``, something was not optimised with these weights.
+        TargetError: the engine that was asked for cannot run these weights.
+        VerificationError: the answers differ from the captured graph's.
+        ArtifactError: the recipe came from a file and is no captured graph.
+    """
+    started = time.perf_counter()
+    read = ReadRecipe(recipe)
+    state = read.checked(state_dict)
+    report = Report(old.model, notes=list(read.notes))
+    dtype = options.dtype(read.own)
+    with without_autocast():
+        module = make_graph(read, state, dtype, report)
+    device = torch.device(old.device)
+    move(module, read.device, device)
+    report.precision = str(dtype).removeprefix("torch.")
+    report.device = old.device
+    remaining = [*report.refused, *report.left]
+    if options.strict and remaining:
+        first = remaining[0]
+        raise NotOptimizedError(first.module, f"{first.what}: {first.reason}")
+    report.seconds["passes"] = time.perf_counter() - started
+    engine, passed_over = choose(options, module)
+    report.engine = engine.name
+    runner = Runner(module, contract, engine, options.threads)
+    started = time.perf_counter()
+    executable = runner.executable(sample)
+    report.add_engine(executable.remarks, [*passed_over, *executable.notes])
+    report.threads = runner.limit.threads if device.type == "cpu" else None
+    report.seconds["first shape"] = time.perf_counter() - started
+    report.notes.append(
+        "the weights were renewed by refresh(), from the captured graph; the model's code did not "
+        "run again"
+    )
+    if check:
+        started = time.perf_counter()
+        _compare(read, state, dtype, runner, sample, report)
+        report.seconds["check"] = time.perf_counter() - started
+    return Renewed(module, report, runner)
+
+
+def _compare(
+    read: ReadRecipe,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    runner: Runner,
+    sample: list[Any],
+    report: Report,
+) -> None:
+    """Hold the answers against those of the captured graph in float64, as ``optimize`` does."""
+    captured = read.graph(state)
+    if any(
+        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        for node in captured.graph.nodes
+    ):
+        report.notes.append("not checked on a sample: the model draws random numbers in eval mode")
+        return
+    with torch.no_grad(), without_autocast():
+        exact, plain = (
+            Recorder(captured, read.own, precision).run(*_cast(sample, read, precision))
+            for precision in (torch.float64, dtype)
+        )
+        given = runner(sample)
+    ours = eagers = wanted = 0.0
+    for y64, ye, y in zip(exact, plain, given, strict=True):
+        if isinstance(y64, Tensor) and y64.is_floating_point():
+            y = y.to(y64.device)
+            ours += squared_error(y, y64, ye)
+            eagers += squared_error(ye, y64, ye)
+            wanted += square(y64)
+    error, eager = relative(ours, wanted), relative(eagers, wanted)
+    ratio = error / max(eager, torch.finfo(dtype).eps)
+    shapes = ", ".join(str(list(v.shape)) for v in sample if isinstance(v, Tensor))
+    report.check = Check(error, eager, ratio, shapes)
+    if not ratio <= BOUND:
+        raise VerificationError(
+            f"with these weights the optimised {report.model} differs from the captured graph: "
+            f"error {error:.2e} on {shapes}, {ratio:.1f}x that of torch eager (allowed "
+            f"{BOUND:g}x). The old weights are kept. This is a defect of fastres: please report it"
+        )
+
+
+def _cast(sample: list[Any], read: ReadRecipe, dtype: torch.dtype) -> list[Any]:
+    def cast(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        copied = leaf.detach().clone().to(read.device)
+        return copied.to(dtype) if copied.dtype == read.own else copied
+
+    return [cast(leaf) for leaf in sample]
+
+
+def sample_of(example: list[Any], device: str) -> list[Any]:
+    """Random values, always the same, of the shapes of a captured call."""
+    generator = torch.Generator().manual_seed(0)
+
+    def filled(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.dtype == torch.uint8:
+            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            return pixels.to(device)
+        if leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=generator).to(device, leaf.dtype)
+        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
+
+    return [filled(leaf) for leaf in example]
