@@ -37,6 +37,8 @@ FLOOR_ULPS = {"fp16": 1.0, "bf16": 1.0, "tf32": 1.0, "fp32": 3.0}
 GUARD_ELEMENTS = 4096
 """The least number of elements before and behind a guarded tensor; keeps 16-byte alignment."""
 
+_GUARD = 113
+
 
 def assert_kernel_as_accurate(
     got: Tensor,
@@ -209,6 +211,8 @@ def guarded_output(
     """
     dtype = PRECISIONS[precision] if dtype is None else dtype
     buffer, inner = _inside(shape, dtype, torch.device(device))
+    buffer.fill_(_GUARD)  # not NaN, which is what a kernel makes of what it read out of bounds
+    _poison(inner)
     before = buffer.clone()
     start, end = inner.storage_offset(), inner.storage_offset() + inner.numel()
     yield inner

@@ -228,6 +228,17 @@ def test_nan_and_infinity(name: str, place: int, value: float, device: str) -> N
     assert got[0][-1, :, -1, -1].isfinite().all()  # of another image
 
 
+def test_infinity_between_positive_weights(device: str) -> None:
+    """It stays infinity: multiplied with the zeros that fill blocks up it would be NaN."""
+    given = arguments(BLOCKS["next"], "fp16", device)
+    given[0][0, 3, 0, 0] = math.inf
+    for place in (1, 3, 8):
+        given[place] = given[place].abs()
+    got = bottleneck(*given, config=SMALL)
+    assert all(one.isposinf().any() and not one.isnan().any() for one in got)
+    judge_all(got, given, "fp16")
+
+
 def test_an_overflow_of_narrow_is_infinity(device: str) -> None:
     """narrow is rounded to fp16 before the second product, as by torch."""
     given = arguments(BLOCKS["plain"], "fp16", device)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import test_bottleneck_kernel
 import test_conv2d_int64
 import test_conv2d_kernel
 import test_pointwise_kernel
 import torch
-from addresses import assert_within_bounds
+from addresses import accesses, assert_within_bounds, last_program, touched
 from torch import Tensor
 
 from fastres.kernels.configs.elementwise import ElementwiseConfig, TransposeConfig
@@ -104,6 +105,25 @@ def test_conv2d(spec: ConvSpec, split_k: int) -> None:
     check_conv2d(spec, split_k)
 
 
+def check_large_weights(groups: int) -> None:
+    """The last filters of weights past 2**31 elements: read where they lie."""
+    k, c = groups * 2**20, groups * (2112 // groups + 176)
+    spec = ConvSpec(1, c, 1, 1, k, 1, 1, groups=groups)
+    (call,) = test_conv2d_int64.calls_on_meta(spec, test_conv2d_kernel.SMALL)
+    x, weight = call.arguments["x_ptr"], call.arguments["weight_ptr"]
+    assert weight.numel() > 2**31 and call.constants["INT64"]
+    found = accesses(call, last_program(call))
+    rows = np.arange(k - 16, k, dtype=np.int64)[:, None] * weight.shape[-1]
+    wanted = (rows + np.arange(weight.shape[-1])).flatten()
+    assert np.array_equal(touched(found, "load", "weight_ptr"), wanted)
+    assert touched(found, "load", "x_ptr")[-1] == x.numel() - 1
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_large_weights(groups: int) -> None:
+    check_large_weights(groups)
+
+
 @pytest.mark.parametrize("name", ["several tiles, all partial", "whole tiles", "one pixel"])
 def test_pointwise(name: str) -> None:
     spec = test_pointwise_kernel.SHAPES[name]
@@ -113,18 +133,33 @@ def test_pointwise(name: str) -> None:
 
 
 BLOCKS = {
-    name: spec for name, spec in test_bottleneck_kernel.BLOCKS.items() if spec.expand_k < 1000
+    **{name: spec for name, spec in test_bottleneck_kernel.BLOCKS.items() if spec.expand_k < 1000},
+    # Read 16 at a time up to the last element, where 33 channels are held.
+    "shortcut on 72 channels": BottleneckSpec(
+        test_bottleneck_kernel.PLAIN, 40, ConvSpec(2, 72, 5, 4, 40, 1, 1)
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [spec for spec in BLOCKS.values() if spec.conv.groups == 1],
-    ids=[name for name, spec in BLOCKS.items() if spec.conv.groups == 1],
-)
-def test_bottleneck(spec: BottleneckSpec) -> None:
+@pytest.mark.parametrize("name", [name for name, spec in BLOCKS.items() if spec.conv.groups == 1])
+def test_bottleneck(name: str) -> None:
+    spec = BLOCKS[name]
     outputs = ["out_ptr"] + ["next_out_ptr"] * (spec.next_k is not None)
     assert_within_bounds([test_bottleneck_kernel.meta_call(spec)], *outputs)
+
+
+def check_bottleneck_rows_far_apart() -> None:
+    """Three filter rows, of which the last lies 2**31 elements behind the first."""
+    conv = ConvSpec(1, 16, 3, 2**26, 16, 3, 1)
+    call = test_bottleneck_kernel.meta_call(BottleneckSpec(conv, 16))
+    found = accesses(call, last_program(call))
+    rows = np.arange(1, 4, dtype=np.int64)[:, None] * 2**30
+    wanted = (rows - 16 * 16 + np.arange(16 * 16)).flatten()
+    assert np.array_equal(touched(found, "load", "x_ptr"), wanted)
+
+
+def test_bottleneck_rows_far_apart() -> None:
+    check_bottleneck_rows_far_apart()
 
 
 def test_the_check_finds_what_it_is_there_for() -> None:
