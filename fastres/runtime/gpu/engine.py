@@ -24,7 +24,7 @@ from fastres import kernels, ops
 from fastres.errors import OptionError, OutOfMemory
 from fastres.graph import arguments, constant, is_call
 from fastres.kernels import gpus
-from fastres.kernels.configs.fusing import why_library, why_not_fused
+from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
 from fastres.options import Options
 from fastres.passes import fuse_blocks
@@ -40,6 +40,7 @@ from fastres.runtime.gpu.tactics import Tactics, Tuner
 from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_folder, source_hash
 from fastres.runtime.gpu.weights import Weights
 from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.gpu.worth import by_model, if_supported
 from fastres.runtime.propagate import propagate
 from fastres.target import available_gpu_memory, available_memory, gpu
 
@@ -75,7 +76,8 @@ def plan_for(
     """The plan of a fused graph for inputs of these shapes; reads no data and needs no GPU.
 
     Args:
-        worth: decides which blocks become one kernel; the cost model if left out.
+        worth: decides which blocks become one kernel; by default the cost model, and under the
+            interpreter all do that can.
 
     Raises:
         InputError: an operator cannot take these sizes.
@@ -83,12 +85,11 @@ def plan_for(
     from fastres.runtime.gpu.rules import Rules
 
     copied = fuse_blocks.copy(module)
-    precision = numbers.of_convolution(_main_dtype(module))
-
-    def by_model(spec: fuse_blocks.BlockSpec) -> str | None:
-        return why_not_fused(spec, precision, tactics.gpu)
-
-    context = fuse_blocks.BlockContext(propagate(copied, inputs), worth or by_model)
+    if worth is None and tactics.interpreted:
+        worth = if_supported
+    elif worth is None:
+        worth = by_model(numbers.of_convolution(_main_dtype(module)), tactics.gpu)
+    context = fuse_blocks.BlockContext(propagate(copied, inputs), worth)
     fuse_blocks.run(copied, context)
     planner = Planner(copied, propagate(copied, inputs))
     if tactics.tuner is None:

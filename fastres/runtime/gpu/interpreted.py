@@ -11,8 +11,9 @@ from fastres.kernels.configs.bottleneck import BottleneckConfig
 from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.pooling import PoolLinearConfig
+from fastres.kernels.configs.stem import StemConfig
 from fastres.kernels.packing import super_groups
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec
+from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 LARGEST = 256
 """Of a tile's sides; beyond that, numbers cost more than operations."""
@@ -31,6 +32,12 @@ def bottleneck(spec: BottleneckSpec) -> BottleneckConfig:
     """As many pixels per program, channels per step and filters of ``wide`` as there are."""
     rows = spec.conv.n * spec.conv.p * spec.conv.q
     return BottleneckConfig(_side(rows), _side(spec.conv.c), _side(spec.expand_k), 4, 2)
+
+
+def stem(spec: StemSpec) -> StemConfig:
+    """Tiles of all pixels, if they are few, and all filters."""
+    side = 16 if max(spec.conv.p, spec.conv.q) <= 16 else 32
+    return StemConfig(side, side, _side(spec.conv.k), 4, 2)
 
 
 def pool_linear(spec: PoolLinearSpec) -> PoolLinearConfig:

@@ -66,7 +66,9 @@ class Rules:
         spec = conv_spec(planner.facts[x], filters, (stride, padding, dilation, groups))
         precision = self.arithmetic.of_convolution(filters.dtype)
         packed = planner.weight(
-            weight, f"packed {precision}", lambda w: packing.pack_conv2d(w, groups, precision)
+            weight,
+            f"packed {groups} {precision}",
+            lambda w: packing.pack_conv2d(w, groups, precision),
         )
         shift = planner.bias(bias)
         out = planner.output(node)

@@ -21,6 +21,7 @@ from fastres.kernels.bottleneck_launch import (
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
 from fastres.kernels.configs import bottleneck as bottleneck_configs
+from fastres.kernels.configs import stem as stem_configs
 from fastres.kernels.configs.pooling import (
     PoolLinearConfig,
     choose_pool_linear,
@@ -28,13 +29,15 @@ from fastres.kernels.configs.pooling import (
 )
 from fastres.kernels.packing import pack_linear
 from fastres.kernels.pool_linear_launch import pool_linear_calls
+from fastres.kernels.stem_launch import pack_stem, stem_calls
+from fastres.passes.fuse_blocks import conv_spec
 from fastres.runtime.gpu import interpreted
 from fastres.runtime.gpu.arithmetic import Arithmetic
 from fastres.runtime.gpu.plan import Constant, KernelStep
 from fastres.runtime.gpu.planner import Planner, Rule
 from fastres.runtime.gpu.tactics import Layer, Tactics
 from fastres.runtime.gpu.words import in_words
-from fastres.spec import PoolLinearSpec
+from fastres.spec import PoolLinearSpec, StemSpec, pair
 
 
 class BlockRules:
@@ -45,6 +48,7 @@ class BlockRules:
         self.arithmetic = arithmetic
         self.table: Mapping[Any, Rule] = {
             ops.bottleneck: self.bottleneck,
+            ops.conv2d_max_pool2d: self.stem,
             ops.pool_linear: self.pool_linear,
         }
 
@@ -97,7 +101,7 @@ class BlockRules:
                     tensors[image],
                     tensors[packed.name],
                     first,
-                    tensors[wide.name],
+                    _read(tensors, wide),
                     second,
                     tensors[identity],
                     _read(tensors, beside),
@@ -129,6 +133,62 @@ class BlockRules:
                     bottleneck_configs.estimate_bottleneck(spec, config, precision, gpu).seconds
                 ),
             ),
+            step=step,
+            libraries={},
+            values=planner.value,
+        )
+        return planner.append(node, self.tactics.decide(layer))
+
+    def stem(self, planner: Planner, node: fx.Node) -> bool:
+        """Convolution and max-pool."""
+        x, weight, bias, stride, padding, activation, kernel, pool_stride, pool_padding = arguments(
+            node
+        )
+        fact, filters = planner.facts[x], constant(weight)
+        assert filters is not None
+        conv = conv_spec(fact, filters, (stride, padding, (1, 1), 1))
+        spec = StemSpec(conv, pair(kernel), pair(pool_stride), pair(pool_padding))
+        precision = self.arithmetic.of_convolution(filters.dtype)
+        gpu = self.tactics.gpu
+        chosen = stem_configs.choose_stem(spec, precision, gpu)
+        reason = stem_configs.supports(spec)
+        if chosen is None and not self.tactics.interpreted:
+            reason = f"its tiles do not fit on {gpu.name}"
+        if filters.dtype not in FLOATING or fact.dtype != filters.dtype:
+            reason = f"the kernels do not take {fact.dtype} with weights of {filters.dtype}"
+        if reason is not None:
+            planner.remark(node, "convolution and max-pool", reason)
+            return False
+        form = f"stem of {in_words(spec)}, {precision}"
+        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec))
+        shift = planner.bias(bias)
+        image, out = planner.input(x), planner.output(node)
+
+        def step(config: stem_configs.StemConfig) -> KernelStep:
+            def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                return stem_calls(
+                    tensors[image],
+                    tensors[packed.name],
+                    _read(tensors, shift),
+                    tensors[out.name],
+                    spec,
+                    activation,
+                    config,
+                    precision,
+                )
+
+            return planner.kernel_step(
+                *(node, [image], [out], calls), constants=(packed, shift), tactic=in_words(config)
+            )
+
+        layer = Layer(
+            key=f"stem {in_words(spec)} {precision} {activation}",
+            chosen=lambda: chosen,
+            candidates=lambda: sorted(
+                stem_configs.candidates(spec, precision, gpu),
+                key=lambda config: stem_configs.estimate_stem(spec, config, precision, gpu).seconds,
+            ),
+            interpreted=interpreted.stem(spec),
             step=step,
             libraries={},
             values=planner.value,
