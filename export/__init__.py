@@ -1,4 +1,7 @@
-"""What lets an optimised model leave PyTorch, installed as ``fastres.export``."""
+"""What lets an optimised model leave PyTorch, installed as ``fastres.export``.
+
+``python -m fastres.export --depth 50 --out resnet50.onnx`` writes a file at a prompt.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ if __name__ != "fastres.export":
     # be imported a second time under a second name.
     raise ImportError(f"this package is fastres.export, not {__name__}: import it by that name")
 
+from fastres.export.onnx_export import OnnxReport, to_onnx
+from fastres.export.onnx_session import Session, session
 from fastres.export.standard import to_standard
 
-__all__ = ["to_standard"]
+__all__ = ["OnnxReport", "Session", "session", "to_onnx", "to_standard"]

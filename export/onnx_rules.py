@@ -1,0 +1,32 @@
+"""Every operator of the fused graph that has a translation into standard ONNX operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from torch import fx
+
+from fastres.export.onnx_builder import Builder
+from fastres.export.rules_arithmetic import RULES as ARITHMETIC
+from fastres.export.rules_convolution import RULES as CONVOLUTION
+from fastres.export.rules_fused import RULES as FUSED
+from fastres.export.rules_movement import RULES as MOVEMENT
+from fastres.export.rules_normalisation import RULES as NORMALISATION
+from fastres.export.rules_pooling import RULES as POOLING
+from fastres.export.rules_reduction import RULES as REDUCTION
+from fastres.export.rules_size import RULES as SIZE
+
+Rule: TypeAlias = "Callable[[Builder, fx.Node], Any]"
+
+RULES: dict[Any, Rule] = {
+    **FUSED,
+    **ARITHMETIC,
+    **CONVOLUTION,
+    **MOVEMENT,
+    **NORMALISATION,
+    **POOLING,
+    **REDUCTION,
+    **SIZE,
+}
+"""Operator -> translation."""

@@ -1,0 +1,154 @@
+"""Which sizes an exported file fixes, which it leaves open, and shapes to try it with.
+
+The symbols of an optimised model's contract are the sizes that may vary. Those in a tensor's first
+dimension are batches and stay open; the others are heights and widths, which are fixed to the
+example's unless the file is to take any image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastres.contract import Contract, TensorInput
+from fastres.errors import InputError, ModelError, OptionError
+from fastres.expression import Expression, evaluate, solve
+
+_GROWTH = (32, 64, 16, 96, 128, 8, 1)
+"""Pixels by which a second image size differs; the first that the model takes is used."""
+
+
+@dataclass
+class Sizes:
+    """The open and the fixed sizes of one export.
+
+    Attributes:
+        contract: what the optimised model takes.
+        known: the example's value of every symbol.
+        batch: symbols of batch dimensions.
+        open: names in the file for the symbols that stay open: ``batch``, ``height``, ``width``.
+    """
+
+    contract: Contract
+    known: dict[str, int]
+    batch: tuple[str, ...]
+    open: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def images_vary(self) -> bool:
+        """Whether a height or width is open."""
+        return bool(set(self.open) - set(self.batch))
+
+    def shape(self, wanted: TensorInput) -> list[int | str | None]:
+        """A tensor input's dimensions: numbers, names of open sizes, None for other open ones."""
+        return [self._dimension(size) for size in wanted.sizes]
+
+    def _dimension(self, size: Any) -> int | str | None:
+        if not isinstance(size, Expression):
+            return int(size)
+        if not size.symbols & set(self.open):
+            return _number(size, self.known)
+        return self.open[size.operands[0]] if size.function == "symbol" else None
+
+    def inputs(
+        self, values: Sequence[Any], batch: int, grow: int = 0, device: str = "meta"
+    ) -> list[Any]:
+        """Arguments with ``batch`` images, ``grow`` pixels larger where that is open.
+
+        Tensors are uninitialised, on ``device``; plain values are those of ``values``.
+        """
+        chosen = dict(self.known)
+        for name in self.open:
+            chosen[name] = batch if name in self.batch else self.known[name] + grow
+        given: list[Any] = []
+        for wanted, value in zip(self.contract.inputs, values, strict=True):
+            if not isinstance(wanted, TensorInput):
+                given.append(value)
+                continue
+            shape = [s if isinstance(s, int) else _number(s, chosen) for s in wanted.sizes]
+            given.append(torch.empty(shape, dtype=wanted.dtype, device=device))
+        return given
+
+    def takes(self, inputs: Sequence[Any]) -> bool:
+        """Whether the contract allows these sizes."""
+        on_meta = [leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in inputs]
+        try:
+            self.contract.on(torch.device("meta")).check(on_meta)
+        except InputError:
+            return False
+        return True
+
+    def grown(self, values: Sequence[Any]) -> Iterator[int]:
+        """Pixels by which the model's images may be larger than the example's."""
+        return (by for by in _GROWTH if self.takes(self.inputs(values, 2, by)))
+
+
+def sizes_of(contract: Contract, example: Sequence[Any], dynamic_size: bool) -> Sizes:
+    """The sizes of an export with this example.
+
+    Args:
+        contract: what the optimised model takes.
+        example: flattened arguments; their shapes count.
+        dynamic_size: leave heights and widths open.
+
+    Raises:
+        OptionError: the model does not take the example.
+        ModelError: ``dynamic_size``, and the model fixes its image size.
+    """
+    on_meta = [leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in example]
+    try:
+        contract.on(torch.device("meta")).check(on_meta)
+    except InputError as error:
+        raise OptionError(f"example_input: {error}") from error
+    known: dict[str, int] = {}
+    batch: list[str] = []
+    names: list[str] = []
+    for wanted, value in zip(contract.inputs, example, strict=True):
+        if not isinstance(wanted, TensorInput):
+            continue
+        for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
+            if not isinstance(size, Expression):
+                continue
+            unknown = sorted(size.symbols - set(known))
+            if len(unknown) == 1:
+                solution = solve(size, int(got), unknown[0], known)
+                assert solution is not None  # the contract was checked
+                known[unknown[0]] = solution
+                names.append(unknown[0])
+            if axis == 0:
+                batch += [name for name in sorted(size.symbols) if name not in batch]
+    sizes = Sizes(contract, known, tuple(batch))
+    images = [name for name in names if name not in batch]
+    if dynamic_size and not images:
+        raise ModelError(
+            "dynamic_size=True, but this model fixes its image size (by a Linear on flattened "
+            "pixels, or by padding computed from the size): export without dynamic_size, one file "
+            "per size"
+        )
+    opened = [name for name in names if name in batch or dynamic_size]
+    sizes.open = _named(opened, batch)
+    return sizes
+
+
+def _named(symbols: Sequence[str], batch: Sequence[str]) -> dict[str, str]:
+    """``batch``, ``height`` and ``width``; numbered from the second of a kind on."""
+    named: dict[str, str] = {}
+    images = 0
+    for name in symbols:
+        if name in batch:
+            number, stem = sum(other in batch for other in named), "batch"
+        else:
+            number, stem = images // 2, ("height", "width")[images % 2]
+            images += 1
+        named[name] = stem if not number else f"{stem}_{number + 1}"
+    return named
+
+
+def _number(size: Any, known: dict[str, int]) -> int:
+    value = evaluate(size, known)
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,114 @@
+"""The half of ``to_onnx`` that needs the package onnx: translate, write, check, publish."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto, helper
+
+from fastres.errors import OptionError
+from fastres.export import check_onnx, onnx_file, tensorrt_operators
+from fastres.export.onnx_export import OnnxReport, Source
+from fastres.export.onnx_graph import convert
+from fastres.export.onnx_sizes import sizes_of
+from fastres.optimized import OptimizedModule
+
+Inspect = Callable[[Path, OnnxReport], None]
+"""Called with the checked file before it is published; what it raises stops that."""
+
+
+def write_checked(
+    fast: OptimizedModule,
+    source: Source,
+    example: Sequence[Any],
+    path: Path,
+    *,
+    dynamic_size: bool,
+    opset: int,
+    io_dtype: torch.dtype,
+    external: bool,
+    metadata: dict[str, str],
+    openvino: bool,
+    seconds: dict[str, float],
+) -> OnnxReport:
+    """Write ``fast`` to ``path``, unless a check fails; see :func:`fastres.export.to_onnx`."""
+    began = time.perf_counter()
+    sizes = sizes_of(fast._contract, example, dynamic_size)
+    converted = convert(fast, example, sizes, opset, io_dtype)
+    described(converted.proto, metadata)
+    _check_labels(converted.proto, metadata)
+    seconds["translate"] = time.perf_counter() - began
+    beyond = onnx_file.weight_bytes(converted.proto) > onnx_file.LIMIT
+    with onnx_file.folder_beside(path) as folder:
+        file = folder / path.name
+        began = time.perf_counter()
+        data = onnx_file.write(converted.proto, file, external or beyond)
+        seconds["write"] = time.perf_counter() - began
+        began = time.perf_counter()
+        reference = check_onnx.Reference(fast, source.model)
+        checked = check_onnx.check(file, converted, reference, sizes, example)
+        if openvino:
+            inputs = sizes.inputs(example, *check_onnx.samples(sizes, example)[-1], "cpu")
+            flat = check_onnx.draw(inputs, example, seed=1)
+            checked.done.append(check_onnx.check_openvino(file, converted, reference, flat))
+        seconds["check"] = time.perf_counter() - began
+        size = file.stat().st_size + (data.stat().st_size if data is not None else 0)
+        proto = onnx.load_model(str(file), load_external_data=False)
+        onnx_file.publish(file, data, path)
+    outside = tensorrt_operators.outside(checked.operators)
+    notes = list(converted.notes)
+    if not sizes.batch:
+        notes.append("the model fixes its batch, and so does the file")
+    if outside:
+        notes.append(f"TensorRT's documentation does not list {', '.join(outside)}")
+    else:
+        checked.done.append("all operators are on TensorRT's list")
+    return OnnxReport(
+        path=path,
+        opset=opset,
+        precision=fast.report.precision,
+        inputs=tuple(map(_described, proto.graph.input)),
+        outputs=tuple(map(_described, proto.graph.output)),
+        operators=checked.operators,
+        errors={each.name: (each.error, each.eager_error, each.ratio) for each in checked.outputs},
+        images=checked.images,
+        agreeing=checked.agreeing,
+        bytes=size,
+        data=None if data is None else path.parent / data.name,
+        source_sha256=source.sha256,
+        checks=tuple(checked.done),
+        not_in_tensorrt=tuple(outside),
+        notes=tuple(notes),
+        seconds=seconds,
+    )
+
+
+def described(proto: ModelProto, metadata: dict[str, str]) -> None:
+    """Put a file's description into its metadata."""
+    proto.producer_version = metadata["fastres.version"]
+    helper.set_model_props(proto, metadata)
+
+
+def _check_labels(proto: ModelProto, metadata: dict[str, str]) -> None:
+    """As many labels as the first output has classes, where it has that many numbers."""
+    import json
+
+    if "fastres.labels" not in metadata or "fastres.preprocessing" in metadata:
+        return
+    count = len(json.loads(metadata["fastres.labels"]))
+    sizes = proto.graph.output[0].type.tensor_type.shape.dim
+    classes = sizes[1].dim_value if len(sizes) == 2 else 0
+    if classes and classes != count:
+        raise OptionError(f"labels: got {count} names for {classes} classes")
+
+
+def _described(info: onnx.ValueInfoProto) -> str:
+    """``x float32 [batch, 3, 224, 224]``."""
+    kind = info.type.tensor_type
+    sizes = ", ".join(str(dim.dim_param or dim.dim_value) for dim in kind.shape.dim)
+    return f"{info.name} {helper.tensor_dtype_to_np_dtype(kind.elem_type)} [{sizes}]"

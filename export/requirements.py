@@ -1,0 +1,54 @@
+"""The packages that ONNX needs: are they there, and is ONNX Runtime there once.
+
+``onnxruntime`` and ``onnxruntime-gpu`` hold the same module. Installed side by side, the files of
+one overwrite those of the other, and removing either leaves a broken rest; pip does not notice.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Any
+
+from fastres.errors import TargetError
+
+_VARIANTS = re.compile(r"onnxruntime([-_](gpu|directml|openvino|rocm|migraphx|qnn|cann|training))?")
+
+INSTALL = "pip install 'fastres[onnx]'"
+
+
+def need_onnx() -> None:
+    """Make sure that ``onnx`` can be imported.
+
+    Raises:
+        TargetError: it is not installed.
+    """
+    if find_spec("onnx") is None:
+        raise TargetError(f"writing and reading ONNX files needs the package onnx: {INSTALL}")
+
+
+def onnxruntime_packages() -> list[str]:
+    """Names of the installed distributions that hold the module ``onnxruntime``."""
+    names = {str(each.metadata["Name"] or "").lower() for each in metadata.distributions()}
+    return sorted(name for name in names if _VARIANTS.fullmatch(name))
+
+
+def need_onnxruntime() -> Any:
+    """The module ``onnxruntime``.
+
+    Raises:
+        TargetError: no distribution of it is installed, or several are.
+    """
+    found = onnxruntime_packages()
+    if len(found) > 1:
+        listed = " and ".join(found)
+        raise TargetError(
+            f"{listed} are installed side by side, and each overwrites the other's files: "
+            f"pip uninstall {' '.join(found)}, then {INSTALL}, which takes the one for this machine"
+        )
+    if find_spec("onnxruntime") is None:
+        raise TargetError(f"running ONNX files needs ONNX Runtime: {INSTALL}")
+    import onnxruntime
+
+    return onnxruntime

@@ -1,0 +1,188 @@
+"""ATen's poolings and resizings of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.export.onnx_builder import Builder
+from fastres.export.rules_fused import overhang
+from fastres.graph import arguments
+from fastres.spec import Pair, pair
+
+aten = torch.ops.aten
+
+
+def _avg_pool2d(b: Builder, node: fx.Node) -> str:
+    """Average over windows; what counts as a window's size is torch's (see the reference)."""
+    x = arguments(node)[0]
+    kernel = pair(b.number(arguments(node)[1]))
+    stride = pair(b.number(b.argument(2, "stride") or kernel))
+    padding = pair(b.number(b.argument(3, "padding", 0)))
+    ceil = bool(b.argument(4, "ceil_mode", False))
+    counts_padding = bool(b.argument(5, "count_include_pad", True))
+    divisor = b.number(b.argument(6, "divisor_override"))
+    ends = overhang(b, node, x, kernel, stride, padding) if ceil else (0, 0)
+    beyond = ends or (0, 0)
+    whole = kernel[0] * kernel[1]
+    y = b.emit(
+        "AveragePool",
+        b.tensor(x),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, padding[0] + beyond[0], padding[1] + beyond[1]],
+        ceil_mode=int(ceil and ends is None),
+        count_include_pad=int(counts_padding or divisor is not None),
+    )
+    if divisor is not None:
+        if ceil and ends is None:
+            raise b.refusal("ceil mode with a divisor of its own needs a fixed image size")
+        return b.emit("Mul", y, b.tensor(whole / divisor, b.dtype(y)))
+    if counts_padding and beyond != (0, 0):
+        return b.emit("Mul", y, _shares(b, node, x, kernel, stride, padding))
+    return y
+
+
+def _shares(
+    b: Builder, node: fx.Node, x: fx.Node, kernel: Pair, stride: Pair, padding: Pair
+) -> str:
+    """Window size over the pixels in it that torch counts, [P, Q]: fewer only at the far border."""
+    factors = []
+    for axis in (0, 1):
+        size, windows = b.size(x, axis + 2), b.size(node, axis + 2)
+        assert size is not None and windows is not None
+        starts = torch.arange(windows) * stride[axis] - padding[axis]
+        counted = torch.clamp(starts + kernel[axis], max=size + padding[axis]) - starts
+        factors.append(kernel[axis] / counted.double())
+    share = factors[0][:, None] * factors[1][None, :]
+    return b.constant(share.to(b.fact(node).dtype), f"{node.meta.get('module') or node.name}.share")
+
+
+def _windows(size: int, parts: int) -> list[tuple[int, int]]:
+    """Where torch's adaptive pooling puts its windows: from floor to ceil of even shares."""
+    return [((i * size) // parts, -((-(i + 1) * size) // parts)) for i in range(parts)]
+
+
+def _adaptive_avg(b: Builder, node: fx.Node) -> str:
+    """Windows of one size are an AveragePool; others are a product with a matrix on each side."""
+    x = arguments(node)[0]
+    height, width = (_known(b, x, axis) for axis in (-2, -1))
+    rows, columns = _parts(b, node, height, width)
+    if height % rows == 0 and width % columns == 0 and b.rank(x) == 4:
+        kernel = [height // rows, width // columns]
+        return b.emit("AveragePool", b.tensor(x), kernel_shape=kernel, strides=kernel)
+    dtype = b.fact(node).dtype
+    down = b.constant(_averaging(height, rows).to(dtype))
+    across = b.constant(_averaging(width, columns).t().contiguous().to(dtype))
+    return b.emit("MatMul", b.emit("MatMul", down, b.tensor(x)), across)
+
+
+def _averaging(size: int, parts: int) -> Tensor:
+    """[parts, size]: each row averages one window."""
+    matrix = torch.zeros(parts, size, dtype=torch.float64)
+    for row, (first, last) in enumerate(_windows(size, parts)):
+        matrix[row, first:last] = 1.0 / (last - first)
+    return matrix
+
+
+def _adaptive_max(b: Builder, node: fx.Node) -> list[str]:
+    """Windows of one size are a MaxPool; others are cut out one by one. Without the indices."""
+    x = arguments(node)[0]
+    if any(user.args[1] != 0 for user in node.users):
+        raise b.refusal("the positions of the largest values are used")
+    height, width = (_known(b, x, axis) for axis in (-2, -1))
+    rows, columns = _parts(b, node, height, width)
+    given = b.tensor(x)
+    if height % rows == 0 and width % columns == 0 and b.rank(x) == 4:
+        kernel = [height // rows, width // columns]
+        return [b.emit("MaxPool", given, kernel_shape=kernel, strides=kernel)]
+    for axis, size, parts in ((b.rank(x) - 2, height, rows), (b.rank(x) - 1, width, columns)):
+        pieces = [_largest(b, given, axis, first, last) for first, last in _windows(size, parts)]
+        given = b.emit("Concat", *pieces, axis=axis)
+    return [given]
+
+
+def _largest(b: Builder, x: str, axis: int, first: int, last: int) -> str:
+    from fastres.export.rules_reduction import reduce
+
+    window = b.emit("Slice", x, b.integers(first), b.integers(last), b.integers(axis))
+    return reduce(b, "ReduceMax", window, [axis], keepdim=True)
+
+
+def _known(b: Builder, x: fx.Node, axis: int) -> int:
+    size = b.size(x, axis % b.rank(x))
+    if size is None:
+        raise b.refusal(
+            "pooling to a fixed number of pixels needs a fixed image size in ONNX; export without "
+            "dynamic_size"
+        )
+    return size
+
+
+def _parts(b: Builder, node: fx.Node, height: int, width: int) -> tuple[int, int]:
+    wanted = arguments(node)[1]
+    parts = [wanted, wanted] if isinstance(wanted, int) else list(wanted)
+    rows, columns = (
+        size if part is None else int(b.number(part))
+        for part, size in zip(parts, (height, width), strict=True)
+    )
+    return rows, columns
+
+
+def _upsample(mode: str, antialias: bool = False) -> Callable[[Builder, fx.Node], str]:
+    """``upsample_nearest2d``, ``..._bilinear2d``, ``..._bicubic2d`` and their antialiased forms."""
+
+    def rule(b: Builder, node: fx.Node) -> str:
+        x = arguments(node)[0]
+        corners = mode != "nearest" and bool(b.argument(2, "align_corners", False))
+        if antialias and b.opset < 18:
+            raise b.refusal("antialiased resizing needs opset 18")
+        more: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
+        if antialias:
+            more |= {"antialias": 1, "exclude_outside": 1}
+        if mode == "cubic":  # torch's antialiased filter is Keys' with a = -0.5, the plain one not
+            more["cubic_coeff_a"] = -0.5 if antialias else -0.75
+        where = "asymmetric" if mode == "nearest" else "pytorch_half_pixel"
+        channels: list[int | str] = [b.size_of(x, 0), b.size_of(x, 1)]
+        target: list[int | str] = []
+        for axis in (2, 3):
+            fixed = b.size(node, axis)
+            target.append(_computed_size(b, axis) if fixed is None else fixed)
+        return b.emit(
+            "Resize",
+            *(b.tensor(x), "", "", b.as_sizes([*channels, *target])),
+            mode=mode,
+            coordinate_transformation_mode="align_corners" if corners else where,
+            **more,
+        )
+
+    return rule
+
+
+def _computed_size(b: Builder, axis: int) -> int | str:
+    sizes = b.argument(1, "output_size")
+    if isinstance(sizes, (list, tuple)):
+        return b.scalar(sizes[axis - 2])
+    raise b.refusal("it scales an open image size by a factor; give the size instead")
+
+
+RULES: dict[Any, Any] = {
+    aten.avg_pool2d.default: _avg_pool2d,
+    aten.adaptive_avg_pool2d.default: _adaptive_avg,
+    aten.adaptive_max_pool2d.default: _adaptive_max,
+    **{
+        getattr(packet, overload): _upsample(mode, antialias)
+        for packet, mode, antialias in (
+            (aten.upsample_nearest2d, "nearest", False),
+            (aten.upsample_bilinear2d, "linear", False),
+            (aten.upsample_bicubic2d, "cubic", False),
+            (aten._upsample_bilinear2d_aa, "linear", True),
+            (aten._upsample_bicubic2d_aa, "cubic", True),
+        )
+        for overload in ("default", "vec")
+    },
+}
+"""Operator -> translation."""
