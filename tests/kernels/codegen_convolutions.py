@@ -1,0 +1,89 @@
+"""Run as a program: compiles convolutions for GPUs that are not here, one line of JSON for each.
+
+Not in the tests' own process, where kernels are interpreted and Triton's compiler is off. Shapes
+are those that no layer of a ResNet has: what the interpreter takes, the compiler may still refuse.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import Tensor
+
+from fastres.kernels.configs.conv2d import Conv2dConfig
+from fastres.kernels.conv2d_launch import DTYPES, conv2d_calls, workspace_bytes
+from fastres.kernels.gpus import ARCHITECTURES
+from fastres.kernels.inspection.budgets import violations
+from fastres.kernels.inspection.finding import inspect_call
+from fastres.kernels.packing import packed_shape
+from fastres.spec import ConvSpec
+
+PLAIN = Conv2dConfig(64, 32, 32)
+SPLIT = Conv2dConfig(64, 32, 16, split_k=3)
+DESCRIPTORS = Conv2dConfig(64, 32, 32, descriptors=True)
+SAME = (1, 1, 1, 1)
+
+CONVOLUTIONS = {
+    "partial tiles": (ConvSpec(2, 40, 5, 7, 20, 3, 3, padding=SAME), PLAIN, "fp16"),
+    "partial tiles, tf32": (ConvSpec(2, 40, 5, 7, 20, 3, 3, padding=SAME), PLAIN, "tf32"),
+    "one pixel": (ConvSpec(1, 16, 1, 1, 16, 3, 3, padding=SAME), SPLIT, "bf16"),
+    "one channel": (ConvSpec(2, 1, 6, 5, 3, 3, 3, padding=SAME), PLAIN, "fp16"),
+    "long filter": (ConvSpec(1, 2, 3, 20, 3, 1, 17, padding=(0, 8, 0, 8)), PLAIN, "fp16"),
+    "odd groups": (ConvSpec(2, 15, 4, 3, 25, 3, 3, padding=SAME, groups=5), PLAIN, "fp16"),
+    "past 2^31": (ConvSpec(1024, 64, 224, 224, 64, 3, 3, padding=SAME), PLAIN, "fp16"),
+    "past 2^31, split": (ConvSpec(1024, 64, 224, 224, 64, 1, 1), SPLIT, "tf32"),
+    "pixels past 2^31": (ConvSpec(1, 1, 2**16, 2**15, 1, 1, 1), PLAIN, "fp16"),
+    "descriptors": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "fp16"),
+    "descriptors, tf32": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "tf32"),
+}
+
+
+def targets(config: Conv2dConfig) -> list[str]:
+    """Names of the architectures that a configuration is meant for."""
+    return [
+        name
+        for name in ("sm_80", "sm_90")
+        if ARCHITECTURES[name].tensor_descriptors or not config.descriptors
+    ]
+
+
+def main() -> None:
+    for name, (spec, config, precision) in CONVOLUTIONS.items():
+        dtype = DTYPES[precision]
+
+        def images(c: int, h: int, w: int, n: int = spec.n, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(n, h, w, c, dtype=dtype, device="meta").permute(0, 3, 1, 2)
+
+        shape = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
+        out = images(spec.k, spec.p, spec.q)
+        workspace = workspace_bytes(spec, config, precision) // 4
+        calls = conv2d_calls(
+            images(spec.c, spec.h, spec.w),
+            torch.empty(shape, dtype=dtype, device="meta"),
+            torch.empty(spec.k, device="meta"),
+            out,
+            out,
+            spec,
+            "hardswish",
+            "silu",
+            config,
+            precision,
+            torch.empty(workspace, device="meta"),
+        )
+        for architecture in map(ARCHITECTURES.__getitem__, targets(config)):
+            for call in calls:
+                finding = inspect_call(call, architecture)
+                line = {
+                    "name": name,
+                    "architecture": architecture.name,
+                    "kernel": call.name,
+                    "matrix": sorted(finding.whole.opcodes),
+                    "copies": finding.copies,
+                    "wrong": violations(finding, architecture, precision),
+                }
+                print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
