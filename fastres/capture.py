@@ -23,9 +23,9 @@ from torch.utils import _pytree as pytree
 
 from fastres.contract import Contract, contract_of, fixed_size
 from fastres.diagnose import why_not_captured
-from fastres.errors import CaptureError, ModelError, OptionError
+from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
-from fastres.graph import add_constant, arguments, output_nodes
+from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
 from fastres.quiet import quiet
 from fastres.tracing import TangledSizes, export, with_batch
 from fastres.untouched import untouched
@@ -147,9 +147,11 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     try:
         with TRACING, untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
             program, images_vary = _export(model, signature, args, kwargs)
+    except FastresError:  # of a wrapper around the user's model
+        raise
     except Exception as error:  # forward is the user's and may raise anything
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
-    captured = _from_program(program, signature, example)
+    captured = _from_program(program, signature, example, hasattr(model, INNER))
     captured.notes += changes
     if not images_vary:
         captured.notes.append(
@@ -215,7 +217,7 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
             "got a torch.compile'd module: pass the module you gave to torch.compile"
         )
     for name, module in model.named_modules():
-        where = f"module {name or '(the model itself)'} ({type(module).__name__})"
+        where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if hooks:
             hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
@@ -234,7 +236,7 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
 
 
 def _from_program(
-    program: ExportedProgram, forward: inspect.Signature, example: list[Any]
+    program: ExportedProgram, forward: inspect.Signature, example: list[Any], wrapped: bool
 ) -> Captured:
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
@@ -258,7 +260,7 @@ def _from_program(
                 names.append(node.name)
                 recorded.append(node.meta.get("val", getattr(spec.arg, "value", None)))
             elif node.users and isinstance(spec.target, str):
-                values[node] = add_constant(graph, spec.target, state[spec.target])
+                values[node] = add_constant(graph, user_path(spec.target), state[spec.target])
                 values[node].meta["val"] = node.meta.get("val")
         elif node.op == "output":
             graph.output(_returned(node, signature, values))
@@ -271,6 +273,7 @@ def _from_program(
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
+            values[node].meta["asked"] = wrapped and not _stack(node).startswith(INNER)
             if free_unbacked_symbols(node.meta.get("val")):
                 raise CaptureError(
                     f"{module_path(node) or 'the model'} computes a size or a number from the "
@@ -322,6 +325,10 @@ def _returned(
 
 def module_path(node: fx.Node) -> str:
     """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
+    return ".".join(part.split("@")[0] for part in user_path(_stack(node)).split("."))
+
+
+def _stack(node: fx.Node) -> str:
+    """The innermost module that ran a node, by its name in what was exported."""
     stack = node.meta.get("nn_module_stack") or {}
-    path = next(reversed(stack.values()))[0] if stack else ""
-    return ".".join(part.split("@")[0] for part in str(path).split("."))
+    return str(next(reversed(stack.values()))[0]) if stack else ""

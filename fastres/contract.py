@@ -36,9 +36,17 @@ class TensorInput:
     sizes: tuple[int | Expression, ...]
 
     @property
+    def layout(self) -> str:
+        """``NCHW``, or ``NHWC`` for bytes whose last size is the fixed one; "" for no image."""
+        if len(self.sizes) != 4:
+            return ""
+        fixed = [isinstance(size, int) for size in self.sizes]
+        return "NHWC" if self.dtype == torch.uint8 and fixed[3] and not fixed[1] else "NCHW"
+
+    @property
     def form(self) -> str:
         """``[N, 3, H, W]`` with names for what may vary, as messages show it."""
-        names = "NCHW" if len(self.sizes) == 4 else [f"d{i}" for i in range(len(self.sizes))]
+        names = self.layout or [f"d{i}" for i in range(len(self.sizes))]
         parts = (
             str(s) if isinstance(s, int) else n for s, n in zip(self.sizes, names, strict=True)
         )
@@ -147,12 +155,17 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
         if isinstance(size, int) and size != got:
             raise InputError(
                 f"got {shape} for {wanted.name!r}, expected {wanted.form}: "
-                + _size_hint(axis, size)
+                + _size_hint(wanted.layout, axis, size)
             )
     if value.dtype != wanted.dtype:
+        advice = (
+            "pass the pixels as they are decoded, 0 to 255, not normalised"
+            if wanted.dtype == torch.uint8
+            else f"convert it with x.to({wanted.dtype})"
+        )
         raise InputError(
             f"got {value.dtype} for {wanted.name!r}, expected {wanted.dtype} as the model itself "
-            f"takes; convert it with x.to({wanted.dtype})"
+            f"takes; {advice}"
         )
     if value.device != wanted.device:
         raise InputError(
@@ -166,11 +179,11 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
         )
 
 
-def _size_hint(axis: int, size: int) -> str:
-    if axis == 1:
+def _size_hint(layout: str, axis: int, size: int) -> str:
+    if axis == (layout or "NC").index("C"):
         return (
-            f"dimension 1, the channels of an NCHW image, is {size} in this model; pass such an "
-            "image, or optimise with an example_input of this shape"
+            f"dimension {axis}, the channels of an {layout or 'NCHW'} image, is {size} in this "
+            "model; pass such an image, or optimise with an example_input of this shape"
         )
     return (
         f"dimension {axis} must be {size}, the model's code fixes it (by a Linear on flattened "

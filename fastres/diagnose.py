@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fastres.graph import user_path
+
 
 def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """Run a copy of ``model`` in eager mode and name what goes wrong.
@@ -27,7 +29,9 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         twin = copy.deepcopy(model).eval()
     except Exception as error:  # noqa: BLE001 - a user's __deepcopy__ may raise anything
         return f"the model could not be copied for a diagnosis ({error})"
-    names = {id(module): name or "(the model itself)" for name, module in twin.named_modules()}
+    names = {
+        id(module): user_path(name) or "(the model itself)" for name, module in twin.named_modules()
+    }
     running: list[nn.Module] = []
     nothing: list[str] = []
 

@@ -1,11 +1,13 @@
 """Small helpers on ``torch.fx`` graphs: constants, the user's module names, replacing nodes.
 
 The intermediate representation is a plain ``torch.fx.GraphModule`` of ATen and fastres operators.
-Weights are buffers of its root, read by ``get_attr`` nodes. Two entries of ``node.meta`` are ours:
+Weights are buffers of its root, read by ``get_attr`` nodes. These entries of ``node.meta`` are
+ours:
 
 - ``"module"``: dotted name of the user's module that the node came from ("" for the model itself);
 - ``"source"``: name of the captured node whose value this node computes, so that a value can be
-  compared with the same value in another graph of the same model.
+  compared with the same value in another graph of the same model;
+- ``"asked"``: the node is no part of the user's model, ``optimize`` was asked to add it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+INNER = "fastres_network"
+"""Under this name a wrapper of fastres's own holds the user's model; users never see it."""
+
+
+def user_path(path: str) -> str:
+    """A module's or a tensor's dotted name in the user's model, of its name inside a wrapper."""
+    return "" if path == INNER else path.removeprefix(f"{INNER}.")
 
 
 def module_of(node: fx.Node) -> str:
@@ -103,7 +113,7 @@ def _same_size(a: Any, b: Any) -> bool:
 
 def copy_meta(new: fx.Node, old: fx.Node) -> fx.Node:
     """Give ``new`` the recorded value, module and source of the node whose value it computes."""
-    for key in ("val", "module", "source", "stack_trace"):
+    for key in ("val", "module", "source", "asked", "stack_trace"):
         if key in old.meta:
             new.meta[key] = old.meta[key]
     return new

@@ -17,6 +17,7 @@ pool_linear        ``linear(global_avg_pool(x))``, for engines with such a kerne
 bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU), for engines with
                    such a kernel
 conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise
+resize_crop        the middle of an image resized by its shorter side
 =================  ======================================================================
 """
 
@@ -46,6 +47,8 @@ _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     reference.conv2d_max_pool2d: "(Tensor x, Tensor weight, Tensor? bias, int[2] stride, "
     "int[4] padding, str activation, int[2] pool_kernel, int[2] pool_stride, "
     "int[2] pool_padding) -> Tensor",
+    reference.resize_crop: "(Tensor image, int resize, int crop, str interpolation, "
+    "bool antialias) -> Tensor",
 }
 
 _library = torch.library.Library("fastres", "DEF")
@@ -65,6 +68,7 @@ linear = torch.ops.fastres.linear.default
 pool_linear = torch.ops.fastres.pool_linear.default
 bottleneck = torch.ops.fastres.bottleneck.default
 conv2d_max_pool2d = torch.ops.fastres.conv2d_max_pool2d.default
+resize_crop = torch.ops.fastres.resize_crop.default
 
 REFERENCE: dict[Any, Callable[..., torch.Tensor | list[torch.Tensor]]] = {
     getattr(torch.ops.fastres, function.__name__).default: function for function in _SCHEMAS

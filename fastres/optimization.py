@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fastres import pipeline
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.contract import Contract
 from fastres.errors import (
@@ -21,16 +22,17 @@ from fastres.errors import (
     ModelError,
     NotOptimizedError,
     OptionError,
-    TargetError,
     VerificationError,
 )
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
+from fastres.place import checked_device
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import without_autocast
+from fastres.transforms import InputFormat, Preprocessing, Transforms
 from fastres.verification import compare
 
 CHECK_IMAGES = 4
@@ -55,6 +57,12 @@ def optimize(
     tune: bool = False,
     threads: int | None = None,
     batch_buckets: Sequence[int] = (),
+    input_format: InputFormat | None = None,
+    transforms: Any = None,
+    resize: bool = False,
+    softmax: bool = False,
+    top_k: int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> OptimizedModule:
     """A faster drop-in for ``model``, checked against it.
 
@@ -78,6 +86,19 @@ def optimize(
             affinity and cgroup quota grant.
         batch_buckets: on a GPU, batch sizes to prepare for: a smaller batch runs as the next of
             these, filled up, so that few sizes are ever recorded. Larger batches run as they are.
+        input_format: ``"uint8_nhwc"`` or ``"uint8_nchw"``: the optimised model takes images as they
+            are decoded, and casts, divides and normalises them itself, by ``transforms``. In
+            ``example_input`` too, the first tensor is such a batch of images.
+        transforms: the mean, standard deviation and sizes that the model was trained for: a
+            :class:`fastres.transforms.Transforms`, the preset of torchvision's weights
+            (``weights.transforms()``), or timm's data configuration
+            (``timm.data.resolve_data_config(model=model)``).
+        resize: resize and crop inside the model too: images of any size. Otherwise they are taken
+            for resized and cropped already.
+        softmax: answer with probabilities, in float32 or more.
+        top_k: answer ``(values, indices)`` of the k largest, each [N, k], the largest first.
+        labels: the names of the classes, kept in ``fast.preprocessing`` and in what is saved or
+            exported.
 
     Returns:
         The optimised module; ``print(fast.report)`` shows what was done.
@@ -94,7 +115,8 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
-    options = Options(precision, engine, strict, threads, _device(device), tune, buckets)
+    surroundings = _preprocessing(input_format, transforms, resize, softmax, top_k, labels)
+    options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
     _refuse_meta(model)
     for name, module in model.named_modules():
         if isinstance(module, OptimizedModule):
@@ -103,19 +125,42 @@ def optimize(
                 "it was made from"
             )
     with torch.no_grad(), without_autocast():  # autocast would be captured
-        fast, told = _optimize(model, example_input, options)
+        fast, told = _optimize(model, example_input, options, surroundings)
     _announce(fast.report, strict, told)
     return fast
 
 
+def _preprocessing(
+    input_format: InputFormat | None,
+    transforms: Any,
+    resize: bool,
+    softmax: bool,
+    top_k: int | None,
+    labels: Sequence[str] | None,
+) -> Preprocessing | None:
+    """What the caller asked to be added to the model; None where that is nothing."""
+    if isinstance(labels, str):
+        raise OptionError(f"labels={labels!r}: expected the names of the classes, in order")
+    wanted = Preprocessing(
+        input_format,
+        None if transforms is None else Transforms.of(transforms),
+        resize,
+        softmax,
+        top_k,
+        None if labels is None else tuple(labels),
+    )
+    return None if wanted == Preprocessing() else wanted
+
+
 def _optimize(
-    model: nn.Module, example_input: Any, options: Options
+    model: nn.Module, example_input: Any, options: Options, surroundings: Preprocessing | None
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
         evaluated, told = in_eval_mode(model)
-        captured = capture(evaluated, example_input)
-    report.notes += [*told, *captured.notes]
+        example = pipeline.example(evaluated, surroundings, example_input)
+        captured = capture(pipeline.around(evaluated, surroundings), example)
+    report.notes += [*told, *captured.notes, *pipeline.notes(surroundings)]
     own = own_dtype(evaluated)
     recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
@@ -133,7 +178,7 @@ def _optimize(
     report.engine = chosen.name
     report.add_engine([], passed_over)
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
-    fast = OptimizedModule(captured, options, report, None, recipe)
+    fast = OptimizedModule(captured, options, report, surroundings, recipe)
     sample = _sample(captured, given=example_input is not None)
     with _stage(report, "first call"):
         _run_once(fast, captured, sample, report)
@@ -157,20 +202,6 @@ def _stage(report: Report, name: str) -> Iterator[None]:
     report.seconds[name] = time.perf_counter() - started
 
 
-def _device(device: torch.device | str | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(f"device={device!r}: {str(error).splitlines()[0]}") from error
-    if wanted.type == "meta":
-        raise OptionError("device='meta': nothing runs there; expected a device with memory")
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise TargetError(f"device={device!r}: torch sees no CUDA device here; leave device out")
-    return wanted
-
-
 def _refuse_meta(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
@@ -187,6 +218,9 @@ def _sample(captured: Captured, given: bool) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
 
     def image(leaf: Any) -> Any:
+        if leaf.dtype == torch.uint8:
+            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            return pixels.to(leaf.device)
         noise = torch.randn(leaf.shape, generator=generator)
         return noise.to(leaf.device, leaf.dtype)
 

@@ -98,6 +98,8 @@ def dynamic_sizes(arguments: Any, images_vary: bool = True) -> Any:
         varying = [0] if leaf.dim() >= 2 else []
         if leaf.dim() >= 4 and images_vary:
             varying += [leaf.dim() - 2, leaf.dim() - 1]
+            if leaf.dtype == torch.uint8:  # may be NHWC; torch finds out that channels are fixed
+                varying += [leaf.dim() - 3]
         # torch takes a size of one for a constant, and would warn.
         return {axis: Dim.AUTO for axis in varying if leaf.shape[axis] != 1}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fastres.graph import user_path
+
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[list[str]]:
@@ -24,7 +26,7 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         for name, module, contents in before:
             for registry in _REGISTRIES:
                 _put_back(vars(module)[registry], contents[registry])
-            where = f"module {name or '(the model itself)'} ({type(module).__name__})"
+            where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
             changed += [
                 f"{where} sets self.{key} in forward; the optimised model does not"
                 for key in _put_back(vars(module), contents["attributes"])

@@ -9,6 +9,7 @@ argument is modified and no result shares memory with an argument.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,6 +177,51 @@ def normalise(image: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         [N, C, H, W] in the dtype of ``scale``.
     """
     return torch.addcmul(shift, image.to(scale.dtype), scale).permute(0, 3, 1, 2)
+
+
+def resize_crop(
+    image: Tensor, resize: int, crop: int, interpolation: str, antialias: bool
+) -> Tensor:
+    """The central ``crop`` x ``crop`` pixels of an image whose shorter side is made ``resize``.
+
+    The longer side becomes ``resize * longer // shorter``; a crop that cannot be centred lies where
+    half to even puts it. Filters are Pillow's: pixels have their centres at halves, and with
+    ``antialias`` a shrinking filter is as wide as what it stands for. On bytes, results are bytes,
+    rounded and clipped after each direction as Pillow does; only beside the CPU (torch has no such
+    kernel there) they are rounded once, at the end.
+
+    Args:
+        image: [N, C, H, W].
+        interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
+
+    Returns:
+        [N, C, crop, crop] in the dtype of ``image``.
+
+    Raises:
+        ValueError: the resized image would have more than 2^28 pixels.
+    """
+    height, width = image.shape[-2:]  # perhaps symbolic: no decision may depend on them
+    shorter: Any = torch.sym_min(height, width)
+    rows, columns = resize * height // shorter, resize * width // shorter
+    if isinstance(rows, int) and rows * columns > 2**28:
+        raise ValueError(f"resized to {rows} x {columns} pixels it would be too large")
+    wide = image
+    if image.dtype == torch.uint8 and image.device.type != "cpu":
+        wide = image.to(torch.float32)
+    mode, antialias = _MODES[interpolation], antialias and interpolation != "nearest"
+    resized = F.interpolate(wide, size=[rows, columns], mode=mode, antialias=antialias)
+    top, left = _half(rows - crop), _half(columns - crop)
+    cut = resized[..., top : top + crop, left : left + crop]
+    return cut.clone() if wide is image else cut.round().clamp(0, 255).to(image.dtype)
+
+
+_MODES = {"nearest": "nearest-exact", "bilinear": "bilinear", "bicubic": "bicubic"}
+
+
+def _half(size: int) -> int:
+    """``round(size / 2)``, half to even, for symbolic sizes too."""
+    half = size // 2
+    return half + (size % 2) * (half % 2)
 
 
 def _pointwise(

@@ -206,3 +206,56 @@ def bottleneck(
     if next_weight is None:
         return [wide]
     return [wide, activate(pointwise(wide, next_weight, next_bias), "relu")]
+
+
+def _triangle(distance: float) -> float:
+    return max(0.0, 1.0 - abs(distance))
+
+
+def _cubic(distance: float, a: float) -> float:
+    """Keys, "Cubic convolution interpolation for digital image processing" (1981)."""
+    d = abs(distance)
+    if d < 1.0:
+        return (a + 2.0) * d**3 - (a + 3.0) * d**2 + 1.0
+    return a * (d**3 - 5.0 * d**2 + 8.0 * d - 4.0) if d < 2.0 else 0.0
+
+
+def resampling(size: int, wanted: int, interpolation: str, antialias: bool) -> Tensor:
+    """[wanted, size]: how much each pixel of a line counts in each pixel of the new line."""
+    step = size / wanted
+    weights = torch.zeros(wanted, size, dtype=torch.float64)
+    for i in range(wanted):
+        centre = (i + 0.5) * step  # pixel j reaches from j to j + 1
+        if interpolation == "nearest":
+            weights[i, math.floor(centre)] = 1.0
+            continue
+        reach = 1.0 if interpolation == "bilinear" else 2.0
+        stretch = max(step, 1.0) if antialias else 1.0
+        for j in range(
+            math.floor(centre - reach * stretch) - 1, math.ceil(centre + reach * stretch)
+        ):
+            distance = (j + 0.5 - centre) / stretch
+            if interpolation == "bilinear":
+                weight = _triangle(distance)
+            else:
+                weight = _cubic(distance, -0.5 if antialias else -0.75)
+            if not antialias:  # the line goes on with its last pixel
+                weights[i, min(max(j, 0), size - 1)] += weight
+            elif 0 <= j < size:  # the line ends, and what is left counts for all
+                weights[i, j] += weight
+        weights[i] /= weights[i].sum()
+    return weights
+
+
+def resize_crop(
+    image: Tensor, resize: int, crop: int, interpolation: str, antialias: bool
+) -> Tensor:
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    lines = []
+    for size in (height, width):
+        wanted = resize * size // shorter
+        first = round((wanted - crop) / 2)
+        weights = resampling(size, wanted, interpolation, antialias)
+        lines.append(weights[first : first + crop])
+    return torch.einsum("ph,nchw,qw->ncpq", lines[0], image.double(), lines[1])

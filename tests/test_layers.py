@@ -17,14 +17,23 @@ ORDER = [
     *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
-    *("tracing", "untouched", "capture"),
+    *("tracing", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),
-    *("runtime", "profile", "renewal", "optimized", "verification", "optimization", "loading"),
+    *(
+        "runtime",
+        "profile",
+        "renewal",
+        "optimized",
+        "leaders",
+        "verification",
+        "optimization",
+        "loading",
+    ),
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
-    *("measure", "bench", "roofline", "verify_command", "verify", "cli"),
+    *("measure", "bench", "roofline", "inspect", "verify_command", "verify", "cli"),
 ]
 
 

@@ -105,6 +105,21 @@ STEMS = {
 }
 
 
+RESIZINGS = {
+    "smaller": ((2, 3, 9, 7), 4, 3, "bilinear", True),
+    "larger": ((1, 3, 4, 5), 9, 8, "bilinear", True),
+    "smaller, no antialiasing": ((1, 3, 11, 7), 5, 4, "bilinear", False),
+    "bicubic": ((1, 2, 9, 16), 5, 4, "bicubic", True),
+    "bicubic, larger, no antialiasing": ((1, 2, 5, 6), 7, 7, "bicubic", False),
+    "nearest": ((1, 2, 9, 16), 5, 4, "nearest", True),
+    "as it is": ((1, 3, 5, 8), 5, 5, "bilinear", True),
+    "a crop that cannot be centred": ((1, 1, 8, 15), 6, 3, "bilinear", True),
+    "half to even": ((1, 1, 10, 13), 10, 7, "nearest", True),
+    "one pixel": ((2, 3, 1, 1), 3, 2, "bilinear", True),
+    "empty batch": ((0, 3, 6, 5), 4, 3, "bilinear", True),
+}
+
+
 def bottleneck_arguments(
     case: Conv, next_k: int | None = None, shortcut: tuple[int, int] | None = None
 ) -> tuple[Any, ...]:
@@ -165,6 +180,8 @@ def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
         add("bottleneck", f"{name}, shortcut and next", bottleneck_arguments, block, 7, step)
     for name, stem in STEMS.items():
         add("conv2d_max_pool2d", name, stem_arguments, *stem)
+    for name, resizing in RESIZINGS.items():
+        add("resize_crop", name, pool_arguments, *resizing)
     images: list[tuple[int, ...]] = [(2, 3, 5, 7), (3, 1, 1, 1), (0, 3, 4, 4)]
     for shape in [*images, (2, 3), (2, 3, 4)]:
         add("scale_shift", str(shape), scale_shift_arguments, shape, "none")
@@ -238,6 +255,7 @@ def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
         *("global_avg_pool: (2, 3, 5, 7), True", "linear: (3, 5), bias, none"),
         *("bottleneck: plain", "bottleneck: plain, shortcut and next", "conv2d: empty batch"),
         *("conv2d_max_pool2d: 7x7", "pool_linear: (2, 3, 5, 7), bias, none"),
+        *("resize_crop: smaller", "resize_crop: bicubic", "resize_crop: nearest"),
     ],
 )
 def test_opcheck_in_full(name: str) -> None:
@@ -381,7 +399,8 @@ class EveryOperator(nn.Module):
         sides = ([1, 1], [0, 1, 1, 2], [1, 1], 1)
         none = ([1, 1], [0, 0, 0, 0], [1, 1], 1)
         weights: Any = self
-        y = ops.conv2d(x, weights.weight, weights.bias, None, *sides, "none", "relu")
+        y = ops.resize_crop(x, 7, 6, "bilinear", True)
+        y = ops.conv2d(y, weights.weight, weights.bias, None, *sides, "none", "relu")
         y = ops.scale_shift(y, weights.bias, weights.bias, "silu")
         ends = (y, None, [1, 1], weights.square, weights.bias)
         wide, y = ops.bottleneck(y, weights.narrow, None, weights.wide, weights.bias, *ends, *none)

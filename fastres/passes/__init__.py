@@ -19,6 +19,7 @@ from fastres.passes import (
     fold_batch_norm,
     fold_batch_norm_ahead,
     fold_constants,
+    fold_input,
     fuse,
     normalise,
 )
@@ -32,6 +33,7 @@ PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
     absorb_padding.run,  # before folding ahead, which asks whether a convolution pads
     affine.run,  # after normalise: merges with the BatchNorms found there
     fold_batch_norm.run,  # before fuse: an activation between would be in the way
+    fold_input.run,  # after affine, which may have merged it with a BatchNorm
     fold_batch_norm_ahead.run,  # after folding backwards, which costs nothing at the border
     fuse.run,
 )

@@ -45,7 +45,8 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     _cast_constants(module, own, context.dtype)
     if context.dtype != own:
         for node in graph.nodes:
-            retype_node(node, own, context.dtype)
+            if not _stays_wide(node):
+                retype_node(node, own, context.dtype)
         _cast_boundary(graph, own, context.dtype)
     _place_constants(graph)
     drop_unused_constants(module)
@@ -69,6 +70,11 @@ def _rename(module: fx.GraphModule) -> None:
         else:
             values[node] = graph.node_copy(node, values.__getitem__)
     module.graph = graph
+
+
+def _stays_wide(node: fx.Node) -> bool:
+    """Whether a node is the softmax that ``optimize`` adds: probabilities are float32 or more."""
+    return bool(node.meta.get("asked")) and node.target is aten.softmax.int
 
 
 def _is_boundary(node: fx.Node) -> bool:
@@ -172,5 +178,5 @@ def _list(node: fx.Node, context: Context) -> None:
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )
-    elif node.target not in MOVES_DATA:
+    elif node.target not in MOVES_DATA and not node.meta.get("asked"):
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

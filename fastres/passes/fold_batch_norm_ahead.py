@@ -27,9 +27,9 @@ from fastres.passes.context import Context
 def run(module: fx.GraphModule, context: Context) -> None:
     """Fold each scale-and-shift that passes the checks; refuse the other BatchNorms."""
     for node in list(module.graph.nodes):
-        if not is_call(node, ops.scale_shift):
+        if not is_call(node, ops.scale_shift) or node.meta.get("asked"):
             continue
-        refusal = _check(node) or _fold(node, context)
+        refusal = refusal_of(node) or fold(node, context)
         if not node.meta.get("batch_norm"):
             continue
         if refusal is None:
@@ -44,7 +44,8 @@ def run(module: fx.GraphModule, context: Context) -> None:
     module.graph.eliminate_dead_code()
 
 
-def _check(node: fx.Node) -> str | None:
+def refusal_of(node: fx.Node) -> str | None:
+    """Why a scale-and-shift cannot be folded into what reads it, or None when it can."""
     readers = list(node.users)
     if len(readers) != 1:
         return f"{len(readers)} operations read it"
@@ -64,7 +65,8 @@ def _check(node: fx.Node) -> str | None:
     return None
 
 
-def _fold(node: fx.Node, context: Context) -> str | None:
+def fold(node: fx.Node, context: Context) -> str | None:
+    """Fold a scale-and-shift that :func:`refusal_of` let pass; why not, where it does not fit."""
     conv: Any = next(iter(node.users))
     weight, scale, shift = (
         constant(a) for a in (conv.args[1], arguments(node)[1], arguments(node)[2])
