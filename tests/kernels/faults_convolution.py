@@ -35,6 +35,7 @@ groups = conv("groups wider than a tile")
 split_sums = split("several tiles, all partial")
 guarded = partial(conv2d.test_nothing_is_written_around_the_output, 1, "fp32", CPU)
 guarded_split = partial(conv2d.test_nothing_is_written_around_the_output, 4, "fp32", CPU)
+rounding = partial(conv2d.test_tf32_rounds_to_the_nearest, False, CPU)
 plain_relu = partial(conv2d.test_activations, "relu", "none", 1, CPU)
 
 CONV2D: Replacements = [
@@ -195,6 +196,13 @@ DOT: Replacements = [
         "a.dtype == tl.bfloat16",
         "a.dtype == tl.float16",
         partial(conv2d.test_answers, conv2d.SHAPES["whole tiles"], "bf16", CPU),
+    ),
+    ("tf32 cut off", "bits + 0x1000", "bits + 0", rounding),
+    (
+        "NaN rounded up to zero",
+        "tl.where(x == x, bits + 0x1000, bits)",
+        "(bits + 0x1000)",
+        rounding,
     ),
 ]
 
