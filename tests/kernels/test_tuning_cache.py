@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from fastres.errors import FastresWarning
-from fastres.runtime.gpu import tuning_cache
 from fastres.runtime.gpu.tuning_cache import (
     Identity,
     TuningCache,
@@ -132,7 +131,7 @@ def test_a_write_that_fails_leaves_the_old_file(
         file.write('{"half": ')
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning_cache.json, "dump", full)
+    monkeypatch.setattr("json.dump", full)
     cache.put("other", RESULT)
     assert cache.note is not None and "No space left" in cache.note
     assert cache.get("other") == RESULT
@@ -150,7 +149,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(
     def interrupted(*_: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning_cache.json, "dump", interrupted)
+    monkeypatch.setattr("json.dump", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.put("other", RESULT)
     assert file_of(folder).read_bytes() == before
@@ -210,7 +209,7 @@ def test_a_folder_of_somebody_else_is_not_believed(
 ) -> None:
     TuningCache(IDENTITY, folder).put("conv", RESULT)
     owner = folder.stat().st_uid
-    monkeypatch.setattr(tuning_cache.os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr("os.getuid", lambda: owner + 1)
     cache = TuningCache(IDENTITY, folder)
     assert cache.get("conv") is None
     assert cache.note is not None and "belongs to another user" in cache.note
@@ -271,7 +270,7 @@ def test_no_home_is_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(tuning_cache.Path, "home", homeless)
+    monkeypatch.setattr("pathlib.Path.home", homeless)
     assert default_folder({}) is None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ class GpuExecutable:
         self._results: dict[str, Any] = {}
         self._replay: Callable[[], None] = self._program
         self._recorded = False
-        self._timeline: list[Callable[[], None]] | None = None
+        self._timeline: tuple[list[Callable[[], None]], dict[str, Any]] | None = None
 
     @property
     def code(self) -> str:
@@ -112,7 +112,7 @@ class GpuExecutable:
                 self._program()  # a replay cannot be part of a recording, its launches can
             else:
                 self._replay()
-            self._copy_out(inputs, outputs, images)
+            self._copy_out(inputs, outputs, images, self._results)
         return outputs
 
     def timed(self, inputs: Sequence[Any]) -> list[tuple[str, str, int]]:
@@ -123,10 +123,11 @@ class GpuExecutable:
         with self._workspace.lock, device.entered():
             times = [("", "copy in", device.time(partial(self._copy_in, inputs)))]
             if self._timeline is None:
-                self._timeline = self._recorded_steps()
-            for step, run in zip(self.plan.steps, self._timeline, strict=True):
+                self._timeline = self._steps_alone()
+            runs, tensors = self._timeline
+            for step, run in zip(self.plan.steps, runs, strict=True):
                 times.append((step.module, step.operation, device.time(run)))
-            copy_out = partial(self._copy_out, inputs, outputs, images)
+            copy_out = partial(self._copy_out, inputs, outputs, images, tensors)
             times.append(("", "copy out", device.time(copy_out)))
         return times
 
@@ -137,7 +138,8 @@ class GpuExecutable:
             self._run(number, step, tensors)
             for name in self._dead[number]:
                 tensors.pop(name, None)
-        self._keep_results(tensors)
+        sources = [r.source for r in self.plan.results if r.kind in ("value", "constant")]
+        self._results = {name: tensors[name] for name in sources}
 
     def _run(self, number: int, step: Step, tensors: dict[str, Any]) -> None:
         if isinstance(step, KernelStep):
@@ -147,12 +149,11 @@ class GpuExecutable:
             args, kwargs = fetch(step.args, tensors), fetch(step.kwargs, tensors)
             tensors[step.result] = step.function(*args, **kwargs)
 
-    def _keep_results(self, tensors: dict[str, Any]) -> None:
-        sources = [r.source for r in self.plan.results if r.kind in ("value", "constant")]
-        self._results = {name: tensors[name] for name in sources}
+    def _steps_alone(self) -> tuple[list[Callable[[], None]], dict[str, Any]]:
+        """Each step, as a recording where that is possible: then the host costs nothing.
 
-    def _recorded_steps(self) -> list[Callable[[], None]]:
-        """Each step alone, as a recording where that is possible: then the host costs nothing."""
+        With them, the tensors that they read and write.
+        """
         tensors = dict(self._tensors)
         timeline: list[Callable[[], None]] = []
         for number, step in enumerate(self.plan.steps):
@@ -161,7 +162,7 @@ class GpuExecutable:
                 timeline.append(self._device.record(run) if self._device.records else run)
             except CannotRecord:
                 timeline.append(run)
-        return timeline
+        return timeline, tensors
 
     def _images(self, inputs: Sequence[Any]) -> int | None:
         """Images of this call, where they may be fewer than the plan's."""
@@ -177,14 +178,22 @@ class GpuExecutable:
             else:  # a smaller batch; what lies behind it is computed along and not looked at
                 self._device.copy(target[: source.shape[0]], source)
 
-    def _copy_out(self, inputs: Sequence[Any], outputs: Sequence[Any], images: int | None) -> None:
+    def _copy_out(
+        self,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        images: int | None,
+        tensors: Mapping[str, Any],
+    ) -> None:
         for result, output in zip(self.plan.results, outputs, strict=True):
             if result.kind == "plain":
                 continue
-            source = inputs[result.source] if result.kind == "argument" else None
-            if source is None:
-                source = self._results[result.source]
-                source = source if images is None else source[:images]
+            if result.kind == "argument":
+                source = inputs[result.source]
+            else:
+                source = tensors[result.source]
+                if images is not None and result.kind == "value":
+                    source = source[:images]
             self._device.copy(output, source)
 
     def _empty(self, result: Result, inputs: Sequence[Any], images: int | None) -> Any:
@@ -192,7 +201,7 @@ class GpuExecutable:
         if result.value is None:
             return result.source
         shape, strides, dtype = result.value.shape, result.value.strides, result.value.dtype
-        if images is not None:
+        if images is not None and result.kind != "constant":
             shape = (images, *shape[1:])
         device = self._arena.memory.device
         if len(shape) == 4 and self.plan.image is not None:

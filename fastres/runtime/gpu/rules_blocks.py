@@ -67,11 +67,13 @@ class BlockRules:
             *(stride, padding, dilation, groups),
         )
         precision = self.arithmetic.of_convolution(facts[weight].dtype)
-        chosen = bottleneck_configs.choose_bottleneck(spec, precision, self.tactics.gpu)
         dtypes = {facts[each].dtype for each in (x, residual, *filters)}
         reason = bottleneck_configs.supports(spec)
-        if chosen is None and not self.tactics.interpreted:
-            reason = f"its tiles do not fit on {self.tactics.gpu.name}"
+        chosen = None
+        if reason is None and not self.tactics.interpreted:
+            chosen = bottleneck_configs.choose_bottleneck(spec, precision, self.tactics.gpu)
+            if chosen is None:
+                reason = f"its tiles do not fit on {self.tactics.gpu.name}"
         if len(dtypes) > 1 or facts[x].dtype not in FLOATING:
             reason = f"the kernels do not take {' and '.join(sorted(map(str, dtypes)))}"
         if reason is not None:
@@ -150,10 +152,12 @@ class BlockRules:
         spec = StemSpec(conv, pair(kernel), pair(pool_stride), pair(pool_padding))
         precision = self.arithmetic.of_convolution(filters.dtype)
         gpu = self.tactics.gpu
-        chosen = stem_configs.choose_stem(spec, precision, gpu)
         reason = stem_configs.supports(spec)
-        if chosen is None and not self.tactics.interpreted:
-            reason = f"its tiles do not fit on {gpu.name}"
+        chosen = None
+        if reason is None and not self.tactics.interpreted:
+            chosen = stem_configs.choose_stem(spec, precision, gpu)
+            if chosen is None:
+                reason = f"its tiles do not fit on {gpu.name}"
         if filters.dtype not in FLOATING or fact.dtype != filters.dtype:
             reason = f"the kernels do not take {fact.dtype} with weights of {filters.dtype}"
         if reason is not None:
