@@ -19,6 +19,7 @@ from fastres.kernels.configs.cost import (
     Loop,
     Work,
     estimate,
+    instructions_around,
     loop_instructions,
     registers,
     streaming,
@@ -229,6 +230,13 @@ def estimate_conv2d(
         bytes=_input_bytes(spec, config, size, gpu, columns)
         + (written if splits == 1 else splits * elements * 4),
         flops=2.0 * spec.multiply_adds,
+        instructions=instructions_around(
+            config.block_m * config.block_n // threads,
+            gathered=not is_pointwise(spec),
+            descriptors=config.descriptors,
+            residual=residual,
+            narrow_copies=narrow,
+        ),
     )
     total = estimate(work, precision, gpu)
     if splits > 1:

@@ -10,24 +10,19 @@ import functools
 import math
 from dataclasses import asdict, dataclass, replace
 
-from fastres.kernels.configs.bottleneck import choose_bottleneck, estimate_bottleneck, supports
+from fastres.kernels.configs import bottleneck, stem
+from fastres.kernels.configs.bottleneck import choose_bottleneck, estimate_bottleneck
 from fastres.kernels.configs.conv2d import choose_conv2d, estimate_conv2d
-from fastres.kernels.configs.cost import (
-    LATENCY_S,
-    LAUNCH_S,
-    MATRIX_SHARE,
-    MEMORY_SHARE,
-    NOTHING,
-    Estimate,
-    Loop,
-    Work,
-    estimate,
-    streaming,
-)
-from fastres.kernels.configs.pooling import choose_pool_linear
+from fastres.kernels.configs.cost import Estimate, streaming
+from fastres.kernels.configs.pooling import choose_pool_linear, estimate_pool_linear
+from fastres.kernels.configs.stem import choose_stem, estimate_stem
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, least_bytes
 from fastres.kernels.gpus import Gpu
 from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+
+
+TOSS_UP = 1.05
+"""Modelled times this close are equal; then one kernel is taken, which moves fewer bytes."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +68,16 @@ def why_not_fused(spec: Spec, precision: str, gpu: Gpu) -> str | None:
     if reason is not None:
         return reason
     if isinstance(spec, BottleneckSpec):
-        reason = supports(spec)
-        if reason is not None:
-            return reason
+        reason = bottleneck.supports(spec)
+    elif isinstance(spec, StemSpec):
+        reason = stem.supports(spec)
+    if reason is not None:
+        return reason
     together = modelled(spec, precision, gpu).estimate.seconds
     if math.isinf(together):
         return f"its tiles do not fit into the registers and shared memory of {gpu.name}"
     apart = seconds_apart(spec, precision, gpu)
-    if together <= apart:
+    if together <= TOSS_UP * apart:
         return None
     return (
         f"modelled at {together * 1e6:.1f} us as one kernel on {gpu.name}, {apart * 1e6:.1f} us as "
@@ -99,7 +96,8 @@ def modelled(spec: Spec, precision: str, gpu: Gpu, residual: bool = False) -> Mo
         residual: whether a convolution's epilogue reads a tensor like its output.
     """
     if isinstance(spec, PoolLinearSpec):
-        return _pool_linear(spec, precision, gpu)
+        head = choose_pool_linear(spec, gpu)
+        return Modelled(estimate_pool_linear(spec, head, precision, gpu), _words(head))
     library = why_library(gpu) is not None
     gpu = as_if_ours(gpu)
     if isinstance(spec, BottleneckSpec):
@@ -108,7 +106,10 @@ def modelled(spec: Spec, precision: str, gpu: Gpu, residual: bool = False) -> Mo
             return _impossible(spec, precision)
         return Modelled(estimate_bottleneck(spec, tail, precision, gpu), _words(tail))
     if isinstance(spec, StemSpec):
-        return _stem(spec, precision, gpu)
+        tile = choose_stem(spec, precision, gpu)
+        if tile is None:
+            return _impossible(spec, precision)
+        return Modelled(estimate_stem(spec, tile, precision, gpu), _words(tile))
     config = choose_conv2d(spec, precision, gpu)
     found = estimate_conv2d(spec, config, precision, gpu, residual)
     if library:
@@ -174,57 +175,6 @@ def _fastest(spec: BottleneckSpec, precision: str, gpu: Gpu) -> float:
 
 def _alone(spec: ConvSpec, precision: str, gpu: Gpu, residual: bool = False) -> float:
     return modelled(spec, precision, gpu, residual).estimate.seconds
-
-
-def _stem(spec: StemSpec, precision: str, gpu: Gpu) -> Modelled:
-    """As the convolution alone, with what its tiles share computed twice and only maxima written.
-
-    A tile of 8 x 8 pooled pixels needs its windows' rows and columns, one more on each side.
-    """
-    side = 8
-    rows, columns = (
-        ((side - 1) * step + size) / (side * step)
-        for step, size in zip(spec.pool_stride, spec.pool_kernel, strict=True)
-    )
-    config = choose_conv2d(spec.conv, precision, gpu)
-    alone = estimate_conv2d(spec.conv, config, precision, gpu)
-    moved = float(least_bytes(spec, precision))
-    products = alone.flops * max(1.0, rows * columns)
-    seconds = LAUNCH_S + max(
-        products / (gpu.flops[precision] * MATRIX_SHARE),
-        moved / (gpu.memory_bytes_per_s * MEMORY_SHARE),
-        2 * LATENCY_S,
-    )
-    return Modelled(replace(alone, seconds=seconds, bytes=moved), "")
-
-
-def _pool_linear(spec: PoolLinearSpec, precision: str, gpu: Gpu) -> Modelled:
-    """Every program reads its image anew, through L2; products are plain float32 arithmetic."""
-    config = choose_pool_linear(spec, gpu)
-    size = ELEMENT_BYTES[precision]
-    programs = spec.n * math.ceil(spec.k / config.block_n)
-    if programs == 0:
-        return Modelled(NOTHING, _words(config))
-    pixels = spec.h * spec.w
-    rows = config.block_n + math.ceil(pixels / config.block_p) * config.block_p
-    numbers = config.block_k * rows
-    loop = Loop(
-        steps=math.ceil(spec.c / config.block_k),
-        flops=2.0 * numbers,
-        fetched_bytes=config.block_k * (pixels + config.block_n) * size,
-        instructions=40 + 3.0 * numbers / (config.num_warps * gpu.architecture.warp_size),
-        stages=1,
-    )
-    work = Work(
-        programs=programs,
-        num_warps=config.num_warps,
-        registers=64,
-        shared_bytes=2048,
-        loops=(loop,),
-        bytes=least_bytes(spec, precision),
-        flops=float(2 * spec.n * spec.c * (spec.k + pixels)),
-    )
-    return Modelled(estimate(work, "fp32", gpu), _words(config))
 
 
 def _impossible(spec: Spec, precision: str) -> Modelled:

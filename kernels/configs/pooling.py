@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastres.errors import OptionError
+from fastres.kernels.configs.cost import NOTHING, Estimate, Loop, Work, estimate
 from fastres.kernels.configs.elementwise import power_of_two_from
+from fastres.kernels.configs.traffic import ELEMENT_BYTES, flops, least_bytes
 from fastres.kernels.gpus import Gpu
 from fastres.spec import PoolLinearSpec
 
@@ -84,12 +86,55 @@ def pool_linear_candidates(spec: PoolLinearSpec, gpu: Gpu) -> Iterator[PoolLinea
 
 
 def choose_pool_linear(spec: PoolLinearSpec, gpu: Gpu) -> PoolLinearConfig:
-    """The most classes per program, so the fewest repeated means, with which the GPU is full."""
-    found = [config for config in pool_linear_candidates(spec, gpu) if config.num_warps == 4]
-    for config in found:
-        if spec.n * math.ceil(spec.k / config.block_n) >= gpu.multiprocessors:
-            return config
-    return found[-1]
+    """The most classes per program, so the fewest repeated means, with which the GPU is full.
+
+    Of the numbers of warps, the one that the cost model finds faster: more of them take longer
+    steps, and fewer, which matters while every step waits for its weights.
+    """
+    found = list(pool_linear_candidates(spec, gpu))
+    filling = [
+        config
+        for config in found
+        if spec.n * math.ceil(spec.k / config.block_n) >= gpu.multiprocessors
+    ]
+    classes = (filling or found[-1:])[0].block_n
+    return min(
+        (config for config in found if config.block_n == classes),
+        key=lambda config: estimate_pool_linear(spec, config, "fp16", gpu).seconds,
+    )
+
+
+def estimate_pool_linear(
+    spec: PoolLinearSpec, config: PoolLinearConfig, precision: str, gpu: Gpu
+) -> Estimate:
+    """The modelled time; see :mod:`fastres.kernels.configs.cost`.
+
+    Every program reads its image anew, through L2; products are plain float32 arithmetic.
+    """
+    programs = spec.n * math.ceil(spec.k / config.block_n)
+    if programs == 0:
+        return NOTHING
+    pixels = spec.h * spec.w
+    rows = config.block_n + math.ceil(pixels / config.block_p) * config.block_p
+    numbers = config.block_k * rows
+    size = ELEMENT_BYTES[precision]
+    loop = Loop(
+        steps=math.ceil(spec.c / config.block_k),
+        flops=2.0 * numbers,
+        fetched_bytes=config.block_k * (pixels + config.block_n) * size,
+        instructions=40 + 3.0 * numbers / (config.num_warps * gpu.architecture.warp_size),
+        stages=1,
+    )
+    work = Work(
+        programs=programs,
+        num_warps=config.num_warps,
+        registers=64,
+        shared_bytes=2048,
+        loops=(loop,),
+        bytes=float(least_bytes(spec, precision)),
+        flops=float(flops(spec)),
+    )
+    return estimate(work, "fp32", gpu)
 
 
 def _check_powers_of_two(**sizes: int) -> None:
