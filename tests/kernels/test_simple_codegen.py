@@ -1,0 +1,60 @@
+"""The simple kernels compile for real GPUs, and move 16 bytes at a time wherever channels allow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import codegen_simple
+import pytest
+
+NAMES = (
+    *("add_relu", "scale_shift", "max_pool2d", "avg_pool2d", "global_avg_pool", "pool_linear"),
+    *("to channels-last", "to NCHW", "cast"),
+)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, ...], dict[str, Any]]:
+    """What was read of each kernel, by its name and the case."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, codegen_simple.__file__], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(line["name"], *line["case"]): line for line in lines}
+
+
+@pytest.mark.parametrize("case", codegen_simple.CASES, ids="-".join)
+@pytest.mark.parametrize("name", NAMES)
+def test_budgets(name: str, case: tuple[str, ...], compiled: Any) -> None:
+    found = compiled[(name, *case)]
+    assert found["wrong"] == []
+    assert found["int64"] == (case[0] == "large")
+
+
+@pytest.mark.parametrize("case", [c for c in codegen_simple.CASES if c[0] != "one"], ids="-".join)
+@pytest.mark.parametrize("name", ["add_relu", "scale_shift", "max_pool2d", "avg_pool2d"])
+def test_every_access_has_16_bytes(name: str, case: tuple[str, ...], compiled: Any) -> None:
+    assert {kind: list(sizes) for kind, sizes in compiled[(name, *case)]["copies"].items()} == {
+        "load": ["16"],
+        "store": ["16"],
+    }
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("name", ["to channels-last", "to NCHW"])
+def test_transpositions_have_16_bytes_on_both_sides(name: str, target: str, compiled: Any) -> None:
+    copies = compiled[(name, "layer", "fp16", target)]["copies"]
+    assert list(copies["load"]) == list(copies["store"]) == ["16"]
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90"])
+def test_images_and_weights_of_the_classifier_have_16_bytes(target: str, compiled: Any) -> None:
+    assert list(compiled["global_avg_pool", "layer", "fp16", target]["copies"]["load"]) == ["16"]
+    loads = compiled["pool_linear", "layer", "fp16", target]["copies"]["load"]
+    assert set(loads) == {"4", "16"} and loads["4"] == 1  # the bias
