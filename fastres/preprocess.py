@@ -1,11 +1,12 @@
-"""Photographs as the networks of `fastres.models` want to see them.
+"""Photographs as a network wants to see them, by :class:`fastres.transforms.Transforms`.
 
-    x[c] = (crop(resize(image))[c] / 255 - mean[c]) / std[c]
+    x[c] = (crop(resize(image))[c] / divisor - mean[c]) / std[c]
 
-in float32, with the shorter side resized to 256 and the central 224x224 kept: bit for bit what
-``torchvision.transforms`` gives for a Pillow image (``Resize``, ``CenterCrop``, ``ToTensor``,
-``Normalize``), without torchvision. Many a report of "the optimised model is wrong" ends at another
-mean, a resize without antialiasing or a swapped channel, so there is one way to do it, here.
+in float32: bit for bit what ``torchvision.transforms`` gives for a Pillow image (``Resize``,
+``CenterCrop``, ``ToTensor``, ``Normalize``), without torchvision. Many a report of "the optimised
+model is wrong" ends at another mean, a resize without antialiasing or a swapped channel, so there
+is one way to do it, here. An optimised model with ``input_format`` does the second half itself and
+takes what :func:`load_pixels` gives.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from fastres.errors import InputError, OptionError
+from fastres.transforms import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Transforms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,110 +30,108 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "Interpolation",
-    "Preprocessing",
+    "Transforms",
     "list_images",
     "load_image",
     "load_images",
+    "load_pixels",
 ]
 
-Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic"]
 Source: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any]"
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 # Modes whose values no convention maps to 0..255; clipped by Pillow, a photograph would turn white.
 _WIDE_MODES = ("I", "F")
 
+# What an image of so many channels is to Pillow.
+_MODES = {1: "L", 3: "RGB"}
+
 # Pixels after resizing, as many as Pillow agrees to decode (its Image.MAX_IMAGE_PIXELS, doubled).
 _MOST_PIXELS = 178_956_970
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a network's input.
+def load_pixels(
+    source: Source, transforms: Transforms | None = None, *, exif_orientation: bool = False
+) -> torch.Tensor:
+    """Decode one image, resize and crop it; the pixels are not normalised.
 
-    Attributes:
-        resize: pixels of the shorter side after resizing; the longer side follows, rounded down.
-        crop: side in pixels of the central square that is kept; what lies outside the image is
-            black.
-        mean, std: of red, green and blue in [0, 1]; subtracted, then divided by.
-        interpolation: Pillow's filter, which antialiases when it shrinks (except "nearest").
+    Greyscale and palettes become RGB, and colours grey where the transforms have one channel; an
+    alpha channel is dropped, not blended; of an animation the first frame is taken. Pillow
+    antialiases whenever it shrinks (except with "nearest"), whatever ``transforms.antialias`` says.
+    What a crop takes from outside the image is black.
+
+    Args:
+        source: a file, a Pillow image, or an array of uint8 shaped [H, W], [H, W, 3] or [H, W, 4].
+        transforms: the default is ImageNet's evaluation, 256 to 224.
         exif_orientation: turn the image as its EXIF data asks. Off, as in torchvision, whose
             networks were trained on pixels as they are stored; a portrait from a telephone then
             lies on its side.
 
-    Raises:
-        OptionError: a size below one, not three channels, a standard deviation that is not
-            positive, an unknown interpolation.
-    """
-
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    interpolation: Interpolation = "bilinear"
-    exif_orientation: bool = False
-
-    def __post_init__(self) -> None:
-        for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size < 1:
-                raise OptionError(f"{name}={size}: a size in pixels must be at least 1")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3:
-                raise OptionError(
-                    f"{name} has {len(values)} values; one each for red, green and blue is needed"
-                )
-        if min(self.std) <= 0:
-            raise OptionError(f"std={self.std}: standard deviations must be positive")
-        if self.interpolation not in get_args(Interpolation):
-            known = ", ".join(get_args(Interpolation))
-            raise OptionError(f"interpolation={self.interpolation!r} is not one of {known}")
-
-
-def load_image(source: Source, preprocessing: Preprocessing | None = None) -> torch.Tensor:
-    """Decode and preprocess one image.
-
-    Greyscale and palettes become RGB; an alpha channel is dropped, not blended; of an animation the
-    first frame is taken.
-
-    Args:
-        source: a file, a Pillow image, or an array of uint8 shaped [H, W], [H, W, 3] or [H, W, 4].
-        preprocessing: the default is ImageNet's evaluation, 256 to 224.
-
     Returns:
-        float32, ``[3, crop, crop]``.
+        uint8, ``[crop, crop, C]``; where transforms has no crop, of the image's size.
 
     Raises:
         InputError: the file is missing, damaged or no image (its name is in the message), the array
             has another shape or dtype, or the pixels have more than eight bits.
+        OptionError: the transforms are for images of neither one nor three channels.
     """
-    preprocessing = preprocessing or Preprocessing()
-    image = _decode(source, preprocessing.exif_orientation)
-    image = _centre_crop(_resize(image, preprocessing), preprocessing.crop)
+    transforms = transforms or Transforms()
+    mode = _MODES.get(transforms.channels)
+    if mode is None:
+        raise OptionError(
+            f"transforms of {transforms.channels} channels: image files have 3 (mean and std of "
+            "red, green and blue) or 1 (grey)"
+        )
+    image = _decode(source, exif_orientation, mode)
+    if transforms.resize is not None:
+        image = _resize(image, transforms.resize, transforms.interpolation)
+    if transforms.crop is not None:
+        image = _centre_crop(image, transforms.crop)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    pixels = pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
-    mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std).view(3, 1, 1)
-    return pixels.float().div_(255).sub_(mean).div_(std)
+    return pixels.view(image.height, image.width, transforms.channels)
+
+
+def load_image(
+    source: Source, transforms: Transforms | None = None, *, exif_orientation: bool = False
+) -> torch.Tensor:
+    """Decode and preprocess one image.
+
+    Args:
+        source, transforms, exif_orientation: as for :func:`load_pixels`.
+
+    Returns:
+        float32, ``[C, crop, crop]``; where transforms has no crop, of the image's size.
+
+    Raises:
+        InputError, OptionError: as for :func:`load_pixels`.
+    """
+    transforms = transforms or Transforms()
+    pixels = load_pixels(source, transforms, exif_orientation=exif_orientation)
+    image = pixels.permute(2, 0, 1).contiguous()
+    mean = torch.tensor(transforms.mean).view(-1, 1, 1)
+    std = torch.tensor(transforms.std).view(-1, 1, 1)
+    return image.float().div_(transforms.divisor).sub_(mean).div_(std)
 
 
 def load_images(
-    sources: Sequence[Source], preprocessing: Preprocessing | None = None
+    sources: Sequence[Source],
+    transforms: Transforms | None = None,
+    *,
+    exif_orientation: bool = False,
 ) -> torch.Tensor:
     """Decode and preprocess several images into one batch.
 
     Args:
-        sources: as for `load_image`, one or more.
-        preprocessing: the default is ImageNet's evaluation, 256 to 224.
+        sources: as for `load_pixels`, one or more.
+        transforms, exif_orientation: as for `load_pixels`.
 
     Returns:
-        float32, ``[N, 3, crop, crop]``, in the order given.
+        float32, ``[N, C, crop, crop]``, in the order given.
 
     Raises:
-        InputError: there is no source, or as for `load_image`.
+        InputError: there is no source, their sizes differ and transforms has no crop, or as for
+            `load_pixels`.
     """
     if isinstance(sources, (str, os.PathLike)):
         raise InputError(
@@ -141,7 +140,14 @@ def load_images(
         )
     if len(sources) == 0:
         raise InputError("no images were given; at least one is needed to make a batch")
-    return torch.stack([load_image(source, preprocessing) for source in sources])
+    images = [load_image(each, transforms, exif_orientation=exif_orientation) for each in sources]
+    sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in images})
+    if len(sizes) > 1:
+        raise InputError(
+            f"the images are of {len(sizes)} sizes, {sizes[0]} and {sizes[1]} for two: transforms "
+            "without a crop make no batch of them"
+        )
+    return torch.stack(images)
 
 
 def list_images(directory: str | os.PathLike[str]) -> list[Path]:
@@ -167,7 +173,7 @@ def list_images(directory: str | os.PathLike[str]) -> list[Path]:
     return sorted(found)
 
 
-def _decode(source: Source, exif_orientation: bool) -> Image.Image:
+def _decode(source: Source, exif_orientation: bool, mode: str) -> Image.Image:
     from PIL import Image, ImageOps
 
     if isinstance(source, Image.Image):
@@ -186,9 +192,9 @@ def _decode(source: Source, exif_orientation: bool) -> Image.Image:
     if image.mode == "P":
         image = image.convert("RGBA")  # straight to RGB, Pillow warns about a transparent colour
     try:
-        return image.convert("RGB")
+        return image.convert(mode)
     except ValueError as error:
-        raise InputError(f"{name} of mode {image.mode!r} has no RGB form: {error}") from error
+        raise InputError(f"{name} of mode {image.mode!r} has no {mode} form: {error}") from error
 
 
 def _read(path: Path) -> Image.Image:
@@ -223,11 +229,11 @@ def _from_array(array: Any) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _resize(image: Image.Image, side: int, interpolation: str) -> Image.Image:
     from PIL import Image
 
     shorter, longer = sorted(image.size)
-    target = (preprocessing.resize, preprocessing.resize * longer // shorter)
+    target = (side, side * longer // shorter)
     if target[0] * target[1] > _MOST_PIXELS:
         raise InputError(
             f"an image of {image.width}x{image.height} pixels, its shorter side resized to "
@@ -236,7 +242,7 @@ def _resize(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     size = target if image.width <= image.height else target[::-1]
     if size == image.size:
         return image
-    return image.resize(size, Image.Resampling[preprocessing.interpolation.upper()])
+    return image.resize(size, Image.Resampling[interpolation.upper()])
 
 
 def _centre_crop(image: Image.Image, crop: int) -> Image.Image:

@@ -10,13 +10,13 @@ without either package.
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
+from fastres import descriptions
 from fastres.errors import OptionError
+from fastres.values import as_tuple, is_count, is_number, require_boolean, require_one_of
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -39,9 +39,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LONGEST_SIDE = 65_536
 """The largest size in pixels that is believed to be meant."""
-
-_TIMM = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
-_TORCHVISION = ("resize_size", "crop_size", "interpolation", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,14 @@ class Transforms:
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is not None and not _is_count(size, LONGEST_SIDE):
+            if size is not None and not is_count(size, LONGEST_SIDE):
                 raise OptionError(
                     f"{name}={size!r}: expected None or a size in pixels, 1 to {LONGEST_SIDE}"
                 )
-        _one_of("interpolation", self.interpolation, get_args(Interpolation))
-        _boolean("antialias", self.antialias)
+        require_one_of("interpolation", self.interpolation, get_args(Interpolation))
+        require_boolean("antialias", self.antialias)
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if not isinstance(values, tuple) or not values or not all(map(_is_number, values)):
+            if not isinstance(values, tuple) or not values or not all(map(is_number, values)):
                 raise OptionError(
                     f"{name}={values!r}: expected a tuple of numbers, one per channel"
                 )
@@ -90,7 +87,7 @@ class Transforms:
             )
         if min(self.std) <= 0:
             raise OptionError(f"std={self.std}: standard deviations must be positive")
-        if not _is_number(self.divisor) or self.divisor <= 0:
+        if not is_number(self.divisor) or self.divisor <= 0:
             raise OptionError(f"divisor={self.divisor!r}: expected a positive number, 255 or 1")
 
     @property
@@ -121,7 +118,7 @@ class Transforms:
             OptionError: a name is missing or unknown, or a value is of another type or range.
         """
         _exactly(cls, values)
-        lists = {name: _tuple(name, values[name]) for name in ("mean", "std")}
+        lists = {name: as_tuple(name, values[name]) for name in ("mean", "std")}
         return cls(**{**values, **lists})
 
     @classmethod
@@ -139,30 +136,9 @@ class Transforms:
         """
         if isinstance(description, cls):
             return description
-        if isinstance(description, Mapping):
-            is_ours = "divisor" in description and "input_size" not in description
-            return cls.from_dict(description) if is_ours else _from_timm(description)
-        if isinstance(description, functools.partial):
-            raise OptionError(
-                "transforms is a function that makes a preset: call it, weights.transforms()"
-            )
-        missing = [name for name in _TORCHVISION if not hasattr(description, name)]
-        if missing:
-            what = type(description).__name__
-            raise OptionError(
-                f"transforms is a {what} without {missing[0]}: expected fastres.transforms."
-                "Transforms, the preset of torchvision's weights for classification "
-                "(weights.transforms()), or timm's data configuration "
-                "(timm.data.resolve_data_config(model=model))"
-            )
-        return cls(
-            resize=_side("resize_size", description.resize_size),
-            crop=_side("crop_size", description.crop_size),
-            interpolation=getattr(description.interpolation, "value", description.interpolation),
-            antialias=bool(getattr(description, "antialias", True)),
-            mean=_tuple("mean", description.mean),
-            std=_tuple("std", description.std),
-        )
+        if isinstance(description, Mapping) and "divisor" in description:
+            return cls.from_dict(description)
+        return cls(**descriptions.read(description))
 
 
 @dataclass(frozen=True)
@@ -192,7 +168,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.input_format is not None:
-            _one_of("input_format", self.input_format, INPUT_FORMATS, "None, ")
+            require_one_of("input_format", self.input_format, INPUT_FORMATS, "None, ")
         if self.transforms is not None and not isinstance(self.transforms, Transforms):
             raise OptionError(f"transforms={self.transforms!r}: expected a Transforms or None")
         if self.input_format is not None and self.transforms is None:
@@ -206,10 +182,10 @@ class Preprocessing:
                 f"transforms needs input_format={formats}: they turn images of bytes into the "
                 "network's input"
             )
-        _boolean("resize", self.resize)
-        _boolean("softmax", self.softmax)
+        require_boolean("resize", self.resize)
+        require_boolean("softmax", self.softmax)
         self._check_resize()
-        if self.top_k is not None and not _is_count(self.top_k, 2**31):
+        if self.top_k is not None and not is_count(self.top_k, 2**31):
             raise OptionError(f"top_k={self.top_k!r}: expected None or a number of at least 1")
         if self.labels is not None and not (
             isinstance(self.labels, tuple)
@@ -256,53 +232,9 @@ class Preprocessing:
             **{
                 **values,
                 "transforms": None if transforms is None else Transforms.from_dict(transforms),
-                "labels": None if labels is None else _tuple("labels", labels),
+                "labels": None if labels is None else as_tuple("labels", labels),
             }
         )
-
-
-def _from_timm(config: Mapping[str, Any]) -> Transforms:
-    unknown = sorted(map(str, set(config) - _TIMM))
-    missing = sorted(_TIMM - set(config))
-    if unknown or missing:
-        wrong = f"an unknown {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-        raise OptionError(
-            f"transforms is a dict with {wrong}: expected timm's data configuration with "
-            f"{', '.join(sorted(_TIMM))}, as timm.data.resolve_data_config(model=model) gives it"
-        )
-    size, mode = _tuple("input_size", config["input_size"]), config["crop_mode"]
-    if len(size) != 3 or not all(_is_count(part, LONGEST_SIDE) for part in size):
-        raise OptionError(f"input_size={size}: expected (channels, height, width)")
-    if size[1] != size[2]:
-        raise OptionError(f"input_size={size}: expected a square image")
-    if mode not in ("center", None):
-        raise OptionError(
-            f"crop_mode={mode!r}: expected 'center'; the others distort or frame the image"
-        )
-    percent = config["crop_pct"]
-    if not _is_number(percent) or not 0 < percent <= 1:
-        raise OptionError(f"crop_pct={percent!r}: expected a share between 0 and 1")
-    mean, std = _tuple("mean", config["mean"]), _tuple("std", config["std"])
-    if len(mean) != size[0]:
-        raise OptionError(f"mean={mean}: expected {size[0]} values, one per channel of input_size")
-    return Transforms(
-        resize=math.floor(size[1] / percent),
-        crop=size[1],
-        interpolation=config["interpolation"],
-        mean=mean,
-        std=std,
-    )
-
-
-def _side(name: str, value: Any) -> int:
-    """The one number of torchvision's ``[224]``."""
-    parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(set(parts)) == 1 and (name == "crop_size" or len(parts) == 1):
-        return int(parts[0])
-    raise OptionError(
-        f"{name}={value!r}: expected one number (the shorter side, a square); other shapes distort "
-        "the image"
-    )
 
 
 def _exactly(kind: type[Any], values: Any) -> None:
@@ -313,28 +245,3 @@ def _exactly(kind: type[Any], values: Any) -> None:
             f"a stored {kind.__name__} is a mapping of {', '.join(names)}; got {got}: it was "
             "damaged, or written by another version of fastres"
         )
-
-
-def _tuple(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise OptionError(f"{name}={value!r}: expected a list")
-    return tuple(value)
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _one_of(name: str, value: Any, known: Sequence[str], also: str = "") -> None:
-    if value not in known:
-        raise OptionError(f"{name}={value!r}: expected {also}one of {', '.join(map(repr, known))}")
-
-
-def _boolean(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r}: expected True or False")

@@ -14,7 +14,8 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec", "transforms"),
+    *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec"),
+    *("values", "descriptions", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
     *("tracing", "untouched", "capture", "pipeline"),
@@ -33,7 +34,17 @@ ORDER = [
     "export",
     *("models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
-    *("measure", "bench", "roofline", "inspect", "verify_command", "verify", "cli"),
+    *(
+        "measure",
+        "weights",
+        "bench",
+        "roofline",
+        "inspect",
+        "export_command",
+        "verify_command",
+        "verify",
+        "cli",
+    ),
 ]
 
 
@@ -71,8 +82,14 @@ def imports(name: str, source: str, is_package: bool) -> Iterator[str]:
         yield from (module for module in found if module.split(".")[0] == "fastres")
 
 
+# A package that the bench uses, and whose command uses the bench.
+COMMANDS = {"fastres.export.__main__": "export_command"}
+
+
 def component(module: str) -> str:
     """The entry in ORDER that ``module`` belongs to."""
+    if module in COMMANDS:
+        return COMMANDS[module]
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else parts[0]
 

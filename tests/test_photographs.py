@@ -13,9 +13,10 @@ from torch import nn
 from zoo.statistics import randomise_statistics
 
 from fastres.models import resnet18
-from fastres.preprocess import Preprocessing, load_images
+from fastres.preprocess import load_images
+from fastres.transforms import Transforms
 
-VIEWS = (Preprocessing(), Preprocessing(resize=288), Preprocessing(resize=230))
+VIEWS = (Transforms(), Transforms(resize=288), Transforms(resize=230))
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ def photographs(folder: Path, count: int, size: int) -> tuple[torch.Tensor, int]
         InputError: there is none, or one cannot be read.
     """
     paths = preprocess.list_images(folder)[:count]
-    preprocessing = preprocess.Preprocessing(resize=round(size * 256 / 224), crop=size)
-    images = preprocess.load_images(paths, preprocessing)
+    transforms = preprocess.Transforms(resize=round(size * 256 / 224), crop=size)
+    images = preprocess.load_images(paths, transforms)
     repeated = torch.arange(count) % len(paths)
     return images[repeated].contiguous(), len(paths)
 

@@ -121,8 +121,8 @@ def test_photographs_are_preprocessed_and_repeated(tmp_path: Path) -> None:
     pool, distinct = workload.photographs(tmp_path, 7, 32)
     assert distinct == 3
     assert pool.shape == (7, 3, 32, 32)
-    preprocessing = preprocess.Preprocessing(resize=37, crop=32)
-    expected = preprocess.load_image(tmp_path / "1.png", preprocessing)
+    transforms = preprocess.Transforms(resize=37, crop=32)
+    expected = preprocess.load_image(tmp_path / "1.png", transforms)
     assert torch.equal(pool[1], expected)
     assert torch.equal(pool[4], expected)
 
