@@ -10,7 +10,8 @@ if __name__ != "fastres.export":
     # be imported a second time under a second name.
     raise ImportError(f"this package is fastres.export, not {__name__}: import it by that name")
 
-from fastres.export.onnx_export import OnnxReport, to_onnx
+from fastres.export.onnx_export import to_onnx
+from fastres.export.onnx_report import OnnxReport
 from fastres.export.onnx_session import Session, session
 from fastres.export.standard import to_standard
 

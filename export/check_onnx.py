@@ -246,10 +246,7 @@ def samples(sizes: Sizes, example: Sequence[Any]) -> list[tuple[int, int]]:
     Raises:
         VerificationError: the model takes none of them.
     """
-    grown = next(sizes.grown(example), None) if sizes.images_vary else None
-    wanted = [(batch, 0) for batch in BATCHES]
-    if grown is not None:
-        wanted.append((2, grown))
+    wanted = [*((batch, 0) for batch in BATCHES), *((2, by) for by in sizes.steps[:1])]
     taken = [each for each in wanted if sizes.takes(sizes.inputs(example, *each))]
     shapes = [[getattr(leaf, "shape", None) for leaf in sizes.inputs(example, *s)] for s in taken]
     distinct = [s for index, s in enumerate(taken) if shapes[index] not in shapes[:index]]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from fastres.capture import as_arguments, in_eval_mode
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
+from fastres.export import metadata
+from fastres.export.onnx_report import OnnxReport, Source
 from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
-from fastres.transforms import Preprocessing
+from fastres.pipeline import around
 from fastres.verification import precision_of
 
 OPSET = 18
@@ -35,68 +33,6 @@ OPSETS = range(13, 24)
 
 PRECISIONS = ("fp32", "fp16")
 """What a file computes in. ONNX Runtime has no bfloat16 convolution to check such a file with."""
-
-
-@dataclass(frozen=True)
-class OnnxReport:
-    """What was written, and what was checked before it was.
-
-    Attributes:
-        path: the file.
-        opset: version of the standard operators.
-        precision: what it computes in, ``"float32"`` or ``"float16"``.
-        inputs, outputs: e.g. ``x float32 [batch, 3, 224, 224]``.
-        operators: how many nodes there are of each kind.
-        errors: per floating-point output (error, PyTorch's own error, the first as a multiple of
-            the second), relative root-mean-square against float64.
-        images, agreeing: of how many images, and on how many the first choice was float64's.
-        bytes: size of the file, and of the weights beside it.
-        data: the file beside it that holds the weights, or None.
-        source_sha256: checksum of the weights it was made from, as in its metadata.
-        checks: a sentence each.
-        not_in_tensorrt: operators that TensorRT's documentation does not list.
-        notes: what else one should know.
-        seconds: time per stage.
-    """
-
-    path: Path
-    opset: int
-    precision: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    operators: Mapping[str, int]
-    errors: Mapping[str, tuple[float, float, float]]
-    images: int
-    agreeing: int
-    bytes: int
-    data: Path | None
-    source_sha256: str
-    checks: tuple[str, ...]
-    not_in_tensorrt: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def top1_agreement(self) -> float:
-        """Share of images on which the first choice was float64's."""
-        return self.agreeing / max(self.images, 1)
-
-    def __str__(self) -> str:
-        counted = ", ".join(f"{count} {name}" for name, count in self.operators.items())
-        lines = [
-            f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, {self.precision}",
-            f"  {'; '.join(self.inputs)} -> {'; '.join(self.outputs)}",
-            f"  {counted}",
-        ]
-        lines += [
-            f"  {name}: error {ours:.2e} against float64, {ratio:.2f}x PyTorch's own"
-            for name, (ours, _, ratio) in self.errors.items()
-        ]
-        if self.images:
-            lines.append(f"  first choice as in float64 on {self.agreeing} of {self.images} images")
-        lines += [f"  checked: {sentence}" for sentence in self.checks]
-        lines += [f"  note: {sentence}" for sentence in self.notes]
-        return "\n".join(lines)
 
 
 def to_onnx(
@@ -169,7 +105,7 @@ def to_onnx(
         opset=opset,
         io_dtype=torch.float32 if float32_io else dtype,
         external=external_data,
-        metadata=_metadata(fast, source, labels),
+        metadata=metadata.describe(fast, source.sha256, source.model is not None, labels),
         openvino=openvino,
         seconds=seconds,
     )
@@ -198,14 +134,6 @@ def _check_options(opset: int, precision: str | None, *flags: bool) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a file's weights come from: the user's model if it is known, and their checksum."""
-
-    model: nn.Module | None
-    sha256: str
-
-
 def _optimised(
     model: nn.Module, example_input: Any, precision: str | None, options: dict[str, Any]
 ) -> tuple[OptimizedModule, Source]:
@@ -220,7 +148,7 @@ def _optimised(
             raise OptionError(
                 f"{', '.join(options)}: for a model that is not optimised yet; this one is"
             )
-        return model, Source(None, weights_sha256(model.graph_module))
+        return model, Source(None, metadata.weights_sha256(model.graph_module))
     if not isinstance(model, nn.Module):
         raise OptionError(
             f"model is a {type(model).__name__}: expected an nn.Module or what optimize() returned"
@@ -233,20 +161,8 @@ def _optimised(
         warnings.simplefilter("ignore", FastresWarning)
         chosen = {"engine": "eager", **options}
         fast = optimize(evaluated, example_input, precision=precision, **chosen)
-    compared = evaluated if fast.preprocessing is None else None
-    return fast, Source(compared, weights_sha256(evaluated))
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 of a module's parameters and buffers: names, dtypes, shapes and bytes, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        digest.update(f"{name!r} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    reference = around(evaluated, fast.preprocessing)
+    return fast, Source(reference, metadata.weights_sha256(evaluated))
 
 
 def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
@@ -257,38 +173,4 @@ def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     try:
         return fast._flatten(args, kwargs)
     except InputError as error:
-        try:  # a channels-first example of a model that takes bytes is for optimize() only
-            return list(fast._example)
-        finally:
-            if fast.preprocessing is None:
-                raise OptionError(f"example_input: {error}") from error
-
-
-def _metadata(
-    fast: OptimizedModule, source: Source, labels: Sequence[str] | None
-) -> dict[str, str]:
-    from fastres import __version__
-
-    preprocessing: Preprocessing | None = fast.preprocessing
-    if labels is not None:
-        if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
-            raise OptionError("labels: expected a sequence of names, one per class")
-    elif preprocessing is not None:
-        labels = preprocessing.labels
-    described = {
-        "fastres.version": __version__,
-        "fastres.model": fast.report.model,
-        "fastres.precision": fast.report.precision,
-        "fastres.source_sha256": source.sha256,
-        "fastres.source": "state_dict" if source.model is not None else "folded weights",
-    }
-    if preprocessing is not None:
-        described["fastres.preprocessing"] = json.dumps(preprocessing.to_dict())
-    if labels is not None:
-        described["fastres.labels"] = json.dumps(list(labels))
-    return described
-
-
-def leaves(tree: Any) -> list[Any]:
-    """The flattened arguments or results of a call."""
-    return list(pytree.tree_leaves(tree))
+        raise OptionError(f"example_input: {error}") from error

@@ -21,8 +21,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, convert_model_to_external_data
 
-from fastres.errors import ModelError, OptionError
-from fastres.export.onnx_session import CHECKSUM
+from fastres.errors import ArtifactError, OptionError
+from fastres.export.metadata import CHECKSUM
 
 LIMIT = 2**31 - 2**20
 """Bytes that one protobuf file may have, less room for what is not weights."""
@@ -123,11 +123,11 @@ def read(path: Path) -> ModelProto:
     Weights outside are neither loaded nor looked for outside of the file's own directory.
 
     Raises:
-        ModelError: no such file, no ONNX model, a tensor whose data does not fit its shape, weights
-            outside of the directory, or a checksum that does not fit the contents.
+        ArtifactError: no such file, no ONNX model, a tensor whose data does not fit its shape,
+            weights outside of the directory, or a checksum that does not fit the contents.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: there is no such file")
+        raise ArtifactError(f"{path}: there is no such file")
     try:
         proto = onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError, RuntimeError) as error:
@@ -146,8 +146,8 @@ def read(path: Path) -> ModelProto:
     return proto
 
 
-def _damaged(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path} cannot be used: {why}; export it again, or get another copy")
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path} cannot be used: {why}; export it again, or get another copy")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fastres.contract import TensorInput
-from fastres.errors import ModelError
+from fastres.errors import InputError, ModelError
 from fastres.export.onnx_builder import ELEMENT_TYPES, Builder
 from fastres.export.onnx_rules import RULES
-from fastres.export.onnx_sizes import Sizes
+from fastres.export.onnx_sizes import FIXED, GROWTH, Sizes
 from fastres.graph import arguments, is_call, module_of, output_nodes
 from fastres.optimized import OptimizedModule
 from fastres.runtime.propagate import propagate
@@ -107,18 +108,27 @@ def _probes(
 ) -> list[dict[fx.Node, Any]]:
     """What every value is for several inputs: what never differs is a constant of the file."""
     device = str(next((buffer.device for buffer in module.buffers()), "cpu"))
-    grown = [0, *sizes.grown(example)][:3] if sizes.images_vary else [0]
-    tried = [
-        sizes.inputs(example, batch, grow, device)
-        for batch, grow in ((2, grown[0]), (3, grown[-1]), (5, grown[len(grown) // 2]))
-    ]
-    taken = [inputs for inputs in tried if sizes.takes(inputs)]
-    if not taken:
+    found = []
+    for batch in (2, 5):
+        inputs = sizes.inputs(example, batch, 0, device)
+        if sizes.takes(inputs):
+            found.append(propagate(module, inputs))
+    if not found:
         raise ModelError(
-            "the model takes neither 2 nor 3 nor 5 images: give an example_input of the batch that "
-            "it takes"
+            "the model takes neither 2 nor 5 images: give an example_input of the batch that it "
+            "takes"
         )
-    return [propagate(module, inputs) for inputs in taken]
+    for by in GROWTH if sizes.images_vary else ():
+        inputs = sizes.inputs(example, 3, by, device)
+        with contextlib.suppress(InputError):  # a Linear on flattened pixels, say
+            if sizes.takes(inputs):
+                found.append(propagate(module, inputs))
+                sizes.steps.append(by)
+        if len(sizes.steps) == 2:
+            break
+    if sizes.images_vary and not sizes.steps:
+        raise ModelError(FIXED)
+    return found
 
 
 def _inputs(
@@ -178,7 +188,8 @@ def _outputs(
     ):
         if not isinstance(result, fx.Node) or not isinstance(b.fact(result), Tensor):
             if result is not None:
-                notes.append(f"the model also returns {name}={result!r}, which no file can hold")
+                what = "a size" if isinstance(result, fx.Node) else repr(result)
+                notes.append(f"the model also returns {what} ({name}), which the file does not")
             continue
         b.begin(output)
         value = _boundary(b, result, io_dtype)

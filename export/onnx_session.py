@@ -25,14 +25,15 @@ from torch import Tensor
 
 from fastres import target
 from fastres.errors import (
+    ArtifactError,
     FastresError,
     FastresWarning,
     InputError,
-    ModelError,
     OptionError,
     OutOfMemory,
     TargetError,
 )
+from fastres.export.metadata import CHECKSUM
 from fastres.export.requirements import need_onnx, need_onnxruntime
 
 PREFERRED: tuple[str, ...] = (
@@ -60,9 +61,6 @@ _TYPES: dict[str, tuple[torch.dtype, Any]] = {
 }
 
 _KEPT_SHAPES = 64
-
-CHECKSUM = "fastres.content_sha256"
-"""The entry of a file's metadata by which those written by fastres are known."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class Session:
         Raises:
             InputError: number, names, dtype or sizes of the tensors are not the file's.
             OutOfMemory: these shapes do not fit into memory.
-            ModelError: ONNX Runtime failed on it.
+            ArtifactError: ONNX Runtime failed on it.
         """
         given = self._arguments(args, kwargs)
         began = time.perf_counter()
@@ -268,7 +266,7 @@ class Session:
                     f"input {shapes}: ONNX Runtime got no memory for it ({text}); use a smaller "
                     "batch or image"
                 ) from error
-            raise ModelError(
+            raise ArtifactError(
                 f"{self.path.name} failed in ONNX Runtime for input {shapes}: {text}"
             ) from error
 
@@ -301,7 +299,7 @@ def session(
         OptionError: an argument is not one of those.
         TargetError: ONNX Runtime is missing or installed twice; under ``strict``, a provider did
             not load.
-        ModelError: the file is not there, damaged, not ONNX, or reaches outside of its directory.
+        ArtifactError: the file is not there, damaged, not ONNX, or reaches outside of its folder.
     """
     need_onnx()
     runtime = need_onnxruntime()
@@ -336,7 +334,7 @@ def session(
                 f"strict=True: {', '.join(wanted)} cannot run all of {file.name}: {first}; list "
                 '"cpu" too, or leave strict out'
             ) from error
-        raise ModelError(f"{file} cannot be loaded by ONNX Runtime: {first}") from error
+        raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {first}") from error
     missing = [name for name in wanted if name not in loaded.get_providers()]
     if missing:
         sentence = (
@@ -352,7 +350,7 @@ def session(
     except FastresError:
         raise
     except Exception as error:  # names and shapes come from the file and may be anything
-        raise ModelError(f"{file} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ArtifactError(f"{file} cannot be used: {str(error).splitlines()[0]}") from error
 
 
 def _full(name: str) -> str:
@@ -384,7 +382,7 @@ def _wanted(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
 def _place(path: Path, node: Any) -> Place:
     known = _TYPES.get(node.type)
     if known is None:
-        raise ModelError(
+        raise ArtifactError(
             f"{path}: {node.name!r} is a {node.type}; a session takes and gives tensors of "
             "numbers only"
         )

@@ -7,7 +7,7 @@ example's unless the file is to take any image.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ from fastres.contract import Contract, TensorInput
 from fastres.errors import InputError, ModelError, OptionError
 from fastres.expression import Expression, evaluate, solve
 
-_GROWTH = (32, 64, 16, 96, 128, 8, 1)
-"""Pixels by which a second image size differs; the first that the model takes is used."""
+GROWTH = (32, 65, 96, 128, 16, 8, 1)
+"""Pixels by which a second image size may differ; those that the model takes are used."""
 
 
 @dataclass
@@ -31,12 +31,14 @@ class Sizes:
         known: the example's value of every symbol.
         batch: symbols of batch dimensions.
         open: names in the file for the symbols that stay open: ``batch``, ``height``, ``width``.
+        steps: pixels by which images were found to be able to differ, where that is open.
     """
 
     contract: Contract
     known: dict[str, int]
     batch: tuple[str, ...]
     open: dict[str, str] = field(default_factory=dict)
+    steps: list[int] = field(default_factory=list)
 
     @property
     def images_vary(self) -> bool:
@@ -82,9 +84,12 @@ class Sizes:
             return False
         return True
 
-    def grown(self, values: Sequence[Any]) -> Iterator[int]:
-        """Pixels by which the model's images may be larger than the example's."""
-        return (by for by in _GROWTH if self.takes(self.inputs(values, 2, by)))
+
+FIXED = (
+    "dynamic_size=True, but this model fixes its image size (by a Linear on flattened pixels, by "
+    "padding computed from the size), or takes no larger one than the example's: export without "
+    "dynamic_size, one file per size"
+)
 
 
 def sizes_of(contract: Contract, example: Sequence[Any], dynamic_size: bool) -> Sizes:
@@ -124,11 +129,7 @@ def sizes_of(contract: Contract, example: Sequence[Any], dynamic_size: bool) -> 
     sizes = Sizes(contract, known, tuple(batch))
     images = [name for name in names if name not in batch]
     if dynamic_size and not images:
-        raise ModelError(
-            "dynamic_size=True, but this model fixes its image size (by a Linear on flattened "
-            "pixels, or by padding computed from the size): export without dynamic_size, one file "
-            "per size"
-        )
+        raise ModelError(FIXED)
     opened = [name for name in names if name in batch or dynamic_size]
     sizes.open = _named(opened, batch)
     return sizes

@@ -13,8 +13,8 @@ from onnx import ModelProto, helper
 
 from fastres.errors import OptionError
 from fastres.export import check_onnx, onnx_file, tensorrt_operators
-from fastres.export.onnx_export import OnnxReport, Source
 from fastres.export.onnx_graph import convert
+from fastres.export.onnx_report import OnnxReport, Source
 from fastres.export.onnx_sizes import sizes_of
 from fastres.optimized import OptimizedModule
 

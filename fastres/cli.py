@@ -12,6 +12,7 @@ usage: fastres COMMAND [ARGUMENT ...]
 
 commands:
   bench     time a model in fastres and elsewhere, side by side
+  export    write a model as an ONNX file of standard operators, if its answers agree
   inspect   compile a model's kernels for GPUs that need not be here, and read the machine code
   roofline  what a GPU allows for a model, and the modelled time of each kernel, without a GPU
   verify    compare an optimised model's answers with the model's own in float64
@@ -55,6 +56,12 @@ def _inspect(argv: Sequence[str]) -> int:
     return inspect(argv)
 
 
+def _export(argv: Sequence[str]) -> int:
+    from fastres.export_command import main as export
+
+    return export(argv)
+
+
 def _roofline(argv: Sequence[str]) -> int:
     from fastres.roofline import main as roofline
 
@@ -69,6 +76,7 @@ def _verify(argv: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": _bench,
+    "export": _export,
     "inspect": _inspect,
     "roofline": _roofline,
     "verify": _verify,

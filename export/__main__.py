@@ -1,0 +1,10 @@
+"""``python -m fastres.export``."""
+
+from __future__ import annotations
+
+import sys
+
+from fastres.export_command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Weights from files, without running anybody's code.
+
+Either ``.safetensors``, or ``.pth`` and ``.pt``, read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastres.errors import ModelError, OptionError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""What weights' files are called."""
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, on the CPU.
+
+    A checkpoint that holds the state dict under ``state_dict`` or ``model`` is unwrapped, and the
+    prefixes that data-parallel training and torch.compile add to all names are taken off.
+
+    Raises:
+        OptionError: no such file, another kind of file, or one that holds no state dict.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise OptionError(f"weights {file}: there is no such file")
+    if file.suffix not in SUFFIXES:
+        raise OptionError(f"weights {file}: expected a file called {', '.join(SUFFIXES)}")
+    state: Any = _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
+    for name in _WRAPPERS:
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+            break
+    if not isinstance(state, Mapping) or not state:
+        raise OptionError(f"weights {file}: expected a state dict, names to tensors")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise OptionError(
+                f"weights {file}: {name!r} is a {type(value).__name__}; expected a state dict, "
+                "names to tensors, as torch.save(model.state_dict(), path) writes it"
+            )
+    return _unprefixed(dict(state))
+
+
+def load_into(model: nn.Module, path: str | Path) -> None:
+    """Give a model the weights of a file, all of them.
+
+    Raises:
+        OptionError: as :func:`read`.
+        ModelError: names or shapes are not those of the model.
+    """
+    state = read(path)
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    # Checkpoints from before BatchNorm counted its batches lack a number that nothing reads.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own]
+    if missing or unknown:
+        raise ModelError(f"weights {path}: {_mismatch(missing, unknown, list(own))}")
+    for name, value in state.items():
+        if own[name].shape != value.shape:
+            raise ModelError(
+                f"weights {path}: {name} is {list(value.shape)}, and {list(own[name].shape)} in "
+                "the model; another number of classes, or another model?"
+            )
+    model.load_state_dict(state, strict=False)
+
+
+def _mismatch(missing: list[str], unknown: list[str], own: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of the model's tensors are not there, first {missing[0]}")
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], own, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        parts.append(f"{len(unknown)} are not the model's, first {unknown[0]}{hint}")
+    return "; ".join(parts) + "; name the model that they were trained for"
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise OptionError(f"weights {file}: it is no safetensors file ({error})") from error
+
+
+def _torch(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OptionError(
+            f"weights {file}: it cannot be read as tensors alone ({first}); store the state dict: "
+            "torch.save(model.state_dict(), path), or safetensors"
+        ) from error
+
+
+def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
