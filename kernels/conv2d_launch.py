@@ -10,12 +10,13 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels.call import KernelCall
-from fastres.kernels.checks import check_activation, check_tensor, described, wide
+from fastres.kernels.checks import check_activation, check_tensor, wide
 from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, used_splits
-from fastres.kernels.conv2d import conv2d_kernel, sum_of_splits_kernel
+from fastres.kernels.conv2d import conv2d_kernel
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
 from fastres.kernels.pointwise_launch import pointwise_call, why_no_descriptors
+from fastres.kernels.split_sums_launch import partial_sums, sum_call
 from fastres.spec import ConvSpec, Padding, Pair
 
 DTYPES: dict[str, torch.dtype] = {
@@ -25,8 +26,6 @@ DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
 }
 """Precisions by name, with the dtype of images and weights."""
-
-_SUM_BLOCK = 1024
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -107,13 +106,13 @@ def conv2d_calls(
                 *(pre_activation, activation, config, precision, 1, note),
             )
         ]
-    partial = _partial_sums(workspace, out, splits)
+    partial = partial_sums(workspace, out, splits)
     return [
         _main_call(
             *(x, packed, None, None, partial, spec),
             *("none", "none", config, precision, splits, note),
         ),
-        _sum_call(partial, bias, residual, out, spec, pre_activation, activation, splits),
+        sum_call(partial, bias, residual, out, spec, pre_activation, activation, splits),
     ]
 
 
@@ -258,58 +257,11 @@ def _main_call(
     )
 
 
-def _sum_call(
-    partial: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    out: Tensor,
-    spec: ConvSpec,
-    pre_activation: str,
-    activation: str,
-    splits: int,
-) -> KernelCall:
-    size = out.numel()
-    blocks = math.ceil(size / _SUM_BLOCK)
-    return KernelCall(
-        kernel=sum_of_splits_kernel,
-        grid=(blocks, 1, 1),
-        arguments={
-            "partial_ptr": partial,
-            "bias_ptr": bias,
-            "residual_ptr": residual,
-            "out_ptr": out,
-            "SIZE": size,
-        },
-        constants={
-            "ALL_K": spec.k,
-            "SPLIT_K": splits,
-            "PRE_ACTIVATION": pre_activation,
-            "ACTIVATION": activation,
-            "HAS_BIAS": bias is not None,
-            "HAS_RESIDUAL": residual is not None,
-            "BLOCK_SIZE": _SUM_BLOCK,
-            "INT64": wide(blocks * _SUM_BLOCK, residual, out),
-        },
-    )
-
-
 def reaches_padding(spec: ConvSpec) -> bool:
     """Whether some window covers pixels outside the image, so that loads need a mask."""
     last_row = (spec.p - 1) * spec.stride[0] + (spec.r - 1) * spec.dilation[0] - spec.padding[0]
     last_column = (spec.q - 1) * spec.stride[1] + (spec.s - 1) * spec.dilation[1] - spec.padding[1]
     return spec.padding[0] > 0 or spec.padding[1] > 0 or last_row >= spec.h or last_column >= spec.w
-
-
-def _partial_sums(workspace: Tensor | None, out: Tensor, splits: int) -> Tensor:
-    needed = splits * out.numel()
-    if workspace is None or workspace.dim() != 1 or workspace.numel() < needed:
-        got = "None" if workspace is None else described(workspace)
-        raise InputError(
-            f"workspace is {got}: split sums of {splits} need float32 [{needed}] or longer; see "
-            "workspace_bytes()"
-        )
-    check_tensor("workspace", workspace[:needed], out, (needed,), torch.float32)
-    return workspace[:needed]
 
 
 def _check_precision(precision: str) -> None:
