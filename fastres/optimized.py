@@ -90,7 +90,9 @@ class OptimizedModule(nn.Module):
     def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` of the captured call, with zeros for the tensors' values."""
         flat = [
-            torch.zeros_like(leaf, device=self.report.device) if isinstance(leaf, Tensor) else leaf
+            torch.zeros(leaf.shape, dtype=leaf.dtype, device=self.report.device)
+            if isinstance(leaf, Tensor)
+            else leaf
             for leaf in self._example
         ]
         args, kwargs = pytree.tree_unflatten(flat, self._in_spec)

@@ -18,7 +18,7 @@ from fastres.errors import OutOfMemory
 from fastres.graph import aliases, arguments, copy_meta, module_of, output_nodes
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, compile_graph, dead_after
-from fastres.runtime.propagate import propagate
+from fastres.runtime.known_shapes import shapes
 from fastres.target import available_memory
 
 Rule: TypeAlias = "Callable[[Lowering, fx.Node], fx.Node]"
@@ -37,7 +37,7 @@ class Lowering:
     def __init__(self, source: fx.GraphModule, inputs: Sequence[Any]) -> None:
         self.source = source
         self.inputs = inputs
-        self.facts = propagate(source, inputs)
+        self.facts = shapes(source, inputs)
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = {}
         self.remarks: list[Remark] = []

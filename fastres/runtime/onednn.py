@@ -11,6 +11,7 @@ make NaN, and gives up on what is not ordinary: the eager engine runs that call,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class OneDnnEngine:
                 return f"oneDNN runs on the CPU, and the model is on {value.device}"
             if value.is_floating_point() and not onednn_supports(value.dtype):
                 return f"oneDNN has no {value.dtype} kernels on this machine"
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            if value.is_floating_point() and value.numel() and not _is_finite(value):
                 return f"{name} holds NaN or infinity, which oneDNN's ReLU would hide"
         return None
 
@@ -202,6 +203,12 @@ def _to_dtype(lowering: Lowering, node: fx.Node) -> fx.Node:
             channels_last, (lowering.value(x), fact.dtype, _strides(fact)), node, "to channels-last"
         )
     return lowering.call(aten.to.dtype, lowering.value(arguments(node)), node)
+
+
+def _is_finite(value: Tensor) -> bool:
+    """In one pass without memory: NaN is NaN's smallest and largest number."""
+    low, high = torch.aminmax(value)
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _strides(fact: Tensor) -> tuple[int, ...]:
