@@ -160,19 +160,21 @@ def _fitting(
     heights, depths, stages = [32, 64, 128], [128 // size // 2, 128 // size], [2, 3, 4]
     if multiplies_asynchronously(precision, architecture):
         heights = [64, 128]
+    widths, warps = [32, 64, 128], [4, 8]
     if not on_matrix_units(precision, architecture):
-        heights, depths, stages = [32, 64], [16], [2]
+        # Plain multiply-adds unroll a step into registers; other sizes were seen to spill.
+        heights, depths, widths, warps, stages = [64], [16], [32], [8], [2]
     if architecture.backend == "hip":
         stages = [2]
     channels = chunks_of(spec.conv).channels
     depths = [depth for depth in depths if depth == depths[0] or channels % depth == 0]
-    widths = [width for width in (32, 64, 128) if width < 2 * spec.expand_k] or [16]
+    widths = [width for width in widths if width < 2 * spec.expand_k] or [16]
     for block_m, block_k, block_n, num_warps, num_stages in itertools.product(
-        heights, depths, widths, (4, 8), stages
+        heights, depths, widths, warps, stages
     ):
         config = BottleneckConfig(block_m, block_k, block_n, num_warps, num_stages)
         smallest = block_m * min(block_k, block_n)
-        if has_shortcut_loop(spec, config, precision):
+        if has_shortcut_loop(spec, config, precision) and precision != "fp32":
             smallest = min(smallest, block_n * block_shortcut(spec, config, precision))
         if smallest * size < 16 * num_warps * architecture.warp_size:
             continue  # too few for threads that copy 16 bytes each
@@ -185,10 +187,12 @@ def _fitting(
 
 
 def block_shortcut(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> int:
-    """Channels of the shortcut that are multiplied at a time; all, if they fill a row of 128 B."""
+    """Channels of the shortcut that are multiplied at a time; all, if they fit into 128 bytes."""
     if spec.shortcut is None:
         return 16
     whole = max(16, power_of_two_from(spec.shortcut.c))
+    if precision == "fp32":  # without matrix units a deep step takes too many registers
+        return min(whole, config.block_k)
     return whole if whole * ELEMENT_BYTES[precision] <= 128 else config.block_k
 
 
@@ -273,7 +277,8 @@ def registers(
     convolution = tiles.chunk / threads + earlier + 100
     # Warps beside each other hold the same rows of narrow.
     copies = max(1.0, config.num_warps * 16 / config.block_m)
-    base = {0.5: 50, 1.0: 90}[size] + (50 if tiles.step else 0)
+    base = {0.5: 50, 1.0: 90}[size] + (50 if tiles.step and precision != "fp32" else 0)
+    base += 6 * (chunks.count - 1)
     tail = tiles.narrow / threads * size * copies + 2.5 * tiles.wide / threads + base
     return math.ceil(max(convolution, tail + config.block_m * tiles.head / threads))
 

@@ -164,7 +164,7 @@ class BlockRules:
             planner.remark(node, "convolution and max-pool", reason)
             return False
         form = f"stem of {in_words(spec)}, {precision}"
-        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec))
+        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec, precision=precision))
         shift = planner.bias(bias)
         image, out = planner.input(x), planner.output(node)
 
