@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fastres.inspect.launches import representative
+from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Architecture
 from fastres.kernels.inspection.finding import Finding
 
@@ -37,12 +39,15 @@ def show(architecture: Architecture, readings: Sequence[Reading], console: Conso
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     console.print(f"\n{architecture.name}: {len(readings)} distinct launches", highlight=False)
+    library = why_library(representative(architecture))
+    if library is not None:
+        console.print(f"products are the library's: {library}", markup=False, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name in _LEFT else "right")
     for reading in readings:
         style = "bold red" if reading.broken else ""
-        table.add_row(*_cells(reading), style=style)
+        table.add_row(*_cells(reading, library is not None), style=style)
     console.print(table)
     for reading in readings:
         for sentence in reading.broken:
@@ -53,7 +58,7 @@ def show(architecture: Architecture, readings: Sequence[Reading], console: Conso
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(reading: Reading) -> tuple[str, ...]:
+def _cells(reading: Reading, library: bool) -> tuple[str, ...]:
     first, *others = reading.layers
     layer = f"{first} +{len(others)}" if others else first
     found = reading.finding
@@ -75,12 +80,13 @@ def _cells(reading: Reading) -> tuple[str, ...]:
         _copies(found),
         _loop(found),
         "" if found.issue_ratio is None else f"{found.issue_ratio:.2f}",
-        "broken" if reading.broken else "held",
+        "broken" if reading.broken else "none" if library else "held",
     )
 
 
 def _tile(found: Finding) -> str:
-    sides = (found.constants.get(f"BLOCK_SIZE_{letter}") for letter in "MNK")
+    names = ("BLOCK_SIZE_M", "TILE_H", "TILE_W", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "ROW")
+    sides = (found.constants.get(name) for name in names)
     split = found.constants.get("SPLIT_K", 1)
     tile = "x".join(str(side) for side in sides if side is not None)
     return f"{tile}/{split}" if split != 1 else tile

@@ -224,7 +224,7 @@ def estimate_conv2d(
     work = Work(
         programs=tiles(spec, config),
         num_warps=config.num_warps,
-        registers=registers(target, config.block_m * config.block_n // threads, narrow),
+        registers=registers(target, config.block_m * config.block_n // threads, size, narrow),
         shared_bytes=config.shared_bytes(precision, target),
         loops=(loop,),
         bytes=_input_bytes(spec, config, size, gpu, columns)

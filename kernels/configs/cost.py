@@ -202,28 +202,32 @@ def _overlapped(parts: Sequence[float]) -> float:
 
 def streaming(moved_bytes: float, flops: float, gpu: Gpu) -> Estimate:
     """A kernel that reads and writes once and computes little: element-wise, pooling, layout."""
-    if moved_bytes == 0:
-        return NOTHING
-    programs = max(1, math.ceil(moved_bytes / 16384))  # a thread moves a few times 16 bytes
-    loop = Loop(1, 0.0, moved_bytes / programs, 64.0, 1)
-    work = Work(programs, 4, 32, 0, (loop,), moved_bytes, flops)
-    return estimate(work, "fp32", gpu)
+    programs = math.ceil(moved_bytes / 16384)  # a thread moves a few times 16 bytes
+    loop = Loop(1, 0.0, moved_bytes / max(programs, 1), 64.0, 1)
+    return estimate(Work(programs, 4, 32, 0, (loop,), moved_bytes, flops), "fp32", gpu)
 
 
-def registers(architecture: Architecture, accumulators: int, narrow_copies: float = 0.0) -> int:
-    """Registers of a thread that holds so many float32 sums.
+def registers(
+    architecture: Architecture, accumulators: int, element_bytes: int, narrow_copies: float = 0.0
+) -> int:
+    """Registers of a thread that holds so many float32 sums, and adds a residual to them.
 
     Args:
         architecture: whose.
         accumulators: sums of a thread.
+        element_bytes: of an activation.
         narrow_copies: loads of less than 16 bytes that a thread has in flight: each has an address
             and a result of its own (read on sm_80: 64 sums and 48 loads of two bytes, 236).
 
     ``mma`` keeps operands beside the sums (read on sm_80: 16 sums 72-80, 32 sums 110-128, 64 sums
-    142-198, 128 sums 254); ``wgmma`` reads them from shared memory (sm_90: 47-78, 72-103, 101-140,
-    170-182). May exceed what a thread can have: such a kernel would spill, and is not chosen.
+    142-219, 128 sums 254). ``wgmma`` reads them from shared memory, and needs most where a residual
+    is added (sm_90, 128 sums: 170 in the loop, 244 with a residual of 16 bits, spills with one of
+    32; sm_100 spills with either). The result may exceed what a thread can have: such a kernel
+    would spill, and is not chosen.
     """
-    per_sum = 1.9 if architecture.tensor_core == "mma" else 1.1
+    per_sum = {"wgmma": 1.6, "tcgen05": 1.8, "mfma": 1.1}.get(architecture.tensor_core, 1.9)
+    if element_bytes == 4 and architecture.tensor_core in ("wgmma", "tcgen05"):
+        per_sum = 2.1
     return round(48 + per_sum * accumulators + 1.5 * narrow_copies)
 
 
@@ -263,6 +267,8 @@ def loop_instructions(
         # share of the tile, which is about square.
         side = math.sqrt(m * n / num_warps)
         fixed, loads = 45.0, 2 * side / 16 * (k * element_bytes / 32)
+    if element_bytes == 4:  # pixels are rounded to TF32 on their way
+        fixed += 4.0 * m * k / (num_warps * architecture.warp_size)
     if copy_bytes < 16:  # each with an address and a mask of its own
         return fixed + 10.0 * copies_m + 5.0 * copies_n + loads
     return fixed + (8.0 if gathered else 4.0) * copies_m + 4.0 * copies_n + loads
@@ -279,11 +285,7 @@ def instructions_around(
     """Instructions of one warp of a matrix product before and after its loop.
 
     Addresses and masks of rows, filling the pipeline, and per sum: bias, activation, rounding, its
-    way through shared memory, storing.
-
-    Args:
-        accumulators: sums of a thread.
-        narrow_copies: loads of less than 16 bytes of a thread and step.
+    way through shared memory, storing. Arguments are as in :func:`registers`.
 
     Read as: sums of a thread: instructions. Gathered, sm_86 and sm_89: 32: 644-831, 64: 972-1183;
     sm_90: 128: 1189-1648. With a residual 100 to 350 more. By descriptors, sm_90: 32: 542, 128:

@@ -20,7 +20,6 @@ from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, least_bytes
 from fastres.kernels.gpus import Gpu
 from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
-
 TOSS_UP = 1.05
 """Modelled times this close are equal; then one kernel is taken, which moves fewer bytes."""
 

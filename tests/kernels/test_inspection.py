@@ -256,7 +256,7 @@ def test_good_code_breaks_no_budget() -> None:
         ({"local_instructions": 1}, "1 instructions on it"),
         ({"shared_bytes": 164 * 1024}, "a block may have 166912"),
         ({"occupancy": Occupancy(0, 0, 0.0, "registers")}, "not one block fits"),
-        ({"integer_share": INTEGER_SHARE + 0.1}, "integer instructions per busy cycle"),
+        ({"integer_share": INTEGER_SHARE["fp16"] + 0.1}, "integer instructions per busy cycle"),
         ({"whole": mix(())}, "products by no matrix instruction instead of HMMA"),
     ],
 )
