@@ -10,6 +10,7 @@ import test_bottleneck_kernel
 import test_conv2d_int64
 import test_conv2d_kernel
 import test_pointwise_kernel
+import test_stem_kernel
 import torch
 from addresses import accesses, assert_within_bounds, last_program, touched
 from torch import Tensor
@@ -160,6 +161,13 @@ def check_bottleneck_rows_far_apart() -> None:
 
 def test_bottleneck_rows_far_apart() -> None:
     check_bottleneck_rows_far_apart()
+
+
+@pytest.mark.parametrize("uint8", [False, True])
+@pytest.mark.parametrize("name", test_stem_kernel.STEMS)
+def test_stem(name: str, uint8: bool) -> None:
+    call = test_stem_kernel.meta_call(test_stem_kernel.STEMS[name], uint8)
+    assert_within_bounds([call], "out_ptr")
 
 
 def test_the_check_finds_what_it_is_there_for() -> None:

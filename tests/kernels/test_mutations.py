@@ -12,6 +12,7 @@ import faults_blocks
 import faults_convolution
 import faults_elementwise
 import faults_pooling
+import faults_stem
 import interpreter
 import pytest
 from faults import Fault, seeded, source_file
@@ -21,6 +22,7 @@ FAULTS = [
     *faults_pooling.FAULTS,
     *faults_convolution.FAULTS,
     *faults_blocks.FAULTS,
+    *faults_stem.FAULTS,
 ]
 
 
