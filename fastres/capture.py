@@ -26,6 +26,7 @@ from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
 from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
+from fastres.place import move
 from fastres.quiet import quiet
 from fastres.tracing import TangledSizes, export, with_batch
 from fastres.untouched import untouched
@@ -60,8 +61,9 @@ class Captured:
     notes: list[str] = field(default_factory=list)
 
     def move_to(self, device: torch.device) -> None:
-        """Let the graph take inputs and keep weights on ``device``."""
-        self.module.to(device)
+        """Let the graph take inputs, keep weights and make tensors on ``device``."""
+        old = next((buffer.device for buffer in self.module.buffers()), device)
+        move(self.module, old, device)
         self.contract = self.contract.on(device)
 
 

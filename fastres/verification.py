@@ -29,6 +29,7 @@ from fastres.capture import (
     in_eval_mode,
     own_dtype,
 )
+from fastres.deviation import relative, square, squared_error
 from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
@@ -166,12 +167,12 @@ class Comparison:
     @property
     def error(self) -> float:
         """Relative root-mean-square error of the optimised model."""
-        return _relative(self.ours, self.square)
+        return relative(self.ours, self.square)
 
     @property
     def eager_error(self) -> float:
         """Relative root-mean-square error of the model itself in the same precision."""
-        return _relative(self.eagers, self.eagers_square)
+        return relative(self.eagers, self.eagers_square)
 
     @property
     def ratio(self) -> float:
@@ -180,12 +181,6 @@ class Comparison:
             return math.inf  # whole numbers (indices of the largest, say) that are others
         eager = self.eager_error if math.isfinite(self.eager_error) else 0.0
         return self.error / max(eager, self.floor)
-
-
-def _relative(squared_error: float, square: float) -> float:
-    if squared_error == 0.0:
-        return 0.0
-    return math.sqrt(squared_error / square) if square else math.inf
 
 
 def precision_of(fast: OptimizedModule) -> torch.dtype:
@@ -226,14 +221,10 @@ def _add_errors(
     result: Comparison, exact: Sequence[Tensor], plain: Sequence[Tensor], given: Sequence[Tensor]
 ) -> None:
     for y64, ye, y in zip(exact, plain, given, strict=True):
-        result.ours += _squared_error(y, y64, ye)
-        result.square += _square(y64)
-        result.eagers += _squared_error(ye, y64, ye)
-        result.eagers_square += _square(y64)
-
-
-def _square(exact: Tensor) -> float:
-    return float(torch.where(torch.isfinite(exact), exact, 0).square().sum())
+        result.ours += squared_error(y, y64, ye)
+        result.square += square(y64)
+        result.eagers += squared_error(ye, y64, ye)
+        result.eagers_square += square(y64)
 
 
 def _compare_leaders(
@@ -248,10 +239,10 @@ def _compare_leaders(
     best, ours = leaders.of_answers(exact, exact, top_k), leaders.of_choice(values, indices, exact)
     eagers = leaders.of_answers(plain, exact, top_k)
     for y64, ye, y in zip(best.tensors, eagers.tensors, ours.tensors, strict=True):
-        result.ours += _squared_error(y, y64, ye)
-        result.square += _square(y64)
-    result.eagers += _squared_error(plain, exact, plain)
-    result.eagers_square += _square(exact)
+        result.ours += squared_error(y, y64, ye)
+        result.square += square(y64)
+    result.eagers += squared_error(plain, exact, plain)
+    result.eagers_square += square(exact)
     result.images += len(best.first)
     result.agreeing += int((best.first == ours.first).sum())
 
@@ -346,25 +337,6 @@ def _tensors(result: Any) -> list[Tensor]:
     ]
 
 
-def _squared_error(y: Tensor, y64: Tensor, eager: Tensor) -> float:
-    """Sum of squares of ``y - y64`` where both are numbers.
-
-    Infinite if somewhere only one of them is NaN or infinite, unless eager does there what ``y``
-    does: then the model overflows in this precision by itself.
-    """
-    alike = _same_kind(y, y64) | _same_kind(y, eager)
-    if not bool(alike.all()):
-        return math.inf
-    difference = y.double() - y64
-    return float(torch.where(torch.isfinite(difference), difference, 0).square().sum())
-
-
-def _same_kind(a: Tensor, b: Tensor) -> Tensor:
-    """Where both are numbers, both NaN, or the same infinity."""
-    numbers = torch.isfinite(a) & torch.isfinite(b)
-    return numbers | (torch.isnan(a) & torch.isnan(b)) | (torch.isinf(a) & (a == b.to(a.dtype)))
-
-
 def _count_top1(result: Comparison, exact: Sequence[Tensor], given: Sequence[Tensor]) -> None:
     if not exact or exact[0].dim() < 2:
         return
@@ -388,9 +360,9 @@ def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: flo
         ye = plain.get(node.meta.get("source"))
         if y64 is None or ye is None or y64.shape != value.shape:
             continue
-        square = float(y64.square().sum())
-        error = _relative(_squared_error(value, y64, ye), square)
-        eager_error = _relative(_squared_error(ye, y64, ye), square)
+        whole = float(y64.square().sum())
+        error = relative(squared_error(value, y64, ye), whole)
+        eager_error = relative(squared_error(ye, y64, ye), whole)
         if error > LAYER_SLACK * bound * max(eager_error, floor):
             operation = str(node.target).removesuffix(".default")
             return Drift(
