@@ -14,6 +14,7 @@ commands:
   bench     time a model in fastres and elsewhere, side by side
   export    write a model as an ONNX file of standard operators, if its answers agree
   inspect   compile a model's kernels for GPUs that need not be here, and read the machine code
+  predict   classify image files
   roofline  what a GPU allows for a model, and the modelled time of each kernel, without a GPU
   verify    compare an optimised model's answers with the model's own in float64
 
@@ -62,6 +63,12 @@ def _export(argv: Sequence[str]) -> int:
     return export(argv)
 
 
+def _predict(argv: Sequence[str]) -> int:
+    from fastres.predict import main as predict
+
+    return predict(argv)
+
+
 def _roofline(argv: Sequence[str]) -> int:
     from fastres.roofline import main as roofline
 
@@ -78,6 +85,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": _bench,
     "export": _export,
     "inspect": _inspect,
+    "predict": _predict,
     "roofline": _roofline,
     "verify": _verify,
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from fastres import labels as label_files
 from fastres import weights
 from fastres.bench import source, workload
 from fastres.bench.progress import Progress
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
     chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
-    labels = None if given.labels is None else read_labels(given.labels)
+    labels = None if given.labels is None else label_files.read(given.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
         model = source.build(chosen, given.seed)
@@ -74,27 +74,6 @@ def _example(model: nn.Module, size: int) -> torch.Tensor:
     if size < 1:
         raise OptionError(f"--size {size}: expected a number of pixels of at least 1")
     return torch.zeros(1, workload.input_channels(model), size, size)
-
-
-def read_labels(path: Path) -> list[str]:
-    """The classes' names: one a line, or a JSON list.
-
-    Raises:
-        OptionError: it cannot be read, or is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--labels {path}: cannot be read: {error}") from error
-    if path.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise OptionError(f"--labels {path}: it is no JSON: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise OptionError(f"--labels {path}: expected a list of names")
-    return names
 
 
 def table(report: OnnxReport) -> Table:

@@ -36,11 +36,12 @@ ORDER = [
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
     *(
         "measure",
-        "weights",
+        *("weights", "labels"),
         "bench",
         "roofline",
         "inspect",
         "export_command",
+        "predict",
         "verify_command",
         "verify",
         "cli",

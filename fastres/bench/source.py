@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -63,20 +63,24 @@ def parse(text: str) -> Source:
     return Source("function", text)
 
 
-def build(source: Source, seed: int) -> nn.Module:
+def build(source: Source, seed: int, classes: int | None = None) -> nn.Module:
     """Build the network, in evaluation mode.
 
     Args:
         source: which.
         seed: of torch's generator while the weights are drawn; it is put back afterwards.
+        classes: how many it tells apart; None for its default. Not for a function of the user's.
 
     Raises:
         OptionError: there is no such network or package, or what came is no float32 network on the
             CPU.
     """
+    options = {} if classes is None else {"num_classes": classes}
+    if options and source.kind == "function":
+        raise OptionError(f"--classes: {source} takes no arguments, it decides itself")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _BUILDERS[source.kind](source.name)
+        model = _BUILDERS[source.kind](source.name, **options)
     if not isinstance(model, nn.Module):
         raise OptionError(
             f"--model {source}: returned {type(model).__name__}, expected a torch.nn.Module"
@@ -91,27 +95,27 @@ def build(source: Source, seed: int) -> nn.Module:
     return model.eval()
 
 
-def _fastres(name: str) -> object:
-    return models.build(name)
+def _fastres(name: str, **options: int) -> object:
+    return models.build(name, **options)
 
 
-def _torchvision(name: str) -> object:
+def _torchvision(name: str, **options: int) -> object:
     try:
         import torchvision
     except ModuleNotFoundError as error:
         raise OptionError(f"--model torchvision:{name}: pip install torchvision") from error
     known = torchvision.models.list_models(module=torchvision.models)
     _known(name, known, "--model torchvision")
-    return torchvision.models.get_model(name, weights=None)
+    return torchvision.models.get_model(name, weights=None, **options)
 
 
-def _timm(name: str) -> object:
+def _timm(name: str, **options: Any) -> object:
     try:
         import timm
     except ModuleNotFoundError as error:
         raise OptionError(f"--model timm:{name}: pip install timm") from error
     _known(name, timm.list_models(), "--model timm")
-    return timm.create_model(name, pretrained=False)
+    return timm.create_model(name, pretrained=False, **options)
 
 
 def _function(path: str) -> object:
@@ -137,7 +141,7 @@ def _function(path: str) -> object:
     return function()
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., object]] = {
     "fastres": _fastres,
     "torchvision": _torchvision,
     "timm": _timm,
