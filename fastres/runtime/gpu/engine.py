@@ -206,6 +206,11 @@ class TritonEngine:
         numbers = arithmetic(self._options.precision, on_gpu=device.type == "cuda")
         tuner, told = self._tuner(workspace.device, device)
         notes = [*notes, *told]
+        if device.type == "cpu" and _main_dtype(module) == torch.bfloat16:
+            notes.append(
+                "Triton's interpreter cuts float32 off to bfloat16 where GPUs round it; "
+                "errors are larger than on a GPU"
+            )
         try:
             interpreted = device.type == "cpu" and self._given is None
             tactics = Tactics(product, tuner, interpreted)
