@@ -2,21 +2,24 @@
 
 ::
 
-    w * (scale * x + shift) + b = (w * scale) * x + (b + sum over (C, R, S) of w * shift)
+    w * (scale * x) + b = (w * scale) * x + b           x: whole numbers, 0 to 255
 
-Checks beyond those of folding a BatchNorm forwards, which this is otherwise:
+The division and the standard deviation fold, in every precision, if there is no mean to subtract.
+Checks beyond those of folding a BatchNorm forwards: *the shift is zero*. With one,
 
-- *The convolution does not pad*, or the shift is zero. It pads the normalised image with zeros; in
-  pixels, these zeros are the mean, which is no whole number.
-- *The weights keep float32 or more*, or the shift is zero. Folded, ``w * scale * x`` and
-  ``w * shift`` are each about twice as large as their sum; so are their rounding errors, and in 16
-  bits those of the weights are no longer small.
+- a convolution that pads would be wrong at the border: it pads the normalised image with zeros, and
+  in pixels these zeros are the mean, which is no whole number;
+- one that does not pad would be right in real numbers only. ``w * scale * x`` and the bias
+  ``sum of w * shift`` cancel where an image is near the mean, and what is left is their rounding
+  errors: with a 7x7 filter in float32 the error is 2 times eager's on noise and 8 times on an image
+  of grey values from 108 to 123; in bfloat16, 1.7 times on noise.
 
-Where it stays, it runs as one multiply-add per pixel, in float32 for 16-bit networks. Folding the
-scale alone would leave that pass over the image as it is. A fourth channel of ones, padded with
-zeros like the others and with weights ``sum over C of w * shift``, would be exact too, and dearer:
-of the 25 ms of a ResNet-50 on two cores of a CPU with AVX-512, it takes 0.08 ms to make and 0.14 ms
-in the convolution, where the multiply-add takes 0.03 ms.
+A normalisation that stays is one multiply-add per pixel, in float32 for 16-bit networks, right at
+every pixel. Folding its scale alone would not save that pass over the image. A fourth channel of
+ones, padded with zeros like the others and with weights ``sum over C of w * shift``, is right at
+the border too, cancels in the same way and is dearer: of the 25 ms of a ResNet-50 on two cores of a
+CPU with AVX-512, it takes 0.08 ms to make and 0.14 ms in the convolution; the multiply-add takes
+0.03 ms.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
         conv: Any = next(iter(node.users))
         refusal = (
             fold_batch_norm_ahead.refusal_of(node)
-            or _too_narrow(node, context)
+            or _cancels(node)
             or fold_batch_norm_ahead.fold(node, context)
         )
         context.report.notes.append(
@@ -61,9 +64,9 @@ def _own_constants(node: fx.Node) -> None:
     erase_unused(old)
 
 
-def _too_narrow(node: fx.Node, context: Context) -> str | None:
+def _cancels(node: fx.Node) -> str | None:
     shift = constant(arguments(node)[2])
     assert shift is not None
-    if context.dtype.itemsize < 4 and bool((shift != 0).any()):
-        return f"in {context.dtype} the mean and the pixels would no longer cancel"
+    if bool((shift != 0).any()):
+        return "the folded mean and the pixels would cancel, and leave their rounding errors"
     return None
