@@ -2,9 +2,10 @@
 
 A program holds, for its BLOCK_M pixels, the sums of one chunk of the convolution's filters, then
 ``narrow`` of all chunks together with a block of ``wide`` and the sums of the next block's head.
-Registers and shared memory that this takes were read off the machine code of 130 configurations
-(Triton 3.8; widths 64 to 512; sm_80 and sm_90), and :func:`registers` and :func:`shared_bytes` are
-bounds on what was read: of those that they let pass, none had a spill or took more.
+Registers and shared memory that this takes were read off the machine code of some 300
+configurations (Triton 3.8; widths 64 to 512; sm_80, sm_89, sm_90, gfx90a, gfx942), and
+:func:`shared_bytes` is a bound on all of them. :func:`registers` is a rougher one that tells
+spills: of those that it lets pass, the only one with any is of fp32 on sm_90, of 8 bytes.
 
 Grouped convolutions run in chunks of at most 64 channels, each dense with zeros for the other
 groups. ResNeXt-50's 32 groups of 4 channels, 128 filters, are two chunks: 16 times the products
@@ -165,7 +166,8 @@ def _fitting(
         # Plain multiply-adds unroll a step into registers; other sizes were seen to spill.
         heights, depths, widths, warps, stages = [64], [16], [32], [8], [2]
     if architecture.backend == "hip":
-        stages = [2]
+        # Four wavefronts may use all registers; eight, with half of them each, were seen to spill.
+        widths, warps, stages = [width for width in widths if width <= 64], [4], [2]
     channels = chunks_of(spec.conv).channels
     depths = [depth for depth in depths if depth == depths[0] or channels % depth == 0]
     widths = [width for width in widths if width < 2 * spec.expand_k] or [16]
@@ -254,10 +256,13 @@ def shared_bytes(
     buffers = max(config.num_stages - (0 if asynchronous else 1), 1)
     head = config.block_n * tiles.head
     convolution = buffers * (tiles.pixels + tiles.weights)
+    if architecture.backend == "hip":  # the pipeline passes through registers
+        tail = max(tiles.expand + head + 2 * tiles.wide, tiles.step + tiles.expand)
+        return max(convolution, tail, tiles.chunk) * ELEMENT_BYTES[precision] + 1024
     if chunks_of(spec.conv).count > 1:
         convolution += tiles.narrow
     if tiles.step:
-        tail = max(tiles.narrow, head) + tiles.expand + buffers * tiles.step + tiles.wide
+        tail = max(tiles.narrow, head) + 2 * tiles.expand + buffers * tiles.step + tiles.wide
     else:
         tail = 2 * (tiles.expand + tiles.wide + head) + tiles.held
         moved = tiles.narrow + 2 * (tiles.expand + tiles.wide) + head + tiles.held

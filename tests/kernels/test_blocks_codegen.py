@@ -1,0 +1,72 @@
+"""Bottleneck tails and stems compile for real GPUs, to good code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import codegen_blocks
+import pytest
+
+from fastres.kernels.gpus import by_name
+from fastres.spec import BottleneckSpec
+
+EVERY = [(name, gpu) for name, case in codegen_blocks.CASES.items() for gpu in case.gpus]
+INSTRUCTION = {"a100": "HMMA", "h100": "HGMMA", "mi300x": "v_mfma"}
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[tuple[str, str], dict[str, Any]]:
+    """What was read of each kernel, by case and GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(Path(codegen_blocks.__file__))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = map(json.loads, done.stdout.splitlines())
+    return {(line["name"], line["gpu"]): line for line in lines}
+
+
+@pytest.mark.parametrize(("name", "gpu"), EVERY)
+def test_budgets(name: str, gpu: str, compiled: Any) -> None:
+    found = compiled[name, gpu]
+    block = isinstance(codegen_blocks.CASES[name].spec, BottleneckSpec)
+    assert found["kernel"] == ("bottleneck_kernel" if block else "stem_kernel")
+    assert found["wrong"] == []
+    assert found["local"] == 0
+    assert found["matrix"]
+    assert all(opcode.startswith(INSTRUCTION[gpu]) for opcode in found["matrix"])
+    limit = by_name(gpu).architecture.shared_bytes_per_block
+    assert found["shared_bytes"] <= found["bound"] <= limit
+    assert found["int64"] == (name == "past 2^31")
+
+
+@pytest.mark.parametrize(("name", "gpu"), [at for at in EVERY if at[0].startswith("width")])
+def test_copies_of_16_bytes(name: str, gpu: str, compiled: Any) -> None:
+    """Activations and weights; biases, read as the sums lie, come in smaller pieces."""
+    copies = compiled[name, gpu]["copies"]
+    if gpu == "mi300x":
+        assert set(copies["load"]) <= {"4", "8", "16"}
+        return
+    assert set(copies["async"]) <= {"4", "16"}
+    assert copies["async"].get("4", 0) <= 2  # the expansion's bias, one block ahead
+    assert set(copies["store"]) == {"16"}
+
+
+@pytest.mark.parametrize("gpu", ["a100", "h100"])
+def test_the_stem_copies_as_much_at_once_as_its_rows_allow(gpu: str, compiled: Any) -> None:
+    assert max(map(int, compiled["stem", gpu]["copies"]["store"])) == 16
+    three, four = (compiled[name, gpu]["copies"] for name in ("stem", "stem of four channels"))
+    assert "2" not in three.get("load", {})
+    assert "4" in three["async"]
+    assert "2" not in four.get("load", {})
+    assert "4" not in four["async"]
+    assert "8" in four["async"]
