@@ -4,6 +4,8 @@
   which is what most kernels would have asked for. Here it reads NaN, or the largest integer.
 - A GPU rounds float32 to the nearest bfloat16; interpreted, the last 16 bits are cut off, which
   doubles the error and turns some NaN into infinity.
+- Products of float16 are summed in float32 on both, but numpy is slow at it unless it is given
+  float32.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ _BFLOAT16_NAN = 0x7FC0
 
 @cache
 def install() -> None:
-    """Replace the two operations for the rest of the process; importing triton happens here."""
+    """Replace these operations for the rest of the process; importing triton happens here."""
     import triton.language as tl
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
-    masked_load, cast = builder.create_masked_load, builder.cast_impl
+    masked_load, cast, dot = builder.create_masked_load, builder.cast_impl, builder.create_dot
 
     def strict_masked_load(
         self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **named: Any
@@ -41,7 +43,16 @@ def install() -> None:
             return interpreter.TensorHandle(bfloat16_bits(src.data), dst_type.scalar)
         return cast(self, src, dst_type)
 
+    def fast_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        if a.data.dtype == b.data.dtype == np.float16 and d.data.dtype == np.float32:
+            a, b = (
+                interpreter.TensorHandle(each.data.astype(np.float32), tl.float32)
+                for each in (a, b)
+            )
+        return dot(self, a, b, d, *rest)
+
     builder.create_masked_load = strict_masked_load
+    builder.create_dot = fast_dot
     builder.cast_impl = rounding_cast
 
 
