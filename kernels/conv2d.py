@@ -65,96 +65,41 @@ def taps_outside(top, left, H, W, R: tl.constexpr, S: tl.constexpr, DILATION_H, 
 
 
 @triton.jit
-def conv2d_kernel(
+def sum_of_products(
     x_ptr,
-    weight_ptr,
-    bias_ptr,
-    residual_ptr,
-    out_ptr,
-    M,
+    first,
+    top,
+    left,
+    outside,
+    weight_ptrs,
+    offs_k,
+    row_distance,
+    begin,
+    end,
+    only,
     H,
     W,
-    P,
-    Q,
     C: tl.constexpr,
-    K: tl.constexpr,
+    GROUP_C: tl.constexpr,
     ALL_C: tl.constexpr,
-    ALL_K: tl.constexpr,
     R: tl.constexpr,
     S: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_TOP: tl.constexpr,
-    PAD_LEFT: tl.constexpr,
     DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr,
     PADDED: tl.constexpr,
-    PRE_ACTIVATION: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BLOCK_SIZE_M: tl.constexpr,
     BLOCK_SIZE_N: tl.constexpr,
     BLOCK_SIZE_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    INT64: tl.constexpr,
+    ONLY_ONE: tl.constexpr,
 ):
-    """One tile of ``out``, or with SPLIT_K > 1 of one of its partial sums [SPLIT_K, M, ALL_K].
+    """The one loop: ``x @ weight`` over the steps from ``begin`` to ``end``.
 
-    C and K count one super-group's channels and filters; ALL_C and ALL_K are the tensors' own.
-    Program axis 0 is tile and super-group, axis 1 the split. PADDED: whether some window reaches
-    into the padding.
+    ONLY_ONE: of the groups of GROUP_C channels, ``only`` counts, and the others' are read as zero.
     """
-    # Super-groups of the same pixels one after the other: their channels share cache lines.
-    group = tl.program_id(0) % (ALL_K // K)
-    tile = tl.program_id(0) // (ALL_K // K)
-    pid_m, pid_n = tile_of_program(tile, M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M)
-    split = tl.program_id(1)
-    if INT64:
-        pid_m = pid_m.to(tl.int64)
-        split = split.to(tl.int64)
-        group = group.to(tl.int64)
-    offs_m = pid_m * BLOCK_SIZE_M + tl.arange(0, BLOCK_SIZE_M)
-    offs_n = pid_n * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
-    offs_k = tl.arange(0, BLOCK_SIZE_K)
-
-    # Beyond the last pixel and the last filter, the last is computed again and not stored.
-    row = tl.minimum(offs_m, M - 1)
-    if R == 1 and S == 1 and STRIDE_H == 1 and STRIDE_W == 1 and not PADDED:
-        first = row * ALL_C
-    else:
-        top = (row // Q) % P * STRIDE_H - PAD_TOP
-        left = row % Q * STRIDE_W - PAD_LEFT
-        image = row // Q // P
-        first = ((image * H + top) * W + left) * ALL_C
-    if PADDED and R <= 15 and S <= 15:
-        outside = taps_outside(top, left, H, W, R, S, DILATION_H, DILATION_W)
-
     ALL_TAPS: tl.constexpr = R * S * C
-    column = tl.minimum(offs_n, K - 1)
-    if INT64:
-        column = column.to(tl.int64)
-    x_ptr += group * C
-    weight_ptr += group * K * ALL_TAPS
-    weight_ptrs = weight_ptr + column[None, :] * ALL_TAPS + offs_k[:, None]
-
-    row_distance = W * (DILATION_H * ALL_C)
-    if INT64:
-        row_distance = tl.cast(W, tl.int64) * (DILATION_H * ALL_C)
-
-    STEPS: tl.constexpr = (ALL_TAPS + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
-    STEPS_PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
-    if SPLIT_K == 1:
-        begin = 0
-        end = STEPS
-    else:
-        begin = split.to(tl.int32) * STEPS_PER_SPLIT
-        end = tl.minimum(begin + STEPS_PER_SPLIT, STEPS)
-
     acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
-    for step in range(begin, end):
+    for step in tl.range(begin, end, num_stages=1 if ONLY_ONE else None):
         if C % BLOCK_SIZE_K == 0:  # all of a block of k belongs to one tap: scalar arithmetic
             tap = step // (C // BLOCK_SIZE_K)
             channel = step % (C // BLOCK_SIZE_K) * BLOCK_SIZE_K
@@ -186,22 +131,168 @@ def conv2d_kernel(
             if PADDED:
                 there = there & inside
             a = tl.load(x_ptrs, mask=there, other=0.0)
+        if ONLY_ONE:
+            own = (channel + offs_k[None, :] if C % BLOCK_SIZE_K == 0 else channel) // GROUP_C
+            a = tl.where(own == only, a, 0.0)
         acc = dot(a, b, acc, INPUT_PRECISION)
+    return acc
 
-    filters = group * K + offs_n
+
+@triton.jit
+def store_tile(
+    acc,
+    bias_ptr,
+    residual_ptr,
+    out_ptr,
+    offs_m,
+    in_m,
+    filters,
+    in_n,
+    ALL_K: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """Finish the sums and store them; partial sums (SPLIT_K > 1) are stored as they are."""
     out_offsets = offs_m[:, None] * ALL_K + filters[None, :]
-    stored = (offs_m < M)[:, None] & (offs_n < K)[None, :]
+    stored = in_m[:, None] & in_n[None, :]
     if SPLIT_K == 1:
         bias = 0.0
         if HAS_BIAS:
-            bias = tl.load(bias_ptr + filters, mask=offs_n < K, other=0.0)[None, :]
+            bias = tl.load(bias_ptr + filters, mask=in_n, other=0.0)[None, :]
         residual = acc
         if HAS_RESIDUAL:
             residual = tl.load(residual_ptr + out_offsets, mask=stored, other=0.0)
         acc = finish(acc, bias, residual, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL)
-    else:
-        out_ptr += split * M * ALL_K  # M is 64 bits wide wherever M * ALL_K needs it
     tl.store(out_ptr + out_offsets, acc.to(out_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit
+def conv2d_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    residual_ptr,
+    out_ptr,
+    M,
+    H,
+    W,
+    P,
+    Q,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    ALL_C: tl.constexpr,
+    ALL_K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    PADDED: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_SIZE_M: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+    BLOCK_SIZE_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """One tile of ``out``, or with SPLIT_K > 1 of one of its partial sums [SPLIT_K, M, ALL_K].
+
+    C and K count one super-group's channels and filters, which TOGETHER groups share; ALL_C and
+    ALL_K are the tensors' own.
+    Program axis 0 is tile and super-group, axis 1 the split. PADDED: whether some window reaches
+    into the padding.
+    """
+    # Super-groups of the same pixels one after the other: their channels share cache lines.
+    group = tl.program_id(0) % (ALL_K // K)
+    tile = tl.program_id(0) // (ALL_K // K)
+    pid_m, pid_n = tile_of_program(tile, M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M)
+    split = tl.program_id(1)
+    if INT64:
+        pid_m = pid_m.to(tl.int64)
+        split = split.to(tl.int64)
+        group = group.to(tl.int64)
+    offs_m = pid_m * BLOCK_SIZE_M + tl.arange(0, BLOCK_SIZE_M)
+    offs_n = pid_n * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
+    offs_k = tl.arange(0, BLOCK_SIZE_K)
+
+    # Beyond the last pixel and the last filter, the last is computed again and not stored.
+    row = tl.minimum(offs_m, M - 1)
+    top, left, outside = row, row, row  # where nothing is padded, nothing asks
+    if R == 1 and S == 1 and STRIDE_H == 1 and STRIDE_W == 1 and not PADDED:
+        first = row * ALL_C
+    else:
+        top = (row // Q) % P * STRIDE_H - PAD_TOP
+        left = row % Q * STRIDE_W - PAD_LEFT
+        image = row // Q // P
+        first = ((image * H + top) * W + left) * ALL_C
+    if PADDED and R <= 15 and S <= 15:
+        outside = taps_outside(top, left, H, W, R, S, DILATION_H, DILATION_W)
+
+    ALL_TAPS: tl.constexpr = R * S * C
+    column = tl.minimum(offs_n, K - 1)
+    if INT64:
+        column = column.to(tl.int64)
+    x_ptr += group * C
+    weight_ptr += group * K * ALL_TAPS
+    weight_ptrs = weight_ptr + column[None, :] * ALL_TAPS + offs_k[:, None]
+
+    row_distance = W * (DILATION_H * ALL_C)
+    if INT64:
+        row_distance = tl.cast(W, tl.int64) * (DILATION_H * ALL_C)
+
+    STEPS: tl.constexpr = (ALL_TAPS + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
+    STEPS_PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
+    if SPLIT_K == 1:
+        begin = 0
+        end = STEPS
+    else:
+        begin = split.to(tl.int32) * STEPS_PER_SPLIT
+        end = tl.minimum(begin + STEPS_PER_SPLIT, STEPS)
+
+    GROUP_C: tl.constexpr = C // TOGETHER
+    acc = sum_of_products(
+        *(x_ptr, first, top, left, outside, weight_ptrs, offs_k, row_distance, begin, end, 0, H, W),
+        *(C, GROUP_C, ALL_C, R, S, DILATION_H, DILATION_W, PADDED, INPUT_PRECISION),
+        *(BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, False),
+    )
+    filters = group * K + offs_n
+    if SPLIT_K > 1:
+        out_ptr += split * M * ALL_K  # M is 64 bits wide wherever M * ALL_K needs it
+    bad = False
+    if TOGETHER > 1:
+        # Another group's weights are zeros in here, and zero times NaN or infinity is NaN. A tile
+        # with NaN in it is computed group by group.
+        bad = tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0) > 0
+    if bad:
+        for only in range(TOGETHER):
+            acc = sum_of_products(
+                *(x_ptr, first, top, left, outside, weight_ptrs, offs_k, row_distance),
+                *(begin, end, only, H, W),
+                *(C, GROUP_C, ALL_C, R, S, DILATION_H, DILATION_W, PADDED, INPUT_PRECISION),
+                *(BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, True),
+            )
+            own = (offs_n < K) & (offs_n // (K // TOGETHER) == only)
+            store_tile(
+                *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, offs_m < M, filters, own),
+                *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+            )
+    else:
+        store_tile(
+            *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, offs_m < M, filters, offs_n < K),
+            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+        )
 
 
 @triton.jit

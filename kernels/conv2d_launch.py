@@ -228,6 +228,7 @@ def _main_call(
         constants={
             "C": spec.c // groups,
             "K": filters,
+            "TOGETHER": spec.groups // groups,
             "ALL_C": spec.c,
             "ALL_K": spec.k,
             "R": spec.r,

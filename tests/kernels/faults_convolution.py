@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import test_conv2d_int64 as far
@@ -128,8 +129,30 @@ CONV2D: Replacements = [
         "column = offs_n",
         partial(bounds.check_conv2d, conv2d.SHAPES["pointwise"], 1),
     ),
-    ("one pixel too many", "stored = (offs_m < M)", "stored = (offs_m <= M)", guarded),
-    ("one filter too many", "(offs_n < K)[None, :]\n", "(offs_n <= K)[None, :]\n", guarded),
+    (
+        "one pixel too many",
+        "offs_m < M, filters, offs_n < K)",
+        "offs_m <= M, filters, offs_n < K)",
+        guarded,
+    ),
+    (
+        "one filter too many",
+        "offs_m < M, filters, offs_n < K)",
+        "offs_m < M, filters, offs_n <= K)",
+        guarded,
+    ),
+    (
+        "NaN of other groups let in",
+        "axis=0) > 0",
+        "axis=0) > 1",
+        partial(conv2d.test_nan_and_infinity_stay_in_their_group, math.nan, 1, "cpu"),
+    ),
+    (
+        "NaN of the group's neighbour let in",
+        "own == only, a, 0.0",
+        "own >= only, a, 0.0",
+        partial(conv2d.test_nan_and_infinity_stay_in_their_group, math.nan, 1, "cpu"),
+    ),
     (
         "a split's first step skipped",
         "begin = split.to(tl.int32) * STEPS_PER_SPLIT",

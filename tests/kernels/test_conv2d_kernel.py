@@ -190,6 +190,19 @@ def test_nan_and_infinity_go_where_torch_lets_them(
     judge(got, reference.conv2d, (x, weight, bias, residual, *rest), "fp32")
 
 
+@pytest.mark.parametrize("split_k", [1, 3])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_stay_in_their_group(value: float, split_k: int, device: str) -> None:
+    """A super-group multiplies its other groups' pixels by zero, and that can make NaN."""
+    spec = ConvSpec(2, 24, 5, 4, 20, 3, 3, padding=(1, 1, 1, 1), groups=4)
+    x, weight, bias, residual = arguments(spec, "fp32", device)
+    x[1, 3, 0, 2] = value
+    x[0, 17, 3, 3] = value
+    rest = attributes(spec, "none", "relu")
+    got = conv2d(x, weight, bias, residual, *rest, config=replace(SMALL, split_k=split_k))
+    judge(got, reference.conv2d, (x, weight, bias, residual, *rest), "fp32")
+
+
 def test_nan_of_one_filter_stays_in_it(device: str) -> None:
     spec = ConvSpec(1, 24, 3, 3, 20, 3, 3, padding=(1, 1, 1, 1))
     tensors = arguments(spec, "fp16", device)
