@@ -14,5 +14,14 @@ from fastres.export.onnx_export import to_onnx
 from fastres.export.onnx_report import OnnxReport
 from fastres.export.onnx_session import Session, session
 from fastres.export.standard import to_standard
+from fastres.export.triton_repository import TritonReport, triton_server
 
-__all__ = ["OnnxReport", "Session", "session", "to_onnx", "to_standard"]
+__all__ = [
+    "OnnxReport",
+    "Session",
+    "TritonReport",
+    "session",
+    "to_onnx",
+    "to_standard",
+    "triton_server",
+]

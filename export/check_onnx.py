@@ -124,7 +124,12 @@ class Reference:
 
 
 class Values(fx.Interpreter):
-    """A fused graph in plain PyTorch, in its own precision or in float64, all values kept."""
+    """A fused graph in plain PyTorch, in its own precision or in float64, all values kept.
+
+    Attributes:
+        kept: the values, by the names of the fused graph's nodes.
+        given: values that are taken instead of computed.
+    """
 
     def __init__(self, fast: OptimizedModule, dtype: torch.dtype) -> None:
         graph = fx.Graph()
@@ -133,6 +138,7 @@ class Values(fx.Interpreter):
         super().__init__(fx.GraphModule(fast.graph_module, graph))
         self.dtype = dtype
         self.kept: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
         self._original = {new.name: old.name for old, new in mapping.items()}
         self._inputs = {
             wanted.dtype for wanted in fast._contract.inputs if hasattr(wanted, "dtype")
@@ -149,13 +155,14 @@ class Values(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """One node's value, in float64 where that is wanted."""
-        value = super().run_node(n)
+        name = self._original.get(n.name, n.name)
+        value = self.given[name] if name in self.given else super().run_node(n)
         if not isinstance(value, Tensor):
             return value
         if self.dtype == torch.float64 and value.is_floating_point():
             value = value.double()
         if n.op == "call_function":
-            self.kept[self._original.get(n.name, n.name)] = value
+            self.kept[name] = value
         return value
 
 

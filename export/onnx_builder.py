@@ -161,7 +161,7 @@ class Builder:
 
     def constant(self, value: Tensor, hint: str = "") -> str:
         """The name of an initializer with these values; the same small values share one."""
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        array = np.asarray(value.detach().cpu().numpy(), order="C")
         key = f"{array.dtype}{array.shape}{array.tobytes()!r}" if array.size <= _SMALL else ""
         if key in self._weights:
             return self._weights[key]
@@ -298,30 +298,34 @@ class Builder:
         shape = self.emit("Shape", self.tensor(node), dtype=torch.int64)
         return self.emit("Gather", shape, self.integers(axis % self.rank(node)), axis=0)
 
-    def reshape(self, name: str, node: fx.Node, source: fx.Node | None) -> str:
-        """``name`` in the shape that ``node`` has; ``source`` is the node whose value it is.
+    def reshape(self, node: fx.Node, source: fx.Node) -> str:
+        """The value of ``source`` in the shape that ``node`` has.
 
-        Open sizes are copied from the source where it has them in the same place, one may be what
-        is left over, and the others come from the fused graph's own arithmetic.
+        Open sizes are the source's where it has such ones, copied from the same place or looked up;
+        one may be what is left over, and others come from the fused graph's own arithmetic.
         """
         wanted: list[int | str] = []
-        left_over = False
         for axis, size in enumerate(self.shape(node)):
-            copied = (
-                source is not None
-                and axis < self.rank(source)
-                and self.same_size(node, axis, source, axis)
-            )
+            places = [a for a in range(self.rank(source)) if self.same_size(node, axis, source, a)]
             if size is not None:
                 wanted.append(size)
-            elif copied:
+            elif axis in places:
                 wanted.append(0)
-            elif not left_over:
+            elif places:
+                wanted.append(self.size_of(source, places[0]))
+            elif -1 not in wanted:
                 wanted.append(-1)
-                left_over = True
             else:
                 wanted.append(self._written_size(axis))
-        return self.emit("Reshape", name, self.as_sizes(wanted))
+        return self.emit("Reshape", self.tensor(source), self.as_sizes(wanted))
+
+    def reshape_like(self, name: str, node: fx.Node) -> str:
+        """A value in the shape of another node's."""
+        fixed = self.shape(node)[1:]
+        if None in fixed:
+            shape = self.emit("Shape", self.tensor(node), dtype=torch.int64)
+            return self.emit("Reshape", name, shape)
+        return self.emit("Reshape", name, self.integers(0, *(int(size or 0) for size in fixed)))
 
     def _written_size(self, axis: int) -> int | str:
         sizes = self.argument(1)
@@ -339,7 +343,7 @@ class Builder:
         return self._weights[target]
 
     def _unshared(self, value: Tensor, hint: str) -> str:
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
+        array = np.asarray(value.detach().cpu().numpy(), order="C")
         name = self.unique(hint)
         self.initializers[name] = numpy_helper.from_array(array, name)
         self._dtypes[name] = value.dtype

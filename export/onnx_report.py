@@ -36,6 +36,7 @@ class OnnxReport:
         checks: a sentence each.
         not_in_tensorrt: operators that TensorRT's documentation does not list.
         notes: what else one should know.
+        example: what the open sizes were in the example.
         seconds: time per stage.
     """
 
@@ -54,6 +55,7 @@ class OnnxReport:
     checks: tuple[str, ...]
     not_in_tensorrt: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    example: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property

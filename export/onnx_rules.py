@@ -15,6 +15,7 @@ from fastres.export.rules_movement import RULES as MOVEMENT
 from fastres.export.rules_normalisation import RULES as NORMALISATION
 from fastres.export.rules_pooling import RULES as POOLING
 from fastres.export.rules_reduction import RULES as REDUCTION
+from fastres.export.rules_resizing import RULES as RESIZING
 from fastres.export.rules_size import RULES as SIZE
 
 Rule: TypeAlias = "Callable[[Builder, fx.Node], Any]"
@@ -27,6 +28,7 @@ RULES: dict[Any, Rule] = {
     **NORMALISATION,
     **POOLING,
     **REDUCTION,
+    **RESIZING,
     **SIZE,
 }
 """Operator -> translation."""

@@ -84,6 +84,7 @@ def write_checked(
         checks=tuple(checked.done),
         not_in_tensorrt=tuple(outside),
         notes=tuple(notes),
+        example={name: sizes.known[symbol] for symbol, name in sizes.open.items()},
         seconds=seconds,
     )
 

@@ -29,12 +29,12 @@ def _flatten(b: Builder, node: fx.Node) -> str:
     rank = b.rank(x)
     if first % max(rank, 1) == 1 and last % max(rank, 1) == rank - 1:
         return b.emit("Flatten", b.tensor(x), axis=1)
-    return b.reshape(b.tensor(x), node, x)
+    return b.reshape(node, x)
 
 
 def _reshape(b: Builder, node: fx.Node) -> str:
     x = arguments(node)[0]
-    return b.reshape(b.tensor(x), node, x)
+    return b.reshape(node, x)
 
 
 def _squeezed(b: Builder, node: fx.Node) -> str:

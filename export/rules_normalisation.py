@@ -48,7 +48,7 @@ def _group_norm(b: Builder, node: fx.Node) -> str:
     weight, bias, eps = b.argument(2, "weight"), b.argument(3, "bias"), b.argument(4, "eps", 1e-5)
     rank = b.rank(x)
     grouped = b.emit("Reshape", b.tensor(x), b.integers(0, groups, -1))
-    y = b.reshape(_standardised(b, grouped, [2], eps), node, x)
+    y = b.reshape_like(_standardised(b, grouped, [2], eps), x)
     return _affine(b, y, weight, bias, [1, -1] + [1] * (rank - 2))
 
 

@@ -1,8 +1,7 @@
-"""ATen's poolings and resizings of images."""
+"""ATen's poolings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -132,57 +131,9 @@ def _parts(b: Builder, node: fx.Node, height: int, width: int) -> tuple[int, int
     return rows, columns
 
 
-def _upsample(mode: str, antialias: bool = False) -> Callable[[Builder, fx.Node], str]:
-    """``upsample_nearest2d``, ``..._bilinear2d``, ``..._bicubic2d`` and their antialiased forms."""
-
-    def rule(b: Builder, node: fx.Node) -> str:
-        x = arguments(node)[0]
-        corners = mode != "nearest" and bool(b.argument(2, "align_corners", False))
-        if antialias and b.opset < 18:
-            raise b.refusal("antialiased resizing needs opset 18")
-        more: dict[str, Any] = {"nearest_mode": "floor"} if mode == "nearest" else {}
-        if antialias:
-            more |= {"antialias": 1, "exclude_outside": 1}
-        if mode == "cubic":  # torch's antialiased filter is Keys' with a = -0.5, the plain one not
-            more["cubic_coeff_a"] = -0.5 if antialias else -0.75
-        where = "asymmetric" if mode == "nearest" else "pytorch_half_pixel"
-        channels: list[int | str] = [b.size_of(x, 0), b.size_of(x, 1)]
-        target: list[int | str] = []
-        for axis in (2, 3):
-            fixed = b.size(node, axis)
-            target.append(_computed_size(b, axis) if fixed is None else fixed)
-        return b.emit(
-            "Resize",
-            *(b.tensor(x), "", "", b.as_sizes([*channels, *target])),
-            mode=mode,
-            coordinate_transformation_mode="align_corners" if corners else where,
-            **more,
-        )
-
-    return rule
-
-
-def _computed_size(b: Builder, axis: int) -> int | str:
-    sizes = b.argument(1, "output_size")
-    if isinstance(sizes, (list, tuple)):
-        return b.scalar(sizes[axis - 2])
-    raise b.refusal("it scales an open image size by a factor; give the size instead")
-
-
 RULES: dict[Any, Any] = {
     aten.avg_pool2d.default: _avg_pool2d,
     aten.adaptive_avg_pool2d.default: _adaptive_avg,
     aten.adaptive_max_pool2d.default: _adaptive_max,
-    **{
-        getattr(packet, overload): _upsample(mode, antialias)
-        for packet, mode, antialias in (
-            (aten.upsample_nearest2d, "nearest", False),
-            (aten.upsample_bilinear2d, "linear", False),
-            (aten.upsample_bicubic2d, "cubic", False),
-            (aten._upsample_bilinear2d_aa, "linear", True),
-            (aten._upsample_bicubic2d_aa, "cubic", True),
-        )
-        for overload in ("default", "vec")
-    },
 }
 """Operator -> translation."""

@@ -18,7 +18,15 @@ AXES_ARE_INPUTS = 18
 
 
 def reduce(b: Builder, operator: str, x: str, axes: Sequence[int], keepdim: bool) -> str:
-    """One of the Reduce operators."""
+    """One of the Reduce operators.
+
+    Sums and means are taken one dimension after the other, from the last on: runtimes add up all
+    values of one reduction in a row, and the rounding errors with them.
+    """
+    if operator in ("ReduceSum", "ReduceMean") and len(axes) > 1:
+        for axis in sorted(axes, reverse=True):
+            x = reduce(b, operator, x, [axis], keepdim)
+        return x
     keep: dict[str, Any] = {"keepdims": int(keepdim)}
     if operator == "ReduceSum" or b.opset >= AXES_ARE_INPUTS:
         return b.emit(operator, x, b.integers(*axes), **keep)
@@ -110,8 +118,12 @@ def _variance(root: bool) -> Callable[[Builder, fx.Node], str]:
     def rule(b: Builder, node: fx.Node) -> str:
         x = arguments(node)[0]
         axes = axes_of(b, node, b.argument(1, "dim"))
-        correction = float(b.number(node.kwargs.get("correction", 1)))
-        keepdim = bool(node.kwargs.get("keepdim", False))
+        if node.target in (aten.var.dim, aten.std.dim):
+            correction, keepdim = float(b.argument(2, "unbiased", True)), b.argument(3, "keepdim")
+        else:
+            correction = float(b.number(node.kwargs.get("correction", 1)))
+            keepdim = node.kwargs.get("keepdim")
+        keepdim = bool(keepdim)
         given = b.tensor(x)
         centred = b.emit("Sub", given, reduce(b, "ReduceMean", given, axes, keepdim=True))
         squared = b.emit("Mul", centred, centred)
@@ -144,5 +156,6 @@ RULES: dict[Any, Any] = {
     **{aten.matmul.default: _matmul, aten.mm.default: _matmul, aten.bmm.default: _matmul},
     aten.addmm.default: _addmm,
     **{aten.var.correction: _variance(root=False), aten.std.correction: _variance(root=True)},
+    **{aten.var.dim: _variance(root=False), aten.std.dim: _variance(root=True)},
 }
 """Operator -> translation."""

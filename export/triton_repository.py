@@ -1,0 +1,318 @@
+"""A model repository for Triton Inference Server: the ONNX file, and how to serve it.
+
+::
+
+    <directory>/<name>/config.pbtxt
+    <directory>/<name>/labels.txt          where the classes' names are known
+    <directory>/<name>/<version>/model.onnx
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastres.errors import OptionError, VerificationError
+from fastres.export import triton_config
+from fastres.export.onnx_export import to_onnx
+from fastres.export.onnx_report import OnnxReport
+from fastres.export.onnx_session import Place, Session, session
+from fastres.export.triton_config import KINDS, TYPES, Settings
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class TritonReport:
+    """What was written for the server.
+
+    Attributes:
+        path: the model's folder in the repository.
+        version: the one that was written.
+        config: text of ``config.pbtxt``.
+        onnx: the report on the ONNX file.
+        checks: a sentence each, on the configuration.
+    """
+
+    path: Path
+    version: int
+    config: str
+    onnx: OnnxReport
+    checks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}, version {self.version}", *(f"  checked: {c}" for c in self.checks)]
+        return "\n".join([*lines, str(self.onnx)])
+
+
+def triton_server(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    name: str,
+    version: int = 1,
+    versions: str | Sequence[int] = "latest",
+    max_batch_size: int = 8,
+    preferred_batch_sizes: Sequence[int] | None = None,
+    max_queue_delay_us: int = 100,
+    instance_count: int = 1,
+    kind: str = "auto",
+    gpus: Sequence[int] = (),
+    tensorrt: bool = False,
+    threads: int | None = None,
+    labels: Sequence[str] | None = None,
+    **options: Any,
+) -> TritonReport:
+    """Write a model, or a new version of it, into a model repository of Triton Inference Server.
+
+    Written to a folder of its own, checked, and then moved to its place. The configuration is
+    parsed into the server's own message where the package tritonclient is installed, and the file
+    is run in ONNX Runtime with the names, dtypes and shapes that the configuration declares, at
+    every batch size of the warm-up.
+
+    Args:
+        model: as for :func:`fastres.export.to_onnx`.
+        directory: the repository; created if it is not there. A server that polls it may see the
+            folder that is being written; load models explicitly, or write elsewhere and move.
+        name: of the model: letters, digits, ``_``, ``.`` and ``-``.
+        version: to write; an existing one is refused.
+        versions: which are served: ``"latest"``, ``"all"``, or a list.
+        max_batch_size: the largest batch that requests are joined to; 0 for no batching.
+        preferred_batch_sizes: sizes to aim at; default: half of the largest, and the largest.
+        max_queue_delay_us: microseconds that a request may wait for others.
+        instance_count: copies of the model that run at the same time.
+        kind: ``"auto"``, ``"cpu"`` or ``"gpu"``.
+        gpus: indices of the GPUs, with ``kind="gpu"``; default: all.
+        tensorrt: let TensorRT compile the model on the server's GPU, in the file's precision.
+        threads: per instance on a CPU; default: the server's choice.
+        labels: names of the classes; they are written to ``labels.txt`` too.
+        options: of :func:`fastres.export.to_onnx` (``precision``, ``dynamic_size`` and so on).
+
+    Raises:
+        OptionError: an argument is not one of those, the version exists, or the model's folder
+            has another configuration than this one.
+        VerificationError: the configuration does not fit the file.
+        FastresError: as for ``to_onnx``.
+    """
+    _check(name, version, versions, max_batch_size, max_queue_delay_us, instance_count)
+    preferred = _preferred(preferred_batch_sizes, max_batch_size)
+    indices = _gpus(kind, gpus, tensorrt)
+    if threads is not None and not _is_count(threads):
+        raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+    home = Path(directory) / name
+    if (home / str(version)).exists():
+        raise OptionError(
+            f"{home / str(version)}: this version exists; write version={_next(home)}, or remove it"
+        )
+    with _workshop(Path(directory)) as workshop:
+        folder = workshop / str(version)
+        folder.mkdir()
+        report = to_onnx(model, folder / "model.onnx", labels=labels, **options)
+        loaded = session(folder / "model.onnx", providers="cpu")
+        named = _labels(loaded)
+        settings = Settings(
+            name=name,
+            versions=versions if isinstance(versions, str) else tuple(versions),
+            max_batch_size=max_batch_size,
+            preferred=preferred,
+            queue_delay=max_queue_delay_us,
+            count=instance_count,
+            kind=kind,
+            gpus=indices,
+            tensorrt=tensorrt,
+            float16=report.precision == "float16",
+            threads=threads,
+            labels=named is not None,
+        )
+        if max_batch_size:
+            _check_batched(loaded)
+        example = _example(loaded, report)
+        text = triton_config.text(settings, loaded.inputs, loaded.outputs, example)
+        checks = [*_parsed(text, settings, loaded), *_tried(loaded, settings, example)]
+        (workshop / "config.pbtxt").write_text(text, encoding="utf-8")
+        if named is not None:
+            (workshop / "labels.txt").write_text("\n".join(named) + "\n", encoding="utf-8")
+        _move(workshop, home, version)
+    return TritonReport(home, version, text, report, tuple(checks))
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return type(value) is int and value >= least
+
+
+def _check(name: str, version: int, versions: Any, batch: int, delay: int, count: int) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise OptionError(f"name={name!r}: expected letters, digits, '_', '.' and '-'")
+    if not _is_count(version):
+        raise OptionError(f"version={version!r}: expected a number of at least 1")
+    known = versions in ("latest", "all") if isinstance(versions, str) else False
+    listed = not isinstance(versions, str) and isinstance(versions, Sequence) and bool(versions)
+    if not known and not (listed and all(map(_is_count, versions))):
+        raise OptionError(f"versions={versions!r}: expected 'latest', 'all' or a list of versions")
+    for what, value, least in (
+        ("max_batch_size", batch, 0),
+        ("max_queue_delay_us", delay, 0),
+        ("instance_count", count, 1),
+    ):
+        if not _is_count(value, least):
+            raise OptionError(f"{what}={value!r}: expected a whole number of at least {least}")
+
+
+def _preferred(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
+    if sizes is None:
+        return tuple(sorted({size for size in (most // 2, most) if size > 1}))
+    chosen = tuple(sizes)
+    if not all(_is_count(size) and size <= most for size in chosen):
+        raise OptionError(
+            f"preferred_batch_sizes={list(chosen)}: expected sizes from 1 to max_batch_size={most}"
+        )
+    return tuple(sorted(set(chosen)))
+
+
+def _gpus(kind: str, gpus: Sequence[int], tensorrt: bool) -> tuple[int, ...]:
+    if kind not in KINDS:
+        raise OptionError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+    if not isinstance(tensorrt, bool) or (tensorrt and kind == "cpu"):
+        raise OptionError(f"tensorrt={tensorrt!r} with kind={kind!r}: TensorRT runs on GPUs")
+    indices = tuple(gpus)
+    if not all(_is_count(index, 0) for index in indices) or (indices and kind != "gpu"):
+        raise OptionError(f"gpus={list(indices)}: expected indices of GPUs, with kind='gpu'")
+    return indices
+
+
+def _next(home: Path) -> int:
+    found = [int(each.name) for each in home.iterdir() if each.name.isdecimal()]
+    return max(found, default=0) + 1
+
+
+@contextlib.contextmanager
+def _workshop(directory: Path) -> Iterator[Path]:
+    """A folder inside the repository, gone afterwards; the repository too if it was made here."""
+    existed = directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".fastres.", dir=directory))
+    except OSError as error:
+        raise OptionError(f"{directory}: cannot be written to: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: the model is in it
+                directory.rmdir()
+
+
+def _labels(loaded: Session) -> list[str] | None:
+    import json
+
+    listed = loaded.metadata.get("fastres.labels")
+    return None if listed is None else list(json.loads(listed))
+
+
+def _check_batched(loaded: Session) -> None:
+    """With a batch size, Triton takes the first size of everything for the batch."""
+    for place in (*loaded.inputs, *loaded.outputs):
+        if not place.sizes or place.sizes[0] != "batch":
+            raise OptionError(
+                f"max_batch_size: {place} has no open batch as its first size, which Triton needs "
+                "to join requests; give max_batch_size=0"
+            )
+
+
+def _example(loaded: Session, report: OnnxReport) -> list[list[int]]:
+    """Numbers for the open sizes of each input: those that the file was exported with."""
+    return [
+        [size if isinstance(size, int) else report.example.get(str(size), 1) for size in p.sizes]
+        for p in loaded.inputs
+    ]
+
+
+def _parsed(text: str, settings: Settings, loaded: Session) -> list[str]:
+    """Read the configuration as the server would.
+
+    Raises:
+        VerificationError: it cannot be, or says something else than meant.
+    """
+    if find_spec("tritonclient") is None or find_spec("grpc") is None:
+        return []
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    config = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse(text, config)
+    except text_format.ParseError as error:
+        raise VerificationError(f"config.pbtxt cannot be parsed: {error}") from error
+    wanted = [place.name for place in (*loaded.inputs, *loaded.outputs)]
+    got = [place.name for place in (*config.input, *config.output)]
+    if got != wanted or config.max_batch_size != settings.max_batch_size:
+        raise VerificationError(f"config.pbtxt declares {got}, the file has {wanted}")
+    return ["config.pbtxt parsed into Triton's own message"]
+
+
+def _tried(loaded: Session, settings: Settings, example: Sequence[Sequence[int]]) -> list[str]:
+    """Run the file as the configuration declares it.
+
+    Raises:
+        VerificationError: an output is not what is declared.
+    """
+    batches = sorted({1, *settings.preferred}) if settings.max_batch_size else [0]
+    for batch in batches:
+        given = [
+            torch.zeros([batch, *sizes[1:]] if batch else list(sizes), dtype=place.dtype)
+            for place, sizes in zip(loaded.inputs, example, strict=True)
+        ]
+        answers = loaded(*given)
+        results = [answers] if isinstance(answers, Tensor) else list(answers.values())
+        for place, result in zip(loaded.outputs, results, strict=True):
+            _check_result(place, result, batch)
+    tried = ", ".join(str(batch or "fixed") for batch in batches)
+    return [f"run in ONNX Runtime as declared, batches {tried}"]
+
+
+def _check_result(place: Place, result: Tensor, batch: int) -> None:
+    fits = result.dtype == place.dtype and result.dim() == len(place.sizes)
+    sizes = [batch if batch and axis == 0 else size for axis, size in enumerate(place.sizes)]
+    for size, got in zip(sizes, result.shape, strict=False):
+        fits = fits and (not isinstance(size, int) or size == got)
+    if not fits:
+        raise VerificationError(
+            f"{place.name} is {TYPES.get(result.dtype)} {list(result.shape)}, declared as {place}"
+        )
+
+
+def _move(workshop: Path, home: Path, version: int) -> None:
+    """Put the model's folder in its place, or the version into a folder that is there.
+
+    Raises:
+        OptionError: the folder has another configuration, which would hold for this version too.
+    """
+    if not home.exists():
+        made = workshop / "model"
+        made.mkdir()
+        for each in list(workshop.iterdir()):
+            if each != made:
+                each.rename(made / each.name)
+        made.rename(home)
+        return
+    for name in ("config.pbtxt", "labels.txt"):
+        there, new = home / name, workshop / name
+        if there.exists() != new.exists() or (
+            new.exists() and there.read_text("utf-8") != new.read_text("utf-8")
+        ):
+            raise OptionError(
+                f"{there}: it is another than that of this version, and all versions share it; use "
+                "another name, the same settings, or edit it and add the version by hand"
+            )
+    (workshop / str(version)).rename(home / str(version))

@@ -1,0 +1,97 @@
+"""Every translated operator, alone among the results of a small network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from onnx_nets import IMAGE, NETWORKS, fixed_pooling, network
+from small import Net, conv, net
+from torch import nn
+
+from fastres import ops
+from fastres.errors import ModelError
+from fastres.export import to_onnx
+from fastres.export.onnx_rules import RULES
+from fastres.export.tensorrt_operators import OPERATORS
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed size", "any size"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_results_are_the_models(name: str, dynamic: bool, tmp_path: Path) -> None:
+    function, parts = NETWORKS[name]
+    model = network(function, **parts)
+    report = to_onnx(
+        model, tmp_path / "m.onnx", example_input=torch.zeros(IMAGE), dynamic_size=dynamic
+    )
+    results = function(model, torch.rand(2, 6, *IMAGE[2:]))
+    assert len(report.outputs) == sum(
+        len(value) if isinstance(value, list) else 1 for value in results.values()
+    )
+    assert set(report.operators) <= OPERATORS, report.not_in_tensorrt
+    assert all(ratio <= 2 for _, _, ratio in report.errors.values())
+
+
+def test_results_that_need_a_fixed_image_size(tmp_path: Path) -> None:
+    model = network(fixed_pooling)
+    report = to_onnx(model, tmp_path / "m.onnx", example_input=torch.zeros(IMAGE))
+    assert len(report.outputs) == 11
+    assert set(report.operators) <= OPERATORS
+
+
+@pytest.mark.parametrize("opset", [13, 17, 18, 23])
+def test_every_opset_has_what_is_written(opset: int, tmp_path: Path) -> None:
+    function, parts = NETWORKS["reduction"]
+    report = to_onnx(
+        network(function, **parts),
+        tmp_path / "m.onnx",
+        example_input=torch.zeros(IMAGE),
+        opset=opset,
+    )
+    assert report.opset == opset
+    (imported,) = onnx.load(tmp_path / "m.onnx").opset_import
+    assert (imported.domain, imported.version) == ("", opset)
+
+
+def test_every_operator_of_fastres_has_a_translation() -> None:
+    assert ops.REFERENCE.keys() - RULES.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (lambda m, x: torch.cumsum(m.conv(x), 1), r"\(the model itself\): aten.cumsum.default has"),
+        (
+            lambda m, x: F.softplus(m.conv(x), beta=2),
+            r"aten.softplus.default cannot be written to ONNX: it has a beta other than 1",
+        ),
+        (
+            lambda m, x: F.adaptive_max_pool2d(m.conv(x), 3, return_indices=True)[1],
+            "aten.adaptive_max_pool2d.default cannot .* positions of the largest values",
+        ),
+    ],
+)
+def test_what_has_no_translation_is_named(function: object, says: str, tmp_path: Path) -> None:
+    model = net(function, conv=conv())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=says):
+        to_onnx(model, tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_of_what_has_no_translation_is_named(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), Net(lambda m, x: x.cumsum(1)))
+    with pytest.raises(ModelError, match=r"1: aten\.cumsum\.default has no translation"):
+        to_onnx(model.eval(), tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9))
+
+
+def test_pooling_to_a_number_of_pixels_needs_a_fixed_size(tmp_path: Path) -> None:
+    model = net(lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 3), conv=conv())
+    with pytest.raises(ModelError, match="export without dynamic_size"):
+        to_onnx(
+            model, tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9), dynamic_size=True
+        )
