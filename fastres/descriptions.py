@@ -81,11 +81,12 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _side(name: str, value: Any) -> int:
-    """The one number of torchvision's ``[224]``."""
+    """The one number of torchvision's ``[224]``; its ``[224, 224]`` is a square only of a crop."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    if len(set(parts)) == 1 and (name == "crop_size" or len(parts) == 1):
-        return int(parts[0])
-    raise OptionError(
-        f"{name}={value!r}: expected one number (the shorter side, a square); other shapes distort "
-        "the image"
-    )
+    alike = bool(parts) and all(is_count(part, 2**16) and part == parts[0] for part in parts)
+    if not alike or len(parts) > (2 if name == "crop_size" else 1):
+        raise OptionError(
+            f"{name}={value!r}: expected one number of pixels (the shorter side, a square); other "
+            "shapes distort the image"
+        )
+    return int(parts[0])
