@@ -24,6 +24,7 @@ from fastres import kernels, ops
 from fastres.errors import OptionError, OutOfMemory
 from fastres.graph import arguments, constant, is_call
 from fastres.kernels import gpus
+from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
 from fastres.options import Options
@@ -34,7 +35,7 @@ from fastres.runtime.gpu.arithmetic import Arithmetic, arithmetic
 from fastres.runtime.gpu.cuda import CudaDevice
 from fastres.runtime.gpu.device import Device, InterpreterDevice
 from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.plan import Plan
+from fastres.runtime.gpu.plan import KernelStep, Plan
 from fastres.runtime.gpu.planner import Planner
 from fastres.runtime.gpu.tactics import Tactics, Tuner
 from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_folder, source_hash
@@ -64,6 +65,21 @@ class Planned:
     module: fx.GraphModule
     plan: Plan
     apart: list[Remark]
+
+    def calls(self) -> dict[int, list[KernelCall]]:
+        """The launches of each step, built on tensors without memory: to be counted and read."""
+        nowhere = torch.empty(0, device="meta")
+        tensors: dict[str, Any] = {
+            name: value.within(nowhere, 0) for name, value in self.plan.values.items()
+        }
+        found: dict[int, list[KernelCall]] = {}
+        for number, step in enumerate(self.plan.steps):
+            for weight in step.constants:
+                sources = (getattr(self.module, name).to("meta") for name in weight.sources)
+                tensors[weight.name] = weight.make(*sources)
+            if isinstance(step, KernelStep) and tensors.keys() >= set(step.reads):
+                found[number] = step.calls(tensors)
+        return found
 
 
 def plan_for(

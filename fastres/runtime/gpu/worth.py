@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastres.kernels.configs import bottleneck, stem
-from fastres.kernels.configs.fusing import why_not_fused
+from fastres.kernels.configs.fusing import why_library, why_not_fused
 from fastres.kernels.gpus import Gpu
 from fastres.passes.fuse_blocks import BlockSpec, Worth
 from fastres.spec import BottleneckSpec, StemSpec
@@ -12,14 +12,35 @@ from fastres.spec import BottleneckSpec, StemSpec
 def by_model(precision: str, gpu: Gpu) -> Worth:
     """By the modelled time on a GPU."""
 
+    possible = if_it_fits(precision, gpu)
+
     def worth(spec: BlockSpec) -> str | None:
-        reason = if_supported(spec)
-        if reason is None and isinstance(spec, StemSpec):
-            fits = stem.choose_stem(spec, precision, gpu) is not None
-            reason = None if fits else f"its tiles do not fit on {gpu.name}"
-        return reason or why_not_fused(spec, precision, gpu)
+        return why_library(gpu) or possible(spec) or why_not_fused(spec, precision, gpu)
 
     return worth
+
+
+def if_it_fits(precision: str, gpu: Gpu) -> Worth:
+    """Wherever a kernel can on a GPU, also where the model finds several kernels faster.
+
+    The fewest launches and bytes that there can be.
+    """
+
+    def worth(spec: BlockSpec) -> str | None:
+        reason = if_supported(spec)
+        if reason is None and not _fits(spec, precision, gpu):
+            reason = f"its tiles do not fit on {gpu.name}"
+        return reason
+
+    return worth
+
+
+def _fits(spec: BlockSpec, precision: str, gpu: Gpu) -> bool:
+    if isinstance(spec, BottleneckSpec):
+        return bottleneck.fits(spec, precision, gpu.architecture)
+    if isinstance(spec, StemSpec):
+        return stem.choose_stem(spec, precision, gpu) is not None
+    return True
 
 
 def if_supported(spec: BlockSpec) -> str | None:
