@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastres.bench import (
+    export_contender,
     fastres_contender,
     onnxruntime_contender,
     openvino_contender,
@@ -39,6 +40,13 @@ PEERS = {
             onnxruntime_contender.prepare,
             missing=onnxruntime_contender.missing,
             refuses=onnxruntime_contender.refuses,
+        ),
+        Contender(
+            "onnxruntime-export",
+            "ONNX Runtime, fastres export",
+            export_contender.prepare,
+            missing=export_contender.missing,
+            refuses=export_contender.refuses,
         ),
         Contender(
             "openvino",

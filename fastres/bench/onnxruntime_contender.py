@@ -15,9 +15,9 @@ from fastres.bench.contender import Job, Ready
 _NEEDED = ("onnx", "onnxruntime", "onnxscript")
 
 
-def missing(device: str) -> str | None:
+def missing(device: str, needed: tuple[str, ...] = _NEEDED) -> str | None:
     """What to install."""
-    absent = [name for name in _NEEDED if find_spec(name) is None]
+    absent = [name for name in needed if find_spec(name) is None]
     if device == "cuda":
         absent = [{"onnxruntime": "onnxruntime-gpu"}.get(name, name) for name in absent]
     if absent:

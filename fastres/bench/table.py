@@ -34,6 +34,7 @@ _FILE_WIDTH = 400
 
 _BUSY = 0.03  # a machine that does nothing else stays below 1 %
 
+_CPU_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # either of the first two
 _GPU_RUNTIMES = ("onnxruntime-gpu", "tensorrt", "torch-tensorrt")
 
 _LABELS = ("contender", "in")
@@ -102,7 +103,7 @@ def heading(record: Record) -> list[str]:
     """Where and with what it was measured."""
     where, packages = record.environment, record.environment["packages"]
     cpu, gpu = where["cpu"], where.get("gpu")
-    runtimes = ("onnxruntime", "openvino") if gpu is None else ("triton", *_GPU_RUNTIMES)
+    runtimes = _CPU_RUNTIMES if gpu is None else ("triton", *_GPU_RUNTIMES)
     versions = ", ".join(
         f"{name} {packages[name]}" for name in ("fastres", "torch", *runtimes) if packages.get(name)
     )
