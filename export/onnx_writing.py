@@ -14,6 +14,7 @@ from onnx import ModelProto, helper
 from fastres.errors import OptionError
 from fastres.export import check_onnx, onnx_file, tensorrt_operators
 from fastres.export.onnx_graph import convert
+from fastres.export.onnx_reference import Reference, draw
 from fastres.export.onnx_report import OnnxReport, Source
 from fastres.export.onnx_sizes import sizes_of
 from fastres.optimized import OptimizedModule
@@ -50,11 +51,11 @@ def write_checked(
         data = onnx_file.write(converted.proto, file, external or beyond)
         seconds["write"] = time.perf_counter() - began
         began = time.perf_counter()
-        reference = check_onnx.Reference(fast, source.model)
+        reference = Reference(fast, source.model)
         checked = check_onnx.check(file, converted, reference, sizes, example)
         if openvino:
             inputs = sizes.inputs(example, *check_onnx.samples(sizes, example)[-1], "cpu")
-            flat = check_onnx.draw(inputs, example, seed=1)
+            flat = draw(inputs, example, seed=1)
             checked.done.append(check_onnx.check_openvino(file, converted, reference, flat))
         seconds["check"] = time.perf_counter() - began
         size = file.stat().st_size + (data.stat().st_size if data is not None else 0)

@@ -1,0 +1,120 @@
+"""What an exported file is compared with: the model in float64, and in its own precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fastres.optimized import OptimizedModule
+from fastres.retype import retype_node
+from fastres.verification import InPrecision, precision_of
+
+
+class Values(fx.Interpreter):
+    """A fused graph in plain PyTorch, in its own precision or in float64, all values kept.
+
+    Attributes:
+        kept: the values, by the names of the fused graph's nodes.
+    """
+
+    def __init__(self, fast: OptimizedModule, dtype: torch.dtype) -> None:
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph.output(graph.graph_copy(fast.graph_module.graph, mapping))
+        super().__init__(fx.GraphModule(fast.graph_module, graph))
+        self.dtype = dtype
+        self.kept: dict[str, Tensor] = {}
+        self._taken: Mapping[str, Tensor] = {}
+        self._original = {new.name: old.name for old, new in mapping.items()}
+        if dtype == torch.float64:
+            for own in (torch.float32, torch.float16, torch.bfloat16):
+                for node in graph.nodes:
+                    retype_node(node, own, dtype)
+
+    def answer(self, flat: Sequence[Any], taken: Mapping[str, Tensor] | None = None) -> list[Any]:
+        """The flattened results.
+
+        Args:
+            flat: the arguments.
+            taken: values, by name, that are taken instead of computed.
+        """
+        self._taken = taken or {}
+        with torch.no_grad():
+            return list(self.run(*copied(flat)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        """One node's value, in float64 where that is wanted."""
+        name = self._original.get(n.name, n.name)
+        value = self._taken[name] if name in self._taken else super().run_node(n)
+        if not isinstance(value, Tensor):
+            return value
+        if self.dtype == torch.float64 and value.is_floating_point():
+            value = value.double()
+        if n.op == "call_function":
+            self.kept[name] = value
+        return value
+
+
+class Reference:
+    """What the file is to answer like.
+
+    Args:
+        fast: the optimised model that was exported.
+        model: the model that it was made from, where that is known and takes the same inputs;
+            otherwise the fused graph is the reference.
+    """
+
+    def __init__(self, fast: OptimizedModule, model: nn.Module | None) -> None:
+        self.fast = fast
+        self.dtype = precision_of(fast)
+        self._model = model
+        dtypes = (torch.float64, self.dtype)
+        self._twins = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
+        self._graphs = [Values(fast, dtype) for dtype in dtypes]
+
+    def answers(
+        self, flat: Sequence[Any], taken: Mapping[str, Tensor] | None = None
+    ) -> tuple[list[Any], list[Any]]:
+        """Flattened results for flattened arguments: in float64, and by PyTorch as it is.
+
+        With values ``taken`` from the file, the fused graph answers, as only that has them.
+        """
+        if taken or not self._twins:
+            exact, plain = (graph.answer(flat, taken) for graph in self._graphs)
+            return exact, plain
+        args, kwargs = pytree.tree_unflatten(copied(flat), self.fast._in_spec)
+        with torch.no_grad():
+            exact, plain = (pytree.tree_leaves(twin((args, kwargs))) for twin in self._twins)
+        return exact, plain
+
+
+def copied(flat: Sequence[Any]) -> list[Any]:
+    """The same arguments in memory of their own: a model may write to them."""
+    return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
+
+
+def draw(inputs: Sequence[Any], given: Sequence[Any], seed: int) -> list[Any]:
+    """Random images in the place of the uninitialised tensors ``inputs``.
+
+    Floating-point tensors get N(0, 1), bytes get 0 to 255; other tensors keep the values of
+    ``given`` where that has their shape, else zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        _drawn(leaf, example, generator) if isinstance(leaf, Tensor) else leaf
+        for leaf, example in zip(inputs, given, strict=True)
+    ]
+
+
+def _drawn(leaf: Tensor, example: Any, generator: torch.Generator) -> Tensor:
+    if leaf.is_floating_point():
+        return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+    if leaf.dtype == torch.uint8:
+        return torch.randint(0, 256, leaf.shape, generator=generator, dtype=leaf.dtype)
+    if isinstance(example, Tensor) and example.shape == leaf.shape and not example.is_meta:
+        return example.cpu()
+    return torch.zeros(leaf.shape, dtype=leaf.dtype)
