@@ -145,16 +145,19 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
     descriptors = [False]
     if target.tensor_descriptors and allows_descriptors(spec, precision) is None:
         descriptors.append(True)
+    heights = _heights(spec, precision, target, largest)
+    widths = _powers(spec.k // groups, largest)
+    fills_four_warps = heights[-1] * widths[-1] >= 4 * 4 * target.warp_size
     for block_m, block_n, block_k, num_warps, num_stages, by_descriptor in itertools.product(
-        _heights(spec, precision, target, largest),
-        _powers(spec.k // groups, largest),
+        heights,
+        widths,
         _depths(spec, precision, target),
         (1, 2, 4, 8),
         stages,
         descriptors,
     ):
-        if num_warps < 4 and max(spec.n * spec.p * spec.q, spec.k // groups) > 16:
-            continue  # for problems of one smallest tile only
+        if num_warps < 4 and fills_four_warps:
+            continue  # for problems of few smallest tiles only
         config = Conv2dConfig(
             block_m,
             block_n,

@@ -97,3 +97,13 @@ def test_descriptors_are_offered_where_hardware_and_tensors_have_them(gpu: str) 
     offered = {config.descriptors for config in candidates(pointwise, "fp16", GPUS[gpu])}
     assert offered == ({True, False} if gpu == "h100" else {False})
     assert not any(config.descriptors for config in candidates(other, "fp16", GPUS[gpu]))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32", "fp32"])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_problem_has_a_candidate_on_every_gpu(gpu: str, precision: str) -> None:
+    for rows in (1, 12, 17, 40, 200):
+        for filters in (1, 16, 17, 33, 64):
+            spec = ConvSpec(rows, 16, 1, 1, filters, 1, 1)
+            found = next(candidates(spec, precision, GPUS[gpu]), None)
+            assert found is not None, spec
