@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import fastres
 from fastres.bench import record, table
 
 ROOT = Path(__file__).parent.parent
@@ -16,11 +18,21 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=[f"block {i}" for i, _ in enumerate(BLOCKS)])
-def test_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_code_runs(
+    code: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "resnet50.pth" in code:  # the reader has a checkpoint
+        torch.save(fastres.models.resnet50().state_dict(), "resnet50.pth")
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert type(names["fast"]).__name__ == "OptimizedModule"
     printed = capsys.readouterr().out
+    if "resnet50.pth" in code:
+        assert names["answers"].shape == (1, 1000)  # type: ignore[attr-defined]
+        assert fastres.load("resnet50.fastres").report.precision == "float32"
+        assert Path("models/resnet50/config.pbtxt").is_file()
+        assert Path("models/resnet50/1/model.onnx").is_file()
     if "print" in code:
         assert "53/53 BatchNorms folded" in printed
         assert "passed: error" in printed
