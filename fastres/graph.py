@@ -12,7 +12,9 @@ ours:
 
 from __future__ import annotations
 
+import keyword
 import operator
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -57,13 +59,15 @@ def constant(node: Any) -> Tensor | None:
 def add_constant(graph: fx.Graph, name: str, value: Tensor, folded: bool = False) -> fx.Node:
     """Store ``value`` as a buffer of the graph's module and read it at the insert point.
 
-    A name that is taken gets a number; dots become underscores. ``folded`` marks a pass's own
-    float64 value, which the last pass casts; a float64 constant of the user's stays one.
+    A name that is taken gets a number; what cannot be in a name becomes an underscore. ``folded``
+    marks a pass's own float64 value, which the last pass casts; a float64 constant of the user's
+    stays one.
     """
     owner = graph.owning_module
     assert owner is not None
-    stem = name.replace(".", "_") or "constant"
-    stem = stem if stem.isidentifier() else f"_{stem}"  # the modules of nn.Sequential are numbers
+    stem = re.sub(r"[^0-9A-Za-z_]", "_", name) or "constant"
+    if not stem.isidentifier() or keyword.iskeyword(stem):
+        stem = f"_{stem}"  # the modules of nn.Sequential are numbers
     free, number = stem, 0
     while hasattr(owner, free):
         number += 1

@@ -72,7 +72,7 @@ def _load(
 
     try:
         parts = description.parts(file.tensors(description.weights), device, options)
-        fast = _optimized(parts, device)
+        fast = _optimized(parts, device, path)
     except FastresError:
         raise
     except Exception as error:  # torch's functions raise whatever they like on a strange graph
@@ -92,7 +92,7 @@ def _load(
     return fast
 
 
-def _optimized(parts: Parts, device: torch.device) -> OptimizedModule:
+def _optimized(parts: Parts, device: torch.device, path: str | os.PathLike[str]) -> OptimizedModule:
     report = parts.report.without_engine()
     report.device = str(next((b.device for b in parts.module.buffers()), device))
     captured = Captured(
@@ -108,6 +108,7 @@ def _optimized(parts: Parts, device: torch.device) -> OptimizedModule:
         recipe = Recipe(*parts.recipe)
     fast = OptimizedModule(captured, parts.options, report, parts.preprocessing, recipe)
     report.engine = fast.engine
+    fast.loaded_from = os.fspath(path)
     return fast
 
 

@@ -17,7 +17,7 @@ from fastres import ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
 from fastres.capture import Captured
-from fastres.errors import ArtifactError, FastresWarning, InputError, OptionError
+from fastres.errors import ArtifactError, FastresError, FastresWarning, InputError, OptionError
 from fastres.graph import output_nodes
 from fastres.options import Options
 from fastres.recipe import Recipe
@@ -38,12 +38,14 @@ class OptimizedModule(nn.Module):
         graph_module: the fused graph, an ``fx.GraphModule``; ``graph_module.code`` reads well.
         report: the receipt.
         preprocessing: what is part of the model beside the network, None where nothing is.
+        loaded_from: the file that it was read from; None where ``optimize`` made it.
 
     It is always in eval mode, on one device and in one precision. It may be called from several
     threads at once. Results never share memory with inputs, with each other or with later results.
     """
 
     graph_module: fx.GraphModule
+    loaded_from: str | None = None
 
     def __new__(cls, captured: Captured, *_: Any) -> OptimizedModule:
         """An instance of a class of its own, whose ``forward`` has the model's signature."""
@@ -115,7 +117,17 @@ class OptimizedModule(nn.Module):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             results = self.graph_module(*flat)
         else:
-            results = self._runner(flat)
+            try:
+                results = self._runner(flat)
+            except FastresError:
+                raise
+            except Exception as error:
+                if self.loaded_from is None:
+                    raise
+                raise ArtifactError(  # torch's shape functions do not look at everything
+                    f"the graph in {self.loaded_from} cannot run ({type(error).__name__}: "
+                    f"{error}): the file was changed, or needs another version of torch"
+                ) from error
         return (
             results[0] if self._gives_one else pytree.tree_unflatten(list(results), self._out_spec)
         )

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastres.artifact.arguments import DTYPES, device_from_json, dtype_from_json
+from fastres.artifact.arguments import device_from_json, dtype_from_json
 from fastres.artifact.graph_json import graph_from_json, graph_to_json
 from fastres.artifact.known_values import KnownValues, hints_to_json, values_to_json
 from fastres.artifact.receipt import notes_from_json
@@ -217,7 +217,7 @@ def _here(device: torch.device) -> torch.device:
 def _expected(given: Any) -> Expected:
     where = "recipe.state"
     parts = of_type(given, list, where)
-    if len(parts) != 3 or parts[0] not in DTYPES:
+    if len(parts) != 3:
         raise ArtifactError(f"{where}: expected a dtype, a shape and strides")
     shape = tuple(count(size, where) for size in of_type(parts[1], list, where))
     strides = None
@@ -229,7 +229,7 @@ def _expected(given: Any) -> Expected:
             elements = min(elements * size, 2**62)
         if len(strides) != len(shape) or reach >= 4 * max(elements, 1):
             raise ArtifactError(f"{where}: strides {list(strides)} of a tensor {list(shape)}")
-    return Expected(DTYPES[parts[0]], shape, strides)
+    return Expected(dtype_from_json(parts[0], where), shape, strides)
 
 
 def _other_names(unknown: list[str], missing: list[str]) -> str:

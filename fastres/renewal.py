@@ -12,7 +12,12 @@ from torch import Tensor, fx
 
 from fastres.contract import Contract
 from fastres.deviation import relative, square, squared_error
-from fastres.errors import NotOptimizedError, VerificationError
+from fastres.errors import (
+    ArtifactError,
+    FastresError,
+    NotOptimizedError,
+    VerificationError,
+)
 from fastres.options import Options
 from fastres.place import move
 from fastres.recipe import ReadRecipe, Recipe, make_graph
@@ -68,10 +73,18 @@ def renew(
     state = read.checked(state_dict)
     report = Report(old.model, notes=list(read.notes))
     dtype = options.dtype(read.own)
-    with without_autocast():
-        module = make_graph(read, state, dtype, report)
     device = torch.device(old.device)
-    move(module, read.device, device)
+    try:
+        with without_autocast():
+            module = make_graph(read, state, dtype, report)
+        move(module, read.device, device)
+    except FastresError:
+        raise
+    except Exception as error:  # of torch, on a graph from a changed file
+        raise ArtifactError(
+            f"the captured graph cannot be optimised again ({type(error).__name__}: {error}); the "
+            "old weights are kept. Optimise the model itself"
+        ) from error
     report.precision = str(dtype).removeprefix("torch.")
     report.device = old.device
     remaining = [*report.refused, *report.left]

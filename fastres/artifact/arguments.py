@@ -101,7 +101,8 @@ def argument_from_json(given: Any, nodes: Mapping[str, fx.Node], where: str) -> 
         return device_from_json(name, where)
     if kind in _TABLES and name in _TABLES[kind]:
         return _TABLES[kind][name]
-    raise ArtifactError(f"{where}: {ascii(name)[:60]} is no {ascii(kind)[:20]} known here")
+    what = kind if kind.isidentifier() and len(kind) < 20 else "value"
+    raise ArtifactError(f"{where}: {ascii(name)[:60]} is no {what} known here")
 
 
 def device_from_json(given: Any, where: str) -> torch.device:

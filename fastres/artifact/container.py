@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.artifact.arguments import DTYPES
+from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.strict import count, of_type, text
 from fastres.atomic import replacing
 from fastres.errors import ArtifactError
@@ -105,7 +105,7 @@ class File:
 
     def _read(self, name: str, entry: Any) -> Tensor:
         parts = of_type(entry, list, "tensors")
-        if len(parts) != 3 or parts[0] not in DTYPES:
+        if len(parts) != 3:
             raise ArtifactError(f"the tensor {ascii(name)[:80]} is not described")
         shape = [count(size, "tensors") for size in of_type(parts[1], list, "tensors")]
         text(parts[2], "tensors")
@@ -113,7 +113,7 @@ class File:
         if list(stored.get_shape()) != shape:
             raise ArtifactError(f"the tensor {name} is {stored.get_shape()}, expected {shape}")
         found = self._opened.get_tensor(name)
-        if found.dtype != DTYPES[parts[0]]:
+        if found.dtype != dtype_from_json(parts[0], "tensors"):
             raise ArtifactError(f"the tensor {name} is {found.dtype}, expected {parts[0]}")
         # Memory of torch's own: aligned for its kernels, and nobody else's file.
         copied: Tensor = found.clone(memory_format=torch.contiguous_format)

@@ -141,7 +141,9 @@ def _looked_up(name: str) -> Any:
 def _in_torch(library: str, base: str, overload: str | None) -> Any:
     """An overload that torch's dispatcher runs, None where there is none."""
     qualified = f"{library}::{base}" + (f".{overload}" if overload not in (None, "default") else "")
-    if overload is None or not torch._C._dispatch_has_kernel(qualified):
+    if overload is None or overload.startswith("__"):  # torch allows no such name
+        return None
+    if not torch._C._dispatch_has_kernel(qualified):
         return None
     packet = getattr(getattr(torch.ops, library), base, None)
     found = getattr(packet, overload, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import keyword
 import math
+import re
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 LONGEST_NAME = 1000
 """Characters in a name; a dotted module name of a network has a few dozen."""
+
+_PYTHONS_OWN = re.compile("__.*__$")
 
 DEEPEST = 50
 """Lists and objects inside each other; a real file has a dozen."""
@@ -115,7 +118,7 @@ def identifier(value: Any, where: str) -> str:
     """
     name = text(value, where)
     plain = name.isidentifier() and unicodedata.normalize("NFKC", name) == name
-    if not plain or keyword.iskeyword(name) or name.startswith("__"):
+    if not plain or keyword.iskeyword(name) or _PYTHONS_OWN.match(name):
         raise ArtifactError(f"{where}: {_shown(name)} is not a name for a value")
     return name
 
