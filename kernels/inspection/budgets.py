@@ -27,6 +27,10 @@ INTEGER_SHARE = {"fp16": 0.6, "bf16": 0.6, "tf32": 1.1, "fp32": 0.6}
 """Integer instructions per cycle in which a scheduler's matrix unit is busy, by precision: pixels
 are rounded to TF32 in the loop, by integer arithmetic."""
 
+NARROW_SHARE = 0.4
+"""What is allowed beside that where a tile has 32 filters only, as in grouped convolutions: every
+address then serves half as many products as in the narrowest tile otherwise."""
+
 _PREFIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTC", "mfma": "v_mfma"}
 
 
@@ -62,11 +66,11 @@ def violations(finding: Finding, architecture: Architecture, precision: str) -> 
     if finding.multiplies and on_matrix_units(precision, architecture):
         found += _off_matrix_units(finding, architecture)
         share = finding.integer_share
-        allowed = INTEGER_SHARE[precision]
+        allowed = INTEGER_SHARE[precision] + (NARROW_SHARE if _is_narrow(finding) else 0.0)
         if _is_large(finding, precision) and share is not None and share > allowed:
             found.append(
                 f"{share:.2f} integer instructions per busy cycle of the matrix units, at most "
-                f"{allowed} are allowed"
+                f"{allowed:.1f} are allowed"
             )
     return found
 
@@ -77,6 +81,12 @@ def _is_large(finding: Finding, precision: str) -> bool:
     tile: int = constants.get("BLOCK_SIZE_M", 0) * constants.get("BLOCK_SIZE_N", 0)
     channels: int = constants.get("C", 8)
     return tile >= LARGE_TILE and channels * ELEMENT_BYTES[precision] % 16 == 0
+
+
+def _is_narrow(finding: Finding) -> bool:
+    """A block's tail makes a whole chunk of filters per step, whatever its BLOCK_SIZE_N."""
+    width: int = finding.constants.get("CHUNK", finding.constants["BLOCK_SIZE_N"])
+    return width < 64
 
 
 def _off_matrix_units(finding: Finding, architecture: Architecture) -> list[str]:

@@ -5,20 +5,31 @@ pass of it, for one warp on its scheduler; ``issue_cycles`` how many of that sch
 other instructions take, one each. A scheduler issues one instruction per cycle while matrix
 instructions run on, so that a loop whose ``issue_ratio = issue_cycles / tensor_cycles`` is below 1
 can keep the matrix units busy, and one above 1 cannot.
+
+Kernels of grouped convolutions have a second loop of products, for tiles that NaN or infinity fell
+into, which hardly ever runs and is no part of these figures. The main loop is therefore read from
+the same launch compiled without it (:data:`WITHOUT_RARE_LOOP`), and everything else - registers,
+local and shared memory, occupancy, the whole kernel's instructions and copies - from what runs.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fastres.errors import TargetError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import GPUS, Architecture
 from fastres.kernels.inspection import amdgcn, sass
-from fastres.kernels.inspection.instructions import Mix, copies, main_loop, mix
+from fastres.kernels.inspection.instructions import Instruction, Mix, copies, main_loop, mix
 from fastres.kernels.inspection.occupancy import Occupancy, occupancy
+
+if TYPE_CHECKING:
+    from fastres.kernels.inspection.compiling import Binary
+
+WITHOUT_RARE_LOOP = {"TOGETHER": 1}
+"""Constants with which kernels are compiled without the loop that they hardly ever run."""
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
@@ -39,9 +50,10 @@ class Finding:
         shared_bytes: shared memory of a block.
         occupancy: what fits on a multiprocessor.
         whole: the kernel's instructions.
-        loop: those of the main loop; empty where there is none.
+        loop: those of the main loop; empty where there is none. This, and what follows, without
+            the loop that hardly ever runs; see above.
         loop_form: ``loop``, ``unrolled`` or ``none``; see :func:`instructions.main_loop`.
-        copies: way of copying -> bytes per thread -> instructions, in the whole kernel.
+        copies: way of copying -> bytes per thread -> instructions, in the whole kernel as it runs.
         loop_copies: the same for the main loop.
         issue_ratio: see above; None where the code does not tell the products' sizes.
         integer_share: the same for integer instructions alone.
@@ -77,7 +89,7 @@ class Finding:
 
 
 def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
-    """Compile one launch and read its machine code.
+    """Compile one launch and read its machine code; where it has a rare loop, once more without it.
 
     Raises:
         TargetError: it cannot be compiled; see :func:`compiling.compile_call`.
@@ -86,19 +98,21 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
 
     binary = compile_call(call, architecture)
     shared = binary.shared_bytes
+    code = _parsed(binary, architecture)
     if architecture.backend == "hip":
-        code = amdgcn.parse(binary.code)
         told = amdgcn.resources(binary.code)
         registers = told["vgpr_count"]  # one file: the accumulators are counted in
         spilled = told["private_segment_fixed_size"]
     else:
-        code = sass.parse(binary.code)
         usage = _USAGE.search(binary.usage)
         if usage is None:
             raise TargetError(f"cuobjdump says nothing about {call.name}: {binary.usage!r}")
         registers, stack, _, local = map(int, usage.groups())
         spilled = stack + local
-    body, form = main_loop(code)
+    usual = without_rare_loop(call)
+    body, form = main_loop(
+        code if usual is call else _parsed(compile_call(usual, architecture), architecture)
+    )
     whole, loop = mix(code), mix(body)
     return Finding(
         kernel=call.name,
@@ -120,6 +134,21 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
         issue_ratio=_per_busy_cycle(loop, loop.total - loop.of("tensor"), architecture),
         integer_share=_per_busy_cycle(loop, loop.of("integer"), architecture),
     )
+
+
+def without_rare_loop(call: KernelCall) -> KernelCall:
+    """The launch whose main loop is read: the same one if it has but that loop."""
+    changed = {
+        name: value
+        for name, value in WITHOUT_RARE_LOOP.items()
+        if call.constants.get(name, value) != value
+    }
+    return replace(call, constants={**call.constants, **changed}) if changed else call
+
+
+def _parsed(binary: Binary, architecture: Architecture) -> list[Instruction]:
+    parse = amdgcn.parse if architecture.backend == "hip" else sass.parse
+    return parse(binary.code)
 
 
 def _per_busy_cycle(loop: Mix, instructions: int, architecture: Architecture) -> float | None:

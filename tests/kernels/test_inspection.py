@@ -18,7 +18,7 @@ from fastres.inspect import main
 from fastres.kernels import gpus
 from fastres.kernels.call import KernelCall
 from fastres.kernels.inspection import amdgcn, sass
-from fastres.kernels.inspection.budgets import INTEGER_SHARE, violations
+from fastres.kernels.inspection.budgets import INTEGER_SHARE, NARROW_SHARE, violations
 from fastres.kernels.inspection.finding import Finding, inspect_call, rate
 from fastres.kernels.inspection.instructions import copies, loops, main_loop, mix
 from fastres.kernels.inspection.occupancy import Occupancy, occupancy
@@ -283,6 +283,17 @@ def test_address_budget_is_for_large_tiles_of_whole_copies() -> None:
     few_channels = replace(busy, constants={**busy.constants, "C": 3})
     target = gpus.architecture("sm_80")
     assert violations(few_rows, target, "fp16") == violations(few_channels, target, "fp16") == []
+
+
+def test_narrow_tiles_are_allowed_more() -> None:
+    narrow = {**finding().constants, "BLOCK_SIZE_M": 128, "BLOCK_SIZE_N": 32}
+    target = gpus.architecture("sm_80")
+    busy = replace(finding(), constants=narrow, integer_share=INTEGER_SHARE["fp16"] + 0.1)
+    assert violations(busy, target, "fp16") == []
+    busier = replace(busy, integer_share=INTEGER_SHARE["fp16"] + NARROW_SHARE + 0.1)
+    assert violations(busier, target, "fp16") != []
+    tail = replace(busy, constants={**narrow, "CHUNK": 64})
+    assert violations(tail, target, "fp16") != []
 
 
 def test_finding_is_plain_values() -> None:
