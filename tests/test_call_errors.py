@@ -14,7 +14,6 @@ from small import Net, PairNet, assert_right, conv, images, measured
 from torch import Tensor, nn
 
 from fastres.errors import FastresError, InputError, OutOfMemory
-from fastres.runtime.executable import Executable
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def model() -> nn.Module:
     return measured(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)))
 
 
-@pytest.fixture(params=["onednn", "eager"], scope="module")
+@pytest.fixture(params=["onednn", "eager", "triton"], scope="module")
 def fast(request: pytest.FixtureRequest, model: nn.Module) -> Any:
     return optimize(model, images(2), engine=request.param)
 
@@ -169,7 +168,8 @@ def test_memory_that_the_system_refuses(
         raise error
 
     fast(images(1))
-    monkeypatch.setattr(Executable, "__call__", refuse)
+    executable = fast._runner.executable([images(1)])
+    monkeypatch.setattr(type(executable), "__call__", refuse)
     text = refusal(fast, images(1), error=OutOfMemory)
     assert "input [1, 4, 9, 8]: the system refused the memory for the activations" in text
     assert "use a smaller batch or image" in text

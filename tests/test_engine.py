@@ -72,7 +72,7 @@ def test_engines_agree_in_bfloat16() -> None:
 def check_engines(model: nn.Module, size: tuple[int, ...], precision: str) -> None:
     fast = {
         engine: optimize(model, torch.randn(2, *size), engine=engine, precision=precision)
-        for engine in ("onednn", "eager")
+        for engine in ("onednn", "eager", "triton")
     }
     assert {name: module.engine for name, module in fast.items()} == {n: n for n in fast}
     for batch in (1, 3):
@@ -111,7 +111,7 @@ def feature_map() -> nn.Module:
     return net(lambda m, x: F.relu(m.norm(m.conv(x)) + x), conv=conv(), norm=nn.BatchNorm2d(4))
 
 
-@pytest.mark.parametrize("engine", ["onednn", "eager"])
+@pytest.mark.parametrize("engine", ["onednn", "eager", "triton"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_layout_of_the_input_is_that_of_the_result(engine: str, precision: str) -> None:
     model = feature_map()
@@ -128,7 +128,7 @@ def test_layout_of_the_input_is_that_of_the_result(engine: str, precision: str) 
         assert torch.equal(given, kept), name
 
 
-@pytest.mark.parametrize("engine", ["onednn", "eager"])
+@pytest.mark.parametrize("engine", ["onednn", "eager", "triton"])
 def test_expanded_inputs(engine: str) -> None:
     model = feature_map()
     fast = optimize(model, images(2), engine=engine)

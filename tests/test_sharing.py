@@ -50,7 +50,7 @@ def model() -> nn.Module:
     return residual_block()
 
 
-@pytest.fixture(params=["onednn", "eager"], scope="module")
+@pytest.fixture(params=["onednn", "eager", "triton"], scope="module")
 def untouched(request: pytest.FixtureRequest, model: nn.Module) -> Any:
     return optimize(model, images(2), engine=request.param, threads=1)
 
@@ -88,7 +88,7 @@ def test_results_are_the_callers_own(fast: Any) -> None:
         assert torch.equal(x, kept)
 
 
-@pytest.mark.parametrize("engine", ["onednn", "eager"])
+@pytest.mark.parametrize("engine", ["onednn", "eager", "triton"])
 @pytest.mark.parametrize(
     "function",
     [

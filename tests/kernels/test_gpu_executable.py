@@ -112,6 +112,22 @@ def test_an_error_while_preparing_leaves_nothing_behind() -> None:
     assert memory() is None
 
 
+def test_memory_goes_with_the_executable_without_waiting_for_the_collector() -> None:
+    for records in (True, False):
+        bound = Bound(chain(), FakeDevice(records))
+        bound.executable.prepare([torch.randn(SHAPE)])
+        bound.executable([torch.randn(SHAPE)])
+        bound.executable.timed([torch.randn(SHAPE)])
+        memory = weakref.ref(bound.executable._arena)
+        gc.collect()
+        gc.disable()
+        try:
+            del bound.executable
+            assert memory() is None
+        finally:
+            gc.enable()
+
+
 def test_an_error_in_a_call_releases_the_device() -> None:
     failing = threading.Event()
 

@@ -28,7 +28,7 @@ class Device(Protocol):
 
     @property
     def records(self) -> bool:
-        """Whether :meth:`record` makes replaying cheaper than running."""
+        """Whether launches can be recorded and replayed."""
 
     def allocate(self, nbytes: int) -> Tensor:
         """Bytes on the device at an address that is a multiple of :data:`ALIGNMENT`.
@@ -51,6 +51,8 @@ class Device(Protocol):
 
     def record(self, program: Callable[[], None]) -> Callable[[], None]:
         """Run a program, and return what runs the same launches on the same memory again.
+
+        Only where :attr:`records` is true.
 
         Raises:
             CannotRecord: the program ran, but cannot be recorded.

@@ -74,14 +74,13 @@ class GpuExecutable:
             if call.note:
                 self.notes.append(call.name)
         self._results: dict[str, Any] = {}
-        self._replay: Callable[[], None] = self._program
-        self._recorded = False
+        self._replay: Callable[[], None] | None = None
         self._timeline: tuple[list[Callable[[], None]], dict[str, Any]] | None = None
 
     @property
     def code(self) -> str:
         """The plan in words: arena, and steps with their launches, grids and configurations."""
-        lines = [described(self.plan, self._calls, self._recorded)]
+        lines = [described(self.plan, self._calls, self._replay is not None)]
         lines += [f"  apart: {remark}" for remark in self.apart]
         return "\n".join(lines)
 
@@ -91,11 +90,12 @@ class GpuExecutable:
         Raises:
             torch.OutOfMemoryError: what torch computes does not fit.
         """
+        if not self._device.records:
+            return
         with self._workspace.lock, self._device.entered():
             self._copy_in(inputs)
             try:
                 self._replay = self._device.record(self._program)
-                self._recorded = self._device.records
             except CannotRecord as error:
                 self.notes.append(
                     f"its launches are made one by one, since they cannot be recorded: {error}"
@@ -108,7 +108,7 @@ class GpuExecutable:
         outputs = [self._empty(result, inputs, images) for result in self.plan.results]
         with self._workspace.lock, self._device.entered():
             self._copy_in(inputs)
-            if self._device.is_being_recorded():
+            if self._replay is None or self._device.is_being_recorded():
                 self._program()  # a replay cannot be part of a recording, its launches can
             else:
                 self._replay()
@@ -122,9 +122,9 @@ class GpuExecutable:
         device = self._device
         with self._workspace.lock, device.entered():
             times = [("", "copy in", device.time(partial(self._copy_in, inputs)))]
-            if self._timeline is None:
-                self._timeline = self._steps_alone()
-            runs, tensors = self._timeline
+            runs, tensors = self._timeline or self._steps_alone()
+            if device.records:
+                self._timeline = runs, tensors
             for step, run in zip(self.plan.steps, runs, strict=True):
                 times.append((step.module, step.operation, device.time(run)))
             copy_out = partial(self._copy_out, inputs, outputs, images, tensors)

@@ -57,7 +57,7 @@ class Planner:
         self._others: dict[str, Value] = {}  # in torch's memory, as if without gaps
         self._known: dict[fx.Node, Any] = {}
         self._constants: dict[str, Constant] = {}
-        self._made_dense: dict[str, str] = {}
+        self._to_make: dict[str, TorchStep] = {}  # for kernels, if one is to read it
 
     def run(self, rules: Mapping[Any, Rule]) -> Plan:
         """Plan every node, those without a rule by torch."""
@@ -96,23 +96,20 @@ class Planner:
         name = self._known[argument].name
         if name in self._values:
             return str(name)
-        if name not in self._made_dense:
-            fact = self.facts[argument]
-            value = dense(f"{name}:dense", fact.shape, fact.dtype)
-            self.steps.append(
-                self._torch(
-                    argument,
-                    "to channels-last",
-                    _with_strides,
-                    (Ref(name), value.strides),
-                    {},
-                    result=value.name,
-                    may_alias=True,
-                )
-            )
-            self._made_dense[name] = value.name
+        fact = self.facts[argument]
+        value = dense(f"{name}:dense", fact.shape, fact.dtype)
+        if value.name not in self._others:
             self._others[value.name] = value
-        return self._made_dense[name]
+            self._to_make[value.name] = self._torch(
+                argument,
+                "to channels-last",
+                _with_strides,
+                (Ref(name), value.strides),
+                {},
+                result=value.name,
+                may_alias=True,
+            )
+        return value.name
 
     def weight(self, argument: Any, form: str, make: Callable[..., Tensor]) -> Constant:
         """A constant of the graph in the form that a kernel reads."""
@@ -202,6 +199,7 @@ class Planner:
 
     def append(self, node: fx.Node, step: Step) -> bool:
         """Let ``step`` compute ``node``; True, as a rule answers that has planned its node."""
+        self.steps += [self._to_make.pop(n) for n in step.reads if n in self._to_make]
         self.steps.append(step)
         fact = self.facts[node]
         if isinstance(step, TorchStep):

@@ -237,7 +237,7 @@ def _bound(step: Callable[[Any], KernelStep], config: Any) -> Callable[[], Step]
 
 def _is_refusal(error: Exception) -> bool:
     """Whether a kernel cannot be had in this form: too large for the chip, or not supported."""
-    if isinstance(error, CannotRecord):
+    if isinstance(error, (CannotRecord, NotImplementedError)):
         return True
     if any(kind.__name__ == "TritonError" for kind in type(error).__mro__):
         return True  # the compiler's, among them OutOfResources
