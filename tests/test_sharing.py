@@ -136,15 +136,16 @@ def test_many_threads_get_the_serial_answers(
     wanted = [serial(x) for x in inputs]
     shapes = built(fast, monkeypatch)
     callers, barrier = 8, threading.Barrier(8)
+    rounds = 1 if fast.engine == "triton" else 5  # interpreted, a call takes a tenth of a second
 
     def call(caller: int) -> list[tuple[int, list[Tensor]]]:
         barrier.wait()
-        order = [(caller + step) % len(inputs) for step in range(5 * len(inputs))]
+        order = [(caller + step) % len(inputs) for step in range(rounds * len(inputs))]
         return [(index, list(fast(inputs[index]))) for index in order]
 
     with ThreadPoolExecutor(callers) as pool:
         answers = [answer for answers in pool.map(call, range(callers)) for answer in answers]
-    assert len(answers) == callers * 5 * len(inputs)
+    assert len(answers) == callers * rounds * len(inputs)
     for index, answer in answers:
         for got, right in zip(answer, wanted[index], strict=True):
             assert torch.equal(got.nan_to_num(3e30), right.nan_to_num(3e30)), SHAPES[index]
