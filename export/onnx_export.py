@@ -74,7 +74,8 @@ def to_onnx(
             (``input_format``, ``transforms`` and so on).
 
     Raises:
-        OptionError: an argument is not one of those, or ``path`` cannot be written.
+        OptionError: an argument is not one of those, or ``path`` has no directory.
+        ArtifactError: the file cannot be written.
         ModelError: an operation has no translation (the message names module and operator), the
             model is bfloat16, or ``dynamic_size`` where the model fixes its size.
         CaptureError: as for ``optimize``.

@@ -88,7 +88,7 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
     """Move a written and checked file to its place, weights first, and drop the weights before.
 
     Raises:
-        OptionError: the place is a directory, or cannot be written.
+        ArtifactError: the place cannot be written to.
     """
     old = [other for other in path.parent.glob(f"{path.name}.*.data") if _is_ours(other, path)]
     try:
@@ -96,7 +96,7 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
             data.replace(path.parent / data.name)
         file.replace(path)
     except OSError as error:
-        raise OptionError(f"{path}: cannot be written: {error.strerror}") from error
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
     _sync(path.parent)
     for other in old:
         if data is None or other.name != data.name:

@@ -11,7 +11,7 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 
-from fastres.errors import OptionError
+from fastres.errors import ArtifactError, OptionError
 from fastres.export import check_onnx, onnx_file, tensorrt_operators
 from fastres.export.onnx_graph import convert
 from fastres.export.onnx_reference import Reference, draw
@@ -48,7 +48,10 @@ def write_checked(
     with onnx_file.folder_beside(path) as folder:
         file = folder / path.name
         began = time.perf_counter()
-        data = onnx_file.write(converted.proto, file, external or beyond)
+        try:
+            data = onnx_file.write(converted.proto, file, external or beyond)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
         seconds["write"] = time.perf_counter() - began
         began = time.perf_counter()
         reference = Reference(fast, source.model)
