@@ -10,7 +10,7 @@ A program owns BLOCK_SIZE_M output pixels of the convolution, and all filters of
 ``narrow`` and ``wide`` are rounded to the activations' dtype before they are multiplied again.
 
 The filters of ``narrow`` can be made CHUNK at a time, each chunk by a loop of its own: that is how
-the sums of a width of 512 fit into registers, and how groups read only their own channels.
+the sums of a width of 512 fit into registers, and how groups read few channels but their own.
 Letters as in :mod:`fastres.spec`; images are channels-last, weights have the reduction innermost.
 """
 
@@ -42,6 +42,59 @@ def load(pointers, mask, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def add_products(
+    acc,
+    step,
+    x_ptrs,
+    weight_ptrs,
+    rows_inside,
+    columns_inside,
+    offs_k,
+    in_chunk,
+    only,
+    W,
+    C: tl.constexpr,
+    CHUNK_C: tl.constexpr,
+    GROUP_C: tl.constexpr,
+    CHUNK: tl.constexpr,
+    S: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_SIZE_K: tl.constexpr,
+    BLOCK_CHUNK: tl.constexpr,
+    INT64: tl.constexpr,
+    ONLY_ONE: tl.constexpr,
+):
+    """``acc`` and one step of the convolution: a tap's block of channels times a chunk's weights.
+
+    ONLY_ONE: of the groups of GROUP_C channels, ``only`` counts, and the others' are read as zero.
+    """
+    BLOCKS_PER_TAP: tl.constexpr = (CHUNK_C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
+    TAPS_ARE_WHOLE: tl.constexpr = CHUNK_C % BLOCK_SIZE_K == 0
+    tap = step // BLOCKS_PER_TAP
+    c = step % BLOCKS_PER_TAP * BLOCK_SIZE_K
+    r = tap // S
+    s = tap % S
+    distance = r * (DILATION_H * W) + s * DILATION_W
+    if INT64:
+        distance = distance.to(tl.int64)
+    inside = (((rows_inside >> r) & (columns_inside >> s) & 1) != 0)[:, None]
+    in_c = c + offs_k < CHUNK_C
+    if not TAPS_ARE_WHOLE:
+        inside = inside & in_c[None, :]
+    if ONLY_ONE:
+        inside = inside & ((c + offs_k) // GROUP_C == only)[None, :]
+    a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=0.0)
+    b = load(
+        weight_ptrs + (tap * CHUNK_C + c),
+        in_c[:, None] & in_chunk[None, :],
+        WHOLE=TAPS_ARE_WHOLE and CHUNK == BLOCK_CHUNK,
+    )
+    return dot(a, b, acc, INPUT_PRECISION)
+
+
+@triton.jit
 def bottleneck_kernel(
     x_ptr,
     weight_ptr,
@@ -66,6 +119,7 @@ def bottleneck_kernel(
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     K: tl.constexpr,
     SHORTCUT_C: tl.constexpr,
     NEXT_K: tl.constexpr,
@@ -97,8 +151,8 @@ def bottleneck_kernel(
     """One tile of ``out`` [M, K], and of ``next_out`` [M, NEXT_K].
 
     WIDTH = CHUNK * CHUNKS filters of the convolution, each on CHUNK_C of the C channels: on all of
-    them, or with groups on the chunk's own. BLOCK_CHUNK, BLOCK_SHORTCUT and BLOCK_NEXT are powers
-    of two; the first and the last cover CHUNK and NEXT_K.
+    them, or with groups on the chunk's own, which TOGETHER groups share. BLOCK_CHUNK,
+    BLOCK_SHORTCUT and BLOCK_NEXT are powers of two; the first and the last cover CHUNK and NEXT_K.
     """
     pid_m = tl.program_id(0)
     if INT64:
@@ -118,8 +172,8 @@ def bottleneck_kernel(
     offs_k = tl.arange(0, BLOCK_SIZE_K)
     offs_chunk = tl.arange(0, BLOCK_CHUNK)
     in_chunk = offs_chunk < CHUNK
-    BLOCKS_PER_TAP: tl.constexpr = (CHUNK_C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
-    TAPS_ARE_WHOLE: tl.constexpr = CHUNK_C % BLOCK_SIZE_K == 0
+    GROUP_C: tl.constexpr = CHUNK_C // TOGETHER
+    STEPS: tl.constexpr = R * S * ((CHUNK_C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K)
     narrows = ()
     for chunk in tl.static_range(CHUNKS):
         first_c = chunk * CHUNK_C if CHUNK_C < C else 0
@@ -130,25 +184,28 @@ def bottleneck_kernel(
             weight_rows = weight_rows.to(tl.int64)
         weight_ptrs = weight_ptr + (weight_rows[None, :] * (R * S * CHUNK_C) + offs_k[:, None])
         acc = tl.zeros((BLOCK_SIZE_M, BLOCK_CHUNK), tl.float32)
-        for step in range(R * S * BLOCKS_PER_TAP):
-            tap = step // BLOCKS_PER_TAP
-            c = step % BLOCKS_PER_TAP * BLOCK_SIZE_K
-            r = tap // S
-            s = tap % S
-            distance = r * (DILATION_H * W) + s * DILATION_W
-            if INT64:
-                distance = distance.to(tl.int64)
-            inside = (((rows_inside >> r) & (columns_inside >> s) & 1) != 0)[:, None]
-            in_c = c + offs_k < CHUNK_C
-            if not TAPS_ARE_WHOLE:
-                inside = inside & in_c[None, :]
-            a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=0.0)
-            b = load(
-                weight_ptrs + (tap * CHUNK_C + c),
-                in_c[:, None] & in_chunk[None, :],
-                WHOLE=TAPS_ARE_WHOLE and CHUNK == BLOCK_CHUNK,
+        for step in range(STEPS):
+            acc = add_products(
+                *(acc, step, x_ptrs, weight_ptrs, rows_inside, columns_inside, offs_k, in_chunk, 0),
+                *(W, C, CHUNK_C, GROUP_C, CHUNK, S, DILATION_H, DILATION_W, INPUT_PRECISION),
+                *(BLOCK_SIZE_K, BLOCK_CHUNK, INT64, False),
             )
-            acc = dot(a, b, acc, INPUT_PRECISION)
+        if TOGETHER > 1:
+            # Another group's weights are zeros in here, and zero times NaN or infinity is NaN. A
+            # tile with NaN in it is computed again, group by group; for all others the loop has no
+            # step. It is one loop, of a length known at run time, for the sake of registers: the
+            # compiler would unroll others, and move work before them.
+            bad = tl.max(tl.max((acc != acc).to(tl.int32), axis=1), axis=0)
+            for again in tl.range(0, bad * (TOGETHER * STEPS), num_stages=1, disable_licm=True):
+                only = again // STEPS
+                own = (offs_chunk // (CHUNK // TOGETHER) == only)[None, :]
+                before = tl.where(own & (again % STEPS == 0), 0.0, acc)
+                added = add_products(
+                    *(before, again % STEPS, x_ptrs, weight_ptrs, rows_inside, columns_inside),
+                    *(offs_k, in_chunk, only, W, C, CHUNK_C, GROUP_C, CHUNK, S, DILATION_H),
+                    *(DILATION_W, INPUT_PRECISION, BLOCK_SIZE_K, BLOCK_CHUNK, INT64, True),
+                )
+                acc = tl.where(own, added, before)
         if HAS_BIAS:
             acc += tl.load(bias_ptr + narrow_filters, mask=in_chunk, other=0.0)[None, :]
         acc = activate(acc, "relu")
@@ -165,6 +222,13 @@ def bottleneck_kernel(
     if HAS_SHORTCUT:
         offs_s = tl.arange(0, BLOCK_SHORTCUT)
         in_s = offs_s < SHORTCUT_C
+        if TOGETHER > 1:
+            # Divided again rather than held in registers through the loops. ``bad`` is 0 or 1, so
+            # that this adds nothing; it keeps the compiler from noticing that it has them already.
+            at = offs_m + (bad >> 1)
+            image = at // (P * Q)
+            p = at % (P * Q) // Q
+            q = at % Q
         row = (image * RESIDUAL_H + p * SHORTCUT_STRIDE_H) * RESIDUAL_W + q * SHORTCUT_STRIDE_W
         pixel_ptrs = residual_ptr + ((row * SHORTCUT_C)[:, None] + offs_s[None, :])
         if HOLD_PIXELS:

@@ -56,8 +56,7 @@ def pack_bottleneck(weight: Tensor, groups: int = 1, precision: str | None = Non
     """[K, C / groups, R, S] -> [K, R*S*C'] as ``bottleneck_calls`` takes it; a copy.
 
     Without groups C' = C. With groups, each row also holds zeros for the other groups of its
-    chunk (see ``configs.bottleneck.chunks_of``), so that an infinity in ``x`` becomes NaN in all
-    filters of the chunk, and not only in those of its own group.
+    chunk (see ``configs.bottleneck.chunks_of``).
     """
     if groups == 1:
         return pack_conv2d(weight, 1, precision)
@@ -173,6 +172,7 @@ def bottleneck_calls(
                 "WIDTH": conv.k,
                 "CHUNK": chunk.filters,
                 "CHUNKS": chunk.count,
+                "TOGETHER": chunk.channels // (conv.c // conv.groups),
                 "K": spec.expand_k,
                 "SHORTCUT_C": 16 if beside is None else beside.c,
                 "NEXT_K": next_k or 16,

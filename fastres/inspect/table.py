@@ -31,6 +31,8 @@ _LEGEND = (
     "copies at a time x number; tma: by descriptor.",
     "loop: tensor/integer/float/global/shared/other instructions of the main loop, u if it is "
     "unrolled as a whole. issue: slots of the others per cycle in which the matrix units are busy.",
+    "Grouped convolutions have a loop besides, for tiles that NaN or infinity fell into: copies, "
+    "loop and issue are of the same kernel compiled without it, all else of the one that runs.",
 )
 
 

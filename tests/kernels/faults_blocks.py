@@ -25,6 +25,7 @@ def inside(name: str) -> partial[None]:
 
 
 infinity = partial(bottleneck.test_infinity_between_positive_weights, CPU)
+own_group = partial(bottleneck.test_nan_and_infinity_stay_in_their_group, 24, None, math.inf, CPU)
 far = bottleneck.test_offsets_of_more_than_32_bits
 
 BOTTLENECK: Replacements = [
@@ -64,8 +65,13 @@ BOTTLENECK: Replacements = [
         block("stride larger than filter"),
     ),
     ("dilation ignored", "r * (DILATION_H * W)", "r * W", block("dilation")),
-    ("the first tap dropped", "range(R * S * BLOCKS_PER_TAP)", "range(1, R * S)", block("plain")),
-    ("filter's height for its width", "s = tap % S", "s = tap % R", block("oblong filter")),
+    ("the first tap dropped", "range(STEPS)", "range(1, STEPS)", block("plain")),
+    (
+        "filter's height for its width",
+        "GROUP_C, CHUNK, S, DILATION_H, DILATION_W, INPUT",
+        "GROUP_C, CHUNK, R, DILATION_H, DILATION_W, INPUT",
+        block("oblong filter"),
+    ),
     (
         "channels of the first group",
         "first_c = chunk * CHUNK_C if CHUNK_C < C else 0",
@@ -77,6 +83,48 @@ BOTTLENECK: Replacements = [
         "weight_rows = narrow_filters\n",
         "weight_rows = offs_chunk\n",
         block("groups in two chunks"),
+    ),
+    (
+        "NaN of the groups before let in",
+        "// GROUP_C == only",
+        "// GROUP_C <= only",
+        own_group,
+    ),
+    (
+        "NaN of the groups behind let in",
+        "// GROUP_C == only",
+        "// GROUP_C >= only",
+        own_group,
+    ),
+    (
+        "only the first group computed again",
+        "bad * (TOGETHER * STEPS)",
+        "bad * STEPS",
+        own_group,
+    ),
+    (
+        "sums computed again on top of NaN",
+        "tl.where(own & (again % STEPS == 0), 0.0, acc)",
+        "acc",
+        own_group,
+    ),
+    (
+        "the last group's sums for all",
+        "acc = tl.where(own, added, before)",
+        "acc = added",
+        own_group,
+    ),
+    (
+        "a group's channels for its filters",
+        "offs_chunk // (CHUNK // TOGETHER)",
+        "offs_chunk // GROUP_C",
+        own_group,
+    ),
+    (
+        "rows for columns, of a shortcut beside groups",
+        "q = at % Q",
+        "q = at % P",
+        partial(bottleneck.test_nan_and_infinity_stay_in_their_group, 24, (1, 2), math.inf, CPU),
     ),
     (
         "channels of the next tap",

@@ -228,6 +228,36 @@ def test_nan_and_infinity(name: str, place: int, value: float, device: str) -> N
     assert got[0][-1, :, -1, -1].isfinite().all()  # of another image
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("next_k", "stride"),
+    [(None, None), (24, None), (24, (1, 2))],
+    ids=["alone", "next", "shortcut and next"],
+)
+def test_nan_and_infinity_stay_in_their_group(
+    next_k: int | None, stride: Any, value: float, device: str
+) -> None:
+    """A chunk multiplies its other groups' pixels by zero, and that can make NaN.
+
+    It would show: of an infinity become infinities and zeros in the filters of its own group, and
+    positive weights make infinity of these, but NaN of a neighbour's NaN.
+    """
+    conv = ConvSpec(2, 80, 3, 4, 48, 3, 3, padding=(1, 1, 1, 1), groups=4)
+    assert configs.chunks_of(conv) == configs.Chunks(2, 24, 40)
+    given = arguments(block(conv, 40, next_k, stride), "fp32", device)
+    for place in (3, 8):
+        given[place] = None if given[place] is None else given[place].abs()
+    given[0][1, 23, 0, 3] = value  # the second group of the first chunk
+    given[0][1, 45, 2, 3] = value  # the first of the second, in part of the same windows
+    got = bottleneck(*given, config=SMALL)
+    judge_all(got, given, "fp32")
+    for one in got:
+        kind = one.isnan() if math.isnan(value) else one.isposinf()
+        assert kind[1, :, :, 2:].all()
+        assert one[0].isfinite().all()
+        assert one[1, :, :, :2].isfinite().all()
+
+
 def test_infinity_between_positive_weights(device: str) -> None:
     """It stays infinity: multiplied with the zeros that fill blocks up it would be NaN."""
     given = arguments(BLOCKS["next"], "fp16", device)
