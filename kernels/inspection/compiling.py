@@ -92,7 +92,7 @@ def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
     except (triton.CompilationError, RuntimeError) as error:  # also PassManager::run and ptxas
         raise TargetError(
             f"kernel {call.name} with {dict(call.constants)} does not compile for "
-            f"{architecture.name}: {str(error).strip().splitlines()[-1]}"
+            f"{architecture.name}: {_reason(error)}"
         ) from error
     shared = int(compiled.metadata.shared)
     if architecture.backend == "hip":
@@ -103,6 +103,12 @@ def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
         code = _run("nvdisasm", "-c", str(file))
         usage = _run("cuobjdump", "--dump-resource-usage", str(file))
     return Binary(code, usage, shared)
+
+
+def _reason(error: BaseException) -> str:
+    """The last line that says something: below the source, with a mark under the place."""
+    lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def compiler_versions() -> dict[str, str]:
