@@ -3,6 +3,7 @@
 ======================================  ==========================================================
 ``python -m benchmarks.ladder``         one technique per row: what each of them is worth
 ``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
+``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
 ``pytest benchmarks/bench_operators.py``  every distinct convolution, several ways
 ``pytest benchmarks/bench_models.py``   whole models, several ways

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import struct
@@ -48,6 +49,31 @@ def assert_equal(got: Any, wanted: Any) -> None:
         else:
             assert type(a) is type(b)
             assert a == b
+
+
+def other_weights(model: nn.Module, seed: int = 7) -> nn.Module:
+    """A copy whose every parameter and statistic has another value, of the same magnitude."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            if tensor.is_floating_point():
+                factor = torch.rand(tensor.shape, generator=generator) + 0.5
+                tensor.mul_(factor.to(tensor.dtype))
+    return twin
+
+
+def assert_same_module(got: Any, wanted: Any) -> None:
+    """The same program, the same weights bit by bit, the same counts."""
+    assert got.graph_module.code == wanted.graph_module.code
+    ours = dict(got.graph_module.named_buffers())
+    theirs = dict(wanted.graph_module.named_buffers())
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        assert ours[name].dtype == value.dtype
+        assert torch.equal(ours[name].nan_to_num(1e6), value.nan_to_num(1e6)), name
+    for field in ("model", "engine", "precision", "found", "done", "refused", "left", "layers"):
+        assert getattr(got.report, field) == getattr(wanted.report, field), field
 
 
 def header_of(path: Path) -> tuple[int, dict[str, Any]]:

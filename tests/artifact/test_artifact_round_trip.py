@@ -15,7 +15,14 @@ import timm
 import torch
 import torchvision.models
 from small import Net, conv, images, net
-from stored import assert_equal, optimized, parts_of, there_and_back
+from stored import (
+    assert_equal,
+    assert_same_module,
+    optimized,
+    other_weights,
+    parts_of,
+    there_and_back,
+)
 from test_reference_families import FAMILIES
 from torch import Tensor, nn
 from zoo.quirks import QUIRKS
@@ -53,6 +60,13 @@ def test_reference_families(name: str, tmp_path: Path) -> None:
         assert_equal(loaded(given), fast(given))
     assert loaded.report.found == fast.report.found
     assert loaded.report.done == fast.report.done
+    other = randomise_statistics(copy.deepcopy(model), family.images(8, seed=3), seed=5)
+    loaded.refresh(other.state_dict())
+    wanted = optimized(other, family.images(1))
+    assert_same_module(loaded, wanted)
+    assert_equal(loaded(family.images(2)), wanted(family.images(2)))
+    assert loaded.report.check is not None
+    assert loaded.report.check.ratio <= 8.0
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -92,6 +106,21 @@ def test_quirks(quirk: Any, tmp_path: Path) -> None:
     assert loaded.graph_module.code == fast.graph_module.code
     assert (loaded.report.refused, loaded.report.left) == (fast.report.refused, fast.report.left)
     assert loaded.report.notes[: len(fast.report.notes)] == fast.report.notes
+    other = other_weights(model)
+    keep_what_no_state_dict_has(model, other)
+    loaded.refresh(other.state_dict())
+    wanted = optimized(other, (inputs, named))
+    assert_same_module(loaded, wanted)
+    assert_equal(loaded(*inputs, **named), wanted(*inputs, **named))
+
+
+def keep_what_no_state_dict_has(model: nn.Module, other: nn.Module) -> None:
+    """Non-persistent buffers stay as they were: refresh cannot know new ones."""
+    known = {value.data_ptr() for value in other.state_dict().values()}
+    with torch.no_grad():
+        for name, buffer in other.named_buffers():
+            if buffer.data_ptr() not in known:
+                buffer.copy_(model.get_buffer(name))
 
 
 @pytest.mark.parametrize(

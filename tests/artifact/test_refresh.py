@@ -1,4 +1,7 @@
-"""New weights without capturing again: bitwise what ``optimize`` makes of a model that has them."""
+"""New weights without capturing again: bitwise what ``optimize`` makes of a model that has them.
+
+All reference families and quirks are refreshed in :mod:`test_artifact_round_trip`, after loading.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,8 @@ from typing import Any
 import pytest
 import torch
 from small import Net, conv, images, net
-from stored import assert_equal, optimized, there_and_back
-from test_reference_families import FAMILIES
+from stored import assert_same_module, optimized, other_weights
 from torch import Tensor, nn
-from zoo.quirks import QUIRKS
-from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres.errors import (
@@ -25,31 +25,6 @@ from fastres.errors import (
     TargetError,
     VerificationError,
 )
-
-
-def other_weights(model: nn.Module, seed: int = 7) -> nn.Module:
-    """A copy whose every parameter and statistic has another value, of the same magnitude."""
-    twin = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in (*twin.parameters(), *twin.buffers()):
-            if tensor.is_floating_point():
-                factor = torch.rand(tensor.shape, generator=generator) + 0.5
-                tensor.mul_(factor.to(tensor.dtype))
-    return twin
-
-
-def assert_same_module(got: Any, wanted: Any) -> None:
-    """The same program, the same weights bit by bit, the same counts."""
-    assert got.graph_module.code == wanted.graph_module.code
-    ours = dict(got.graph_module.named_buffers())
-    theirs = dict(wanted.graph_module.named_buffers())
-    assert list(ours) == list(theirs)
-    for name, value in theirs.items():
-        assert ours[name].dtype == value.dtype
-        assert torch.equal(ours[name].nan_to_num(1e6), value.nan_to_num(1e6)), name
-    for field in ("model", "engine", "precision", "found", "done", "refused", "left", "layers"):
-        assert getattr(got.report, field) == getattr(wanted.report, field), field
 
 
 @pytest.fixture(scope="module")
@@ -66,46 +41,6 @@ def model() -> nn.Module:
 @pytest.fixture
 def fast(model: nn.Module) -> Any:
     return optimized(model, images(2))
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_reference_families_after_loading(name: str, tmp_path: Path) -> None:
-    family = FAMILIES[name]
-    model = family.model()
-    loaded = there_and_back(optimized(model, family.images(1)), tmp_path)
-    other = randomise_statistics(copy.deepcopy(model), family.images(8, seed=3), seed=5)
-    loaded.refresh(other.state_dict())
-    wanted = optimized(other, family.images(1))
-    assert_same_module(loaded, wanted)
-    assert_equal(loaded(family.images(2)), wanted(family.images(2)))
-    assert loaded.report.check is not None
-    assert wanted.report.check is not None
-    assert loaded.report.check.ratio == pytest.approx(wanted.report.check.ratio, rel=0.5)
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
-def test_quirks(quirk: Any) -> None:
-    model = quirk.model()
-    inputs, named = quirk.inputs()
-    fast = optimized(model, (inputs, named))
-    other = other_weights(model)
-    # What state_dict() does not have stays as it was: refresh cannot know it.
-    other_state = {**dict(other.named_buffers()), **dict(other.named_parameters())}
-    own_state = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    with torch.no_grad():
-        for name in other_state.keys() - other.state_dict().keys():
-            if name in own_state and not _is_shared(name, other):
-                other_state[name].copy_(own_state[name])
-    fast.refresh(other.state_dict())
-    wanted = optimized(other, (inputs, named))
-    assert_same_module(fast, wanted)
-    assert_equal(fast(*inputs, **named), wanted(*inputs, **named))
-
-
-def _is_shared(name: str, model: nn.Module) -> bool:
-    stored = {value.data_ptr() for value in model.state_dict().values()}
-    return bool(model.get_buffer(name).data_ptr() in stored)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
