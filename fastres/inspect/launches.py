@@ -14,8 +14,8 @@ from fastres.kernels.configs.fusing import as_if_ours
 from fastres.kernels.gpus import GPUS, Architecture, Gpu
 from fastres.roofline.layers import images_for
 from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.engine import Planned, plan_for
 from fastres.runtime.gpu.plan import TorchStep, fetch
+from fastres.runtime.gpu.planning import Planned, plan_for
 from fastres.runtime.gpu.tactics import Tactics
 
 DTYPES = {

@@ -14,9 +14,9 @@ import fastres
 from fastres.kernels.gpus import by_name
 from fastres.runtime.gpu.arithmetic import Arithmetic, arithmetic
 from fastres.runtime.gpu.describe import described, totals
-from fastres.runtime.gpu.engine import Planned, plan_for
 from fastres.runtime.gpu.memory import clashes
 from fastres.runtime.gpu.plan import KernelStep, Plan, TorchStep
+from fastres.runtime.gpu.planning import Planned, plan_for
 from fastres.runtime.gpu.tactics import Tactics
 from fastres.runtime.gpu.worth import if_it_fits, never
 

@@ -1,0 +1,102 @@
+"""The plan of a graph for inputs of some shapes, which needs no GPU: block fusing, then planning.
+
+What plans are counted, read and inspected by; the engine binds them to memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastres import ops
+from fastres.graph import arguments, constant, is_call
+from fastres.kernels.call import KernelCall
+from fastres.passes import fuse_blocks
+from fastres.report import Remark
+from fastres.runtime.gpu.arithmetic import Arithmetic
+from fastres.runtime.gpu.plan import KernelStep, Plan
+from fastres.runtime.gpu.planner import Planner
+from fastres.runtime.gpu.tactics import Tactics
+from fastres.runtime.gpu.worth import by_model, if_supported
+from fastres.runtime.propagate import propagate
+
+
+@dataclass
+class Planned:
+    """A plan, with the graph that it is for.
+
+    Attributes:
+        module: the block-fused graph; owns the plan's constants.
+        plan: the plan.
+        apart: blocks that were not fused, and why.
+    """
+
+    module: fx.GraphModule
+    plan: Plan
+    apart: list[Remark]
+
+    def calls(self) -> dict[int, list[KernelCall]]:
+        """The launches of each step, built on tensors without memory: to be counted and read."""
+        nowhere = torch.empty(0, device="meta")
+        tensors: dict[str, Any] = {
+            name: value.within(nowhere, 0) for name, value in self.plan.values.items()
+        }
+        found: dict[int, list[KernelCall]] = {}
+        for number, step in enumerate(self.plan.steps):
+            for weight in step.constants:
+                sources = (getattr(self.module, name).to("meta") for name in weight.sources)
+                tensors[weight.name] = weight.make(*sources)
+            if isinstance(step, KernelStep) and tensors.keys() >= set(step.reads):
+                found[number] = step.calls(tensors)
+        return found
+
+
+def plan_for(
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    tactics: Tactics,
+    numbers: Arithmetic,
+    worth: fuse_blocks.Worth | None = None,
+) -> Planned:
+    """The plan of a fused graph for inputs of these shapes; reads no data and needs no GPU.
+
+    Args:
+        worth: decides which blocks become one kernel; by default the cost model, and under the
+            interpreter all do that can.
+
+    Raises:
+        InputError: an operator cannot take these sizes.
+    """
+    from fastres.runtime.gpu.rules import Rules
+
+    copied = fuse_blocks.copy(module)
+    if worth is None and tactics.interpreted:
+        worth = if_supported
+    elif worth is None:
+        worth = by_model(numbers.of_convolution(main_dtype(module)), tactics.gpu)
+    context = fuse_blocks.BlockContext(propagate(copied, inputs), worth)
+    fuse_blocks.run(copied, context)
+    planner = Planner(copied, propagate(copied, inputs))
+    if tactics.tuner is None:
+        plan = planner.run(Rules(tactics, numbers).table)
+    else:
+        layers = sum(is_call(node, *_TUNED) for node in copied.graph.nodes)
+        with tactics.tuner.shown(copied, layers):
+            plan = planner.run(Rules(tactics, numbers).table)
+    return Planned(copied, plan, context.refused)
+
+
+_TUNED = (ops.conv2d, ops.linear, ops.bottleneck, ops.conv2d_max_pool2d, ops.pool_linear)
+
+
+def main_dtype(module: fx.GraphModule) -> torch.dtype:
+    """Dtype of the first convolution's weight."""
+    for node in module.graph.find_nodes(op="call_function", target=ops.conv2d):
+        weight = constant(arguments(node)[1])
+        if weight is not None:
+            return weight.dtype
+    return torch.float32
