@@ -59,6 +59,23 @@ def net(function: Callable[..., Any], **parts: nn.Module | Tensor) -> nn.Module:
     return measured(Net(function, **parts))
 
 
+def classifier(classes: int = 10, channels: int = 3) -> nn.Module:
+    """A measured network of three convolutions, one residual addition and a linear layer."""
+    return measured(
+        Net(
+            lambda m, x: m.fc(m.pool(m.block(m.stem(x)) + m.stem(x)).flatten(1)),
+            stem=nn.Sequential(conv(channels, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),
+            block=nn.Sequential(
+                *(conv(8, 8, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+                *(conv(8, 8, bias=False), nn.BatchNorm2d(8)),
+            ),
+            pool=nn.AdaptiveAvgPool2d(1),
+            fc=nn.Linear(8, classes),
+        ),
+        images(4, channels, 16, 16),
+    )
+
+
 def pair_net(
     function: Callable[..., Any], x: Tensor, other: Tensor, **parts: nn.Module | Tensor
 ) -> nn.Module:

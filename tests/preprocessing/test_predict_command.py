@@ -1,0 +1,499 @@
+"""``python -m fastres.predict``: real images, one of them damaged; files, options, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from photographs import crops
+from PIL import Image
+from safetensors.torch import save_file
+from small import classifier
+from torch import nn
+from zoo.statistics import randomise_statistics
+
+import fastres
+from fastres import cli, labels
+from fastres.errors import OptionError
+from fastres.models import cifar_resnet20
+from fastres.predict import main, model, writing
+from fastres.preprocess import load_images
+from fastres.transforms import Transforms
+
+COUNT = 200
+DAMAGED = 77
+SMALL = Transforms(resize=40, crop=32, mean=(0.49, 0.48, 0.45), std=(0.2, 0.2, 0.2))
+NAMES = [f"kind {i}" for i in range(10)]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network with its files on the disk, and a folder of images."""
+
+    network: nn.Module
+    folder: Path
+    images: list[Path]
+    weights: Path
+    transforms: Path
+    labels: Path
+
+    def options(self, *more: str | Path) -> list[str]:
+        known = ("--model", "cifar_resnet20", "--weights", self.weights, "--quiet")
+        described = ("--transforms", self.transforms, "--labels", self.labels)
+        return [str(part) for part in (*known, *described, *more)]
+
+    def run(self, *arguments: str | Path) -> int:
+        return main(self.options(*arguments))
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    home = tmp_path_factory.mktemp("predict")
+    folder = home / "images"
+    folder.mkdir()
+    images = crops(folder, COUNT)
+    torch.manual_seed(0)
+    sample = load_images(images[:16], SMALL)
+    network = randomise_statistics(cifar_resnet20(), sample).eval()
+    with torch.no_grad():
+        network.fc.weight.mul_(20.0)  # answers that are not all alike
+    save_file(network.state_dict(), home / "weights.safetensors")
+    damaged = images[DAMAGED]
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    (home / "transforms.json").write_text(json.dumps(SMALL.to_dict()), encoding="utf-8")
+    (home / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
+    files = (home / "weights.safetensors", home / "transforms.json", home / "labels.txt")
+    return Setting(network, folder, images, *files)
+
+
+@pytest.fixture(scope="module")
+def wanted(setting: Setting) -> list[list[tuple[int, float]]]:
+    """The three likeliest classes of each readable image, by hand."""
+    readable = [path for i, path in enumerate(setting.images) if i != DAMAGED]
+    with torch.no_grad():
+        chances = torch.softmax(setting.network(load_images(readable, SMALL)).double(), 1)
+    values, indices = chances.topk(3)
+    return [
+        list(zip(row.tolist(), value.tolist(), strict=True))
+        for row, value in zip(indices, values, strict=True)
+    ]
+
+
+def assert_alike(got: list[tuple[int, float]], by_hand: list[tuple[int, float]]) -> None:
+    assert [index for index, _ in got] == [index for index, _ in by_hand]
+    assert [chance for _, chance in got] == pytest.approx(
+        [chance for _, chance in by_hand], abs=1e-4
+    )
+
+
+def test_200_images_with_a_damaged_one(
+    setting: Setting,
+    wanted: list[list[tuple[int, float]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("pyarrow")
+    outputs = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "parquet")}
+    options = [str(part) for kind, path in outputs.items() for part in (f"--{kind}", path)]
+    assert setting.run("--top-k", "3", "--batch", "64", *options, setting.folder) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    bad = setting.images[DAMAGED]
+    (complaint, said) = err.splitlines()
+    assert complaint.startswith(f"fastres predict: {bad} cannot be read as an image")
+    assert said.startswith(f"fastres predict: {COUNT - 1} images in ")
+    assert said.endswith("; 1 could not be classified")
+
+    stored = json.loads(outputs["json"].read_text(encoding="utf-8"))
+    entries = stored["images"]
+    assert [Path(entry["image"]) for entry in entries] == setting.images
+    assert (entries[DAMAGED]["predictions"], entries[DAMAGED]["error"]) == (
+        [],
+        complaint.removeprefix("fastres predict: "),
+    )
+    assert Transforms.from_dict(stored["transforms"]) == SMALL
+    assert stored["precision"] == "float32"
+    readable = [entry for i, entry in enumerate(entries) if i != DAMAGED]
+    for entry, by_hand in zip(readable, wanted, strict=True):
+        assert entry["error"] is None
+        found = entry["predictions"]
+        assert_alike([(c["class"], c["probability"]) for c in found], by_hand)
+        assert [c["label"] for c in found] == [NAMES[index] for index, _ in by_hand]
+    assert len({entry["predictions"][0]["class"] for entry in readable}) > 2
+
+    flat = [
+        [e["image"], rank, c["class"], c["label"], c["probability"], None]
+        for e in entries
+        for rank, c in enumerate(e["predictions"], 1)
+    ]
+    position = 3 * DAMAGED
+    flat.insert(position, [str(bad), None, None, None, None, entries[DAMAGED]["error"]])
+    assert_same_rows(outputs, flat)
+
+
+def assert_same_rows(outputs: dict[str, Path], rows: list[list[Any]]) -> None:
+    """CSV and Parquet hold these rows, and nothing is lost on the way."""
+    from pyarrow import parquet
+
+    with outputs["csv"].open(encoding="utf-8", newline="") as file:
+        header, *lines = list(csv.reader(file))
+    assert tuple(header) == writing.COLUMNS
+    assert [line[:4] for line in lines] == [
+        ["" if value is None else str(value) for value in row[:4]] for row in rows
+    ]
+    assert [float(line[4]) if line[4] else None for line in lines] == [row[4] for row in rows]
+    table = parquet.read_table(outputs["parquet"])
+    assert tuple(table.column_names) == writing.COLUMNS
+    assert [list(row.values()) for row in table.to_pylist()] == rows
+    assert json.loads(table.schema.metadata[b"fastres"])["model"] == "cifar_resnet20"
+
+
+def test_results_are_printed(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    first = setting.images[0]
+    options = [option for option in setting.options() if option != "--quiet"]
+    assert main([*options, "--top-k", "2", str(first)]) == 0
+    out, err = capsys.readouterr()
+    name, *lines = out.splitlines()
+    assert name == str(first)
+    assert len(lines) == 2
+    assert all("%  kind " in line for line in lines)
+    assert err.startswith("fastres predict: 1 image in ")
+
+
+def test_folders_in_folders_and_other_files(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    for name in ("b.png", "a/c.JPG", "a/deep/d.jpeg"):
+        Image.open(setting.images[3]).convert("RGB").save(tmp_path / name)
+    for name in ("notes.txt", "a/.hidden.png", "a/data.csv"):
+        (tmp_path / name).write_bytes(b"no image")
+    out = tmp_path / "out.json"
+    assert setting.run("--json", out, tmp_path, setting.images[4]) == 0
+    found = [entry["image"] for entry in json.loads(out.read_text(encoding="utf-8"))["images"]]
+    expected = [tmp_path / name for name in ("a/c.JPG", "a/deep/d.jpeg", "b.png")]
+    assert found == [*map(str, expected), str(setting.images[4])]
+    (tmp_path / "empty").mkdir()
+    assert setting.run(tmp_path / "empty") == 2
+    assert "holds no image" in capsys.readouterr().err
+
+
+def test_a_missing_file_does_not_stop_the_rest(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.csv"
+    odd = tmp_path / "odd\nname [bold].png"
+    Image.open(setting.images[3]).convert("RGB").save(odd)
+    assert setting.run("--csv", out, "--top-k", "1", tmp_path / "missing.png", odd) == 1
+    assert "missing.png does not exist" in capsys.readouterr().err
+    with out.open(encoding="utf-8", newline="") as file:
+        _, missing, found = list(csv.reader(file))
+    assert missing[1:5] == ["", "", "", ""]
+    assert found[:2] == [str(odd), "1"]
+
+
+def test_names_that_are_no_text(setting: Setting, tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        Image.open(setting.images[3]).convert("RGB").save(name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    out = tmp_path / "out.json"
+    assert (
+        main([*(o for o in setting.options() if o != "--quiet"), "--json", str(out), str(name)])
+        == 0
+    )
+    (entry,) = json.loads(out.read_text(encoding="utf-8"))["images"]
+    assert entry["image"] == f"{tmp_path}/caf\\xe9.png"
+
+
+@pytest.mark.parametrize("form", ["uint8_nhwc", "uint8_nchw", "resize", "answers", "plain"])
+def test_saved_models(
+    setting: Setting, wanted: list[list[tuple[int, float]]], tmp_path: Path, form: str
+) -> None:
+    options: dict[str, Any] = {"input_format": form, "transforms": SMALL}
+    if form == "plain":
+        options = {}
+    elif form == "resize":
+        options = {"input_format": "uint8_nhwc", "transforms": SMALL, "resize": True}
+    elif form == "answers":
+        options |= {"input_format": "uint8_nhwc", "softmax": True, "top_k": 4, "labels": NAMES}
+    file, out = tmp_path / "model.fastres", tmp_path / "out.json"
+    example = torch.zeros(1, 3, 32, 32) if form == "plain" else None
+    fastres.optimize(setting.network, example, **options).save(file)
+    own = ["--transforms", str(setting.transforms)] if form == "plain" else []
+    own += [] if form == "answers" else ["--labels", str(setting.labels)]
+    some = [str(path) for path in setting.images[:9]]
+    known = ["--model", str(file), "--quiet", "--json", str(out), "--top-k", "3"]
+    assert main([*known, *own, *some]) == 0
+    for entry, by_hand in zip(
+        json.loads(out.read_text(encoding="utf-8"))["images"], wanted, strict=False
+    ):
+        found = entry["predictions"]
+        near = 0.05 if form == "resize" else 1e-4  # bytes may be one off Pillow's
+        assert found[0]["probability"] == pytest.approx(by_hand[0][1], abs=near)
+        assert found[0]["class"] == by_hand[0][0]
+        assert found[0]["label"] == NAMES[by_hand[0][0]]
+
+
+def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
+    """Options that cannot be, with what is said."""
+    image, weights = str(setting.images[0]), str(setting.weights)
+    cifar = ["--model", "cifar_resnet20"]
+    state = setting.network.state_dict()
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return os.system, ("echo run",)
+
+    files: dict[str, Any] = {
+        "renamed.pth": {"other." + name: value for name, value in state.items()},
+        "shapes.pth": {**state, "fc.weight": torch.zeros(7, 64)},
+        "number.pth": {"weight": 3},
+    }
+    for name, content in files.items():
+        torch.save(content, home / name)
+    (home / "code.pth").write_bytes(pickle.dumps(Code()))
+    (home / "broken.safetensors").write_bytes(b"{}")
+    (home / "few.txt").write_text("cat\ndog\n", encoding="utf-8")
+    (home / "broken.json").write_text("{", encoding="utf-8")
+    known = ["--transforms", str(setting.transforms)]
+    return {
+        "no weights": ([*cifar, image], "would be random, which predict nothing"),
+        "no transforms": ([*cifar, "--weights", weights, image], "give --transforms, a JSON"),
+        "unknown model": (["--model", "resnet51", image], "did you mean resnet50"),
+        "missing weights": (
+            [*cifar, "--weights", "no.pth", image],
+            "weights no.pth: there is no such file",
+        ),
+        "wrong names": (
+            [*cifar, *known, "--weights", str(home / "renamed.pth"), image],
+            "of the model's tensors are not there, first conv1.weight",
+        ),
+        "wrong shapes": (
+            [*cifar, *known, "--weights", str(home / "shapes.pth"), image],
+            "fc.weight is [7, 64], and [10, 64] in the model",
+        ),
+        "no tensors": (
+            [*cifar, *known, "--weights", str(home / "number.pth"), image],
+            "'weight' is a int; expected a state dict",
+        ),
+        "code": (
+            [*cifar, *known, "--weights", str(home / "code.pth"), image],
+            "it cannot be read as tensors alone",
+        ),
+        "no safetensors": (
+            [*cifar, *known, "--weights", str(home / "broken.safetensors"), image],
+            "it is no safetensors file",
+        ),
+        "labels": (
+            [*setting.options("--labels", home / "few.txt"), image],
+            "--labels: 2 names for a model of 10 classes",
+        ),
+        "transforms": (
+            [*setting.options("--transforms", home / "broken.json"), image],
+            "cannot be read as JSON",
+        ),
+        "classes": (
+            [*setting.options("--classes", "12"), image],
+            "fc.bias is [10], and [12] in the model",
+        ),
+        "output in no folder": (
+            [*setting.options("--csv", home / "no" / "out.csv"), image],
+            "out.csv: cannot be written: ",
+        ),
+        "output is a folder": (
+            [*setting.options("--json", home), image],
+            f"--json {home}: cannot be written: it is a directory",
+        ),
+        "device": ([*setting.options("--device", "nonsense"), image], "device='nonsense'"),
+    }
+
+
+NAMED = (
+    *("no weights", "no transforms", "unknown model", "missing weights", "wrong names"),
+    *("wrong shapes", "no tensors", "code", "no safetensors", "labels", "transforms", "classes"),
+    *("output in no folder", "output is a folder", "device"),
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_options_that_cannot_be(
+    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    every = refusals(setting, tmp_path)
+    assert tuple(every) == NAMED
+    arguments, message = every[name]
+    before = sorted(tmp_path.iterdir())
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("fastres predict: ")
+    assert message in err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "saved", "message"),
+    [
+        (["--weights", "x.pth"], {}, "--weights with --model "),
+        (["--precision", "bf16"], {}, "a saved model has its own"),
+        ([], {}, "takes normalised images and does not say how; give --transforms"),
+        (["--size", "64"], {}, "--size with a saved model needs --transforms"),
+        (
+            [],
+            {"input_format": "uint8_nhwc", "transforms": SMALL, "top_k": 2, "softmax": True},
+            "--top-k 5: the saved model answers 2 classes",
+        ),
+        (
+            [],
+            {"input_format": "uint8_nhwc", "transforms": SMALL, "top_k": 5},
+            "there are no probabilities; optimise it with softmax=True too",
+        ),
+    ],
+)
+def test_saved_models_that_cannot_be_used_so(
+    setting: Setting,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    saved: dict[str, Any],
+    message: str,
+) -> None:
+    file = tmp_path / "model.fastres"
+    example = None if saved else torch.zeros(1, 3, 32, 32)
+    fastres.optimize(classifier(), example, **saved).save(file)
+    assert main(["--model", str(file), *options, str(setting.images[0])]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_leaves_the_old_one(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.csv"
+    out.write_text("old", encoding="utf-8")
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(writing._WRITERS, "csv", full)
+    assert setting.run("--csv", out, setting.images[0]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+    assert out.read_text(encoding="utf-8") == "old"
+
+
+def test_parquet_without_pyarrow(
+    setting: Setting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(writing, "find_spec", lambda _: None)
+    assert setting.run("--parquet", tmp_path / "out.parquet", setting.images[0]) == 2
+    assert "--parquet needs pyarrow: pip install 'fastres[parquet]'" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_no_file(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    many = [str(path) for path in setting.images if path != setting.images[DAMAGED]] * 100
+    options = [option for option in setting.options() if option != "--quiet"]
+    command = [sys.executable, "-m", "fastres.predict", *options, "--csv", str(out), *many]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline()  # the first result: it is in the middle of its work
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted, nothing was written" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_decoded_ahead_but_not_all_at_once(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastres.predict import images
+
+    started: list[Path] = []
+
+    def slow(path: Path, *_: Any, **__: Any) -> Any:
+        started.append(path)
+        return torch.zeros(2, 2, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr(images, "load_pixels", slow)
+    paths = setting.images
+    decoded = images.decode(paths, SMALL, exif=False, workers=2, ahead=5)
+    assert next(decoded).path == paths[0]
+    time.sleep(0.1)
+    assert len(started) <= 6
+    assert [image.path for image in decoded] == paths[1:]
+
+
+def test_transforms_come_from_the_model() -> None:
+    """Those of the published weights that a file is named after; timm's own."""
+    torchvisions = model._torchvisions
+    first, second = Path("resnet50-0676ba61.pth"), Path("resnet50-11ad3fa6.pth")
+    assert torchvisions("resnet50", first) == Transforms()
+    assert torchvisions("resnet50", second) == Transforms(resize=232)
+    assert torchvisions("resnet50", Path("mine.pth")) == Transforms(resize=232)
+    assert model._resized(Transforms(resize=232), 112) == Transforms(resize=116, crop=112)
+    assert len(model._own_labels(model.sources.parse("torchvision:resnet18")) or ()) == 1000
+    timms = model.sources.build(model.sources.parse("timm:resnet10t"), seed=0)
+    assert model._timms(timms) == Transforms(resize=201, crop=176, interpolation="bicubic")
+
+
+def test_it_is_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "--model", "resnet50", "x.png"]) == 2
+    assert "would be random" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", "--top-k", "0", "--model", "resnet50", "x.png"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("l.txt", "cat\ndog \n\n", ["cat", "dog"]),
+        ("l.txt", "\ufeffcat\r\ndog", ["cat", "dog"]),
+        ("l.json", '["cat", "dog"]', ["cat", "dog"]),
+        ("l.json", '{"1": "dog", "0": "cat"}', ["cat", "dog"]),
+        ("l.json", '{"0": ["n01", "cat"], "1": ["n02", "dog"]}', ["cat", "dog"]),
+    ],
+)
+def test_labels(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert labels.read(tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.txt", b"", "the file is empty"),
+        ("l.txt", b"cat\n\ndog\n", "line 2 is empty"),
+        ("l.txt", b"\xff\xfe", "cannot be read"),
+        ("l.json", b"[", "it is no JSON"),
+        ("l.json", b"3", "expected a list of names"),
+        ("l.json", b"[]", "expected a list of names"),
+        ("l.json", b'["cat", 3]', "expected a name for class 1, got 3"),
+        ("l.json", b'{"0": "cat", "2": "dog"}', "expected a name for class 1, got None"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OptionError, match=message):
+        labels.read(tmp_path / name)
+    with pytest.raises(OptionError, match=r"no\.txt: cannot be read"):
+        labels.read(tmp_path / "no.txt")
