@@ -55,6 +55,47 @@ def resnet(width: int, next_k: int | None, shortcut: bool) -> BottleneckSpec:
     return BottleneckSpec(conv, 4 * width, beside, next_k)
 
 
+def resnext(width: int, next_k: int | None, shortcut: bool) -> BottleneckSpec:
+    """A block of ResNeXt-50's (32x4d) second or third stage, as :func:`resnet`."""
+    side = 56 * 128 // width
+    step = (1 if width == 128 else 2) if shortcut else 1
+    conv = ConvSpec(
+        *(32, width, side * step, side * step, width, 3, 3),
+        stride=(step, step),
+        padding=SAME,
+        groups=32,
+    )
+    beside = None
+    if shortcut:
+        channels = 64 if width == 128 else width
+        beside = ConvSpec(32, channels, side * step, side * step, 2 * width, 1, 1, conv.stride)
+    return BottleneckSpec(conv, 2 * width, beside, next_k)
+
+
+def choosing(spec: BottleneckSpec, precision: str) -> tuple[str, ...]:
+    """GPUs on which some configuration fits."""
+    return tuple(
+        name
+        for name in ("a100", "h100")
+        if bottleneck.choose_bottleneck(spec, precision, by_name(name)) is not None
+    )
+
+
+def resnext_cases() -> dict[str, Case]:
+    """Every grouped tail that a ResNeXt-50 can have, into the next stage too."""
+    return {
+        f"ResNeXt, width {width}, next {next_k}, {'shortcut' if shortcut else 'residual'}, "
+        f"{precision}": Case(spec, precision=precision, gpus=gpus)
+        for precision in ("fp16", "bf16", "tf32")
+        for width in (128, 256)
+        for next_k, shortcut in (
+            *((None, True), (None, False), (width, True), (width, False), (2 * width, False)),
+        )
+        for spec in [resnext(width, next_k, shortcut)]
+        for gpus in [choosing(spec, precision)]
+    }
+
+
 AWKWARD = ConvSpec(2, 40, 5, 7, 24, 3, 3, padding=SAME)
 SMALL = BottleneckConfig(64, 32, 32, 4, 3)
 IMAGE = ConvSpec(32, 3, 224, 224, 64, 7, 7, (2, 2), (3, 3, 3, 3))
@@ -82,11 +123,7 @@ CASES = {
     "width 512": Case(resnet(512, None, False)),
     "tf32": Case(resnet(128, 128, False), precision="tf32"),
     "bf16": Case(resnet(128, 128, True), precision="bf16"),
-    "ResNeXt, stage 3": Case(
-        BottleneckSpec(
-            ConvSpec(32, 256, 28, 28, 256, 3, 3, padding=SAME, groups=32), 512, None, 256
-        )
-    ),
+    **resnext_cases(),
     "awkward": Case(BottleneckSpec(AWKWARD, 40, None, 24), SMALL),
     "awkward, shortcut": Case(
         BottleneckSpec(AWKWARD, 40, ConvSpec(2, 72, 5, 7, 40, 1, 1), 70), SMALL
@@ -188,6 +225,7 @@ def main() -> None:
                         "bound": bound,
                         "registers": found.registers,
                         "copies": found.copies,
+                        "together": call.constants.get("TOGETHER", 1),
                         "int64": call.constants["INT64"],
                     }
                 ),

@@ -49,6 +49,16 @@ def test_budgets(name: str, gpu: str, compiled: Any) -> None:
     assert found["int64"] == (name == "past 2^31")
 
 
+def test_groups_share_chunks(compiled: Any) -> None:
+    """So that every kernel judged above holds the loop for tiles with NaN; and there are enough."""
+    grouped = {at: found["together"] for at, found in compiled.items() if "ResNeXt" in at[0]}
+    assert set(grouped.values()) == {8, 16}
+    for precision in ("fp16", "bf16", "tf32"):
+        for gpu in ("a100", "h100"):
+            assert len([at for at in grouped if at[0].endswith(precision) and at[1] == gpu]) >= 4
+    assert all(found["together"] == 1 for at, found in compiled.items() if at not in grouped)
+
+
 @pytest.mark.parametrize(("name", "gpu"), [at for at in EVERY if at[0].startswith("width")])
 def test_copies_of_16_bytes(name: str, gpu: str, compiled: Any) -> None:
     """Activations and weights; biases, read as the sums lie, come in smaller pieces."""

@@ -19,7 +19,7 @@ from fastres.kernels import gpus
 from fastres.kernels.call import KernelCall
 from fastres.kernels.inspection import amdgcn, sass
 from fastres.kernels.inspection.budgets import INTEGER_SHARE, NARROW_SHARE, violations
-from fastres.kernels.inspection.finding import Finding, inspect_call, rate
+from fastres.kernels.inspection.finding import Finding, inspect_call, rate, without_rare_loop
 from fastres.kernels.inspection.instructions import copies, loops, main_loop, mix
 from fastres.kernels.inspection.occupancy import Occupancy, occupancy
 
@@ -305,6 +305,16 @@ def test_finding_is_plain_values() -> None:
 @triton.jit  # type: ignore[untyped-decorator]
 def nothing_kernel(x_ptr, BLOCK: tl.constexpr) -> None:  # type: ignore[no-untyped-def]
     tl.store(x_ptr + tl.arange(0, BLOCK), 0.0)
+
+
+def test_the_main_loop_is_read_without_the_rare_one() -> None:
+    x = torch.empty(16, device="meta")
+    plain = KernelCall(nothing_kernel, (1, 1, 1), {"x_ptr": x}, {"BLOCK": 16})
+    grouped = replace(plain, constants={"BLOCK": 16, "TOGETHER": 8}, num_warps=8)
+    alone = replace(grouped, constants={"BLOCK": 16, "TOGETHER": 1})
+    assert without_rare_loop(plain) is plain
+    assert without_rare_loop(alone) is alone
+    assert without_rare_loop(grouped) == alone
 
 
 def test_interpreted_kernels_have_no_machine_code() -> None:
