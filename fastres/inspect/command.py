@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,34 +16,16 @@ from torch import fx
 from fastres import models
 from fastres.bench import source
 from fastres.errors import FastresError, OptionError, TargetError
+from fastres.inspect.reading import Reading
 from fastres.kernels import gpus
 from fastres.kernels.gpus import ARCHITECTURES, Architecture
 from fastres.kernels.inspection.budgets import violations
-from fastres.kernels.inspection.finding import Finding, inspect_call
+from fastres.kernels.inspection.finding import inspect_call
 from fastres.roofline.layers import graph_of
 from fastres.target import cpu_threads
 
 MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A distinct launch, compiled and read.
-
-    Attributes:
-        layers: of the models, as ``model: module``.
-        operation: what it computes for them, e.g. ``fastres.conv2d``.
-        precision: that was asked for.
-        finding: what was read; None if it does not compile.
-        broken: budgets that it breaks, or why it does not compile.
-    """
-
-    layers: tuple[str, ...]
-    operation: str
-    precision: str
-    finding: Finding | None
-    broken: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +53,9 @@ def _run(given: argparse.Namespace) -> int:
     try:
         from fastres.inspect.table import show
         from fastres.kernels.inspection.compiling import compiler_versions, require_compiler
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
         raise TargetError(
             f"{error}: kernels are compiled by Triton; install fastres[gpu]"
         ) from error

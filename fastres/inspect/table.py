@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fastres.inspect.launches import representative
+from fastres.inspect.reading import Reading
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Architecture
 from fastres.kernels.inspection.finding import Finding
-
-if TYPE_CHECKING:
-    from fastres.inspect.command import Reading
 
 _FILE_WIDTH = 240
 _COLUMNS = (
