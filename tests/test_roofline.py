@@ -14,10 +14,10 @@ from fastres import models
 from fastres.cli import main as cli
 from fastres.errors import OptionError
 from fastres.kernels import gpus
-from fastres.kernels.configs.fusing import why_not_fused
 from fastres.roofline import main
 from fastres.roofline.layers import Layer, graph_of, layers_of
 from fastres.roofline.view import View, view
+from fastres.runtime.gpu.worth import by_model, wherever_it_fits
 from fastres.spec import BottleneckSpec, ConvSpec
 
 
@@ -30,7 +30,7 @@ def resnet50() -> fx.GraphModule:
 def views(gpu: str, batch: int) -> tuple[View, View]:
     """ResNet-50 in fp16 without and with block fusion."""
     chosen = gpus.by_name(gpu)
-    worth = functools.partial(why_not_fused, precision="fp16", gpu=chosen)
+    worth = by_model("fp16", chosen)
     apart, together = layers_of(resnet50(), batch, 224), layers_of(resnet50(), batch, 224, worth)
     return view(apart, "none", batch, "fp16", chosen), view(
         together, "blocks", batch, "fp16", chosen
@@ -98,7 +98,23 @@ def test_early_stages_move_a_third_less() -> None:
     assert early(together) < 0.7 * early(apart)
 
 
+@pytest.mark.parametrize("gpu", ["a100", "l4", "h100"])
+@pytest.mark.parametrize("batch", [32, 64, 256])
+def test_all_blocks_in_few_launches(gpu: str, batch: int) -> None:
+    chosen = gpus.by_name(gpu)
+    apart, _ = views(gpu, batch)
+    most = view(
+        layers_of(resnet50(), batch, 224, wherever_it_fits("fp16", chosen)),
+        *("all blocks", batch, "fp16", chosen),
+    )
+    assert most.launches <= 26
+    assert most.bytes < 0.7 * apart.bytes
+
+
 def test_the_library_is_not_fused() -> None:
+    assert wherever_it_fits("fp16", gpus.by_name("t4"))(
+        BottleneckSpec(ConvSpec(1, 1, 1, 1, 1, 1, 1), 1)
+    )
     apart, together = views("t4", 32)
     assert [row.layer for row in apart.rows] == [row.layer for row in together.rows]
     assert {row.configuration for row in apart.rows if row.layer.flops} == {"library"}
@@ -176,9 +192,8 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     record: dict[str, Any] = json.loads(printed(capsys, "--batch", "8", "--json"))
     assert record["title"].startswith("modelled, not measured: ")
     assert (record["gpu"], record["precision"], record["model"]) == ("a100", "fp16", "resnet18")
-    apart, together = record["views"]
-    assert (apart["fusion"], together["fusion"]) == ("none", "blocks")
-    for each in (apart, together):
+    assert [each["fusion"] for each in record["views"]] == ["none", "blocks", "all blocks"]
+    for each in record["views"]:
         total, rows = each["total"], each["layers"]
         assert total["modelled_seconds"] == pytest.approx(sum(r["modelled_seconds"] for r in rows))
         assert total["bytes"] == sum(row["bytes"] for row in rows)

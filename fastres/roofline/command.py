@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -12,11 +11,13 @@ from fastres import models
 from fastres.bench import source
 from fastres.errors import FastresError, OptionError
 from fastres.kernels import gpus
-from fastres.kernels.configs.fusing import why_library, why_not_fused
+from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
+from fastres.passes.fuse_blocks import Worth
 from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view
+from fastres.runtime.gpu.worth import by_model, wherever_it_fits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,13 +44,16 @@ def _run(given: argparse.Namespace) -> None:
     gpu = gpus.by_name(given.gpu)
     chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
     module = graph_of(source.build(chosen, seed=0))
-    worth = functools.partial(why_not_fused, precision=given.precision, gpu=gpu)
+    ways: dict[str, Worth | None] = {
+        "none": None,
+        "blocks": by_model(given.precision, gpu),
+        "all blocks": wherever_it_fits(given.precision, gpu),
+    }
     found: list[View] = []
     for batch in given.batch:
-        apart = layers_of(module, batch, given.size)
-        together = layers_of(module, batch, given.size, worth)
-        found.append(view(apart, "none", batch, given.precision, gpu))
-        found.append(view(together, "blocks", batch, given.precision, gpu))
+        for fusion, worth in ways.items():
+            layers = layers_of(module, batch, given.size, worth)
+            found.append(view(layers, fusion, batch, given.precision, gpu))
     title = f"{chosen} in {given.precision}, {given.size}x{given.size} pixels, on {_told(gpu)}"
     if given.json:
         print(json.dumps(_record(title, given, str(chosen), gpu, found), indent=2))

@@ -44,7 +44,8 @@ class View:
     """A model cut into operators.
 
     Attributes:
-        fusion: ``none`` or ``blocks``.
+        fusion: ``none``, ``blocks`` where one kernel is modelled to be faster, or ``all blocks``
+            that fit, for the fewest launches and bytes.
         batch: images.
         rows: in order.
     """

@@ -20,6 +20,17 @@ def by_model(precision: str, gpu: Gpu) -> Worth:
     return worth
 
 
+def wherever_it_fits(precision: str, gpu: Gpu) -> Worth:
+    """As :func:`if_it_fits`, and on a GPU whose products are the library's nowhere."""
+
+    possible = if_it_fits(precision, gpu)
+
+    def worth(spec: BlockSpec) -> str | None:
+        return why_library(gpu) or possible(spec)
+
+    return worth
+
+
 def if_it_fits(precision: str, gpu: Gpu) -> Worth:
     """Wherever a kernel can on a GPU, also where the model finds several kernels faster.
 
