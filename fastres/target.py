@@ -62,7 +62,8 @@ _THREAD_VARIABLES = re.compile(
 
 _PACKAGES = (
     *("fastres", "torch", "numpy", "pillow", "torchvision", "timm", "triton"),
-    *("onnx", "onnxruntime", "onnxscript", "openvino"),
+    *("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino"),
+    *("tensorrt", "torch-tensorrt"),
 )
 
 

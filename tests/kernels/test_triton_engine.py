@@ -27,6 +27,7 @@ from fastres.runtime.gpu import buckets, engine
 from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.gpu.executable import GpuExecutable
 from fastres.runtime.gpu.plan import KernelStep, TorchStep
+from fastres.runtime.gpu.tuning_cache import Identity
 from fastres.runtime.propagate import propagate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -295,7 +296,7 @@ def test_tuning_on_a_device_that_records(
 ) -> None:
     """The real kernels, candidates and library on a device whose clock is made up."""
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(engine, "_identity", lambda device: engine.Identity("g", "d", "t", "k"))
+    monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "k"))
     monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 2)
 
     class Clocked(FakeDevice):
