@@ -245,7 +245,7 @@ def _parsed(text: str, settings: Settings, loaded: Session) -> list[str]:
         VerificationError: it cannot be, or says something else than meant.
     """
     if find_spec("tritonclient") is None or find_spec("grpc") is None:
-        return []
+        return ["config.pbtxt was not parsed: pip install tritonclient[grpc] for that"]
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 

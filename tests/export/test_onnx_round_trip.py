@@ -1,0 +1,124 @@
+"""Whole networks through ONNX and back: first choices all agree, errors are at most twice eager's.
+
+``to_onnx`` refuses what differs, so that there is a file says most; that is said again here with
+other images, and of the session that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision.models
+from oracle import assert_as_accurate
+from test_reference_families import FAMILIES
+from torch import nn
+from zoo.quirks import QUIRKS
+from zoo.quirks_signature import SIGNATURES
+from zoo.resblk import ConcatenationNetwork
+from zoo.same_padding import SamePaddingResNet
+from zoo.statistics import randomise_statistics
+
+from fastres.errors import ModelError
+from fastres.export import session, to_onnx
+from fastres.export.tensorrt_operators import OPERATORS
+
+
+def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: Any) -> Any:
+    """Export for images like these, load, and compare on them and on a single one."""
+    report = to_onnx(model, path, example_input=images[:1], **options)
+    assert report.top1_agreement == 1
+    assert set(report.operators) <= OPERATORS
+    assert all(ratio <= 2 for _, _, ratio in report.errors.values())
+    ready = session(path, providers="cpu")
+    for given in (images, images[:1]):
+        assert_as_accurate(model, ready, given)
+    return report
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reference_families(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    counts = family.counts()
+    report = round_trip(family.model(), family.images(3, 5), tmp_path / "m.onnx", dynamic_size=True)
+    assert report.operators["Conv"] == counts["convolution"]
+    assert report.operators["Add"] == counts["addition"]
+    assert report.operators["Relu"] == counts["activation"]
+    assert "BatchNormalization" not in report.operators
+    ready = session(tmp_path / "m.onnx")
+    assert_as_accurate(family.model(), ready, family.images(2, 6, grow=13))
+
+
+def test_tensorflows_conventions(tmp_path: Path) -> None:
+    model = SamePaddingResNet(depths=(1, 2, 1, 1))
+    randomise_statistics(model, torch.randn(8, 64, 64, 3)).eval()
+    report = round_trip(model, torch.randn(3, 64, 64, 3), tmp_path / "m.onnx")
+    assert report.inputs == ("x float32 [batch, 64, 64, 3]",)
+    assert report.operators["Transpose"] == 1
+
+
+def test_concatenation(tmp_path: Path) -> None:
+    model = ConcatenationNetwork()
+    randomise_statistics(model, torch.randn(8, 3, 32, 32)).eval()
+    report = round_trip(model, torch.randn(3, 3, 29, 30), tmp_path / "m.onnx", dynamic_size=True)
+    assert (report.operators["Mul"], report.operators["Concat"]) == (6, 5)
+
+
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"),
+)
+OTHERS: dict[str, Callable[[], nn.Module]] = {
+    "torchvision mobilenet_v2": lambda: torchvision.models.mobilenet_v2(weights=None),
+    "timm resnet50d": lambda: timm.create_model("resnet50d", pretrained=False),
+    "timm seresnet50": lambda: timm.create_model("seresnet50", pretrained=False),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = getattr(torchvision.models, name)(weights=None)
+    randomise_statistics(model, torch.randn(4, 3, 40, 40)).eval()
+    report = round_trip(model, torch.randn(2, 3, 40, 40), tmp_path / "m.onnx")
+    kinds = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
+    assert set(report.operators) == kinds
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_networks(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = randomise_statistics(OTHERS[name](), torch.randn(4, 3, 40, 40)).eval()
+    report = round_trip(model, torch.randn(2, 3, 40, 40), tmp_path / "m.onnx")
+    assert "BatchNormalization" not in report.operators
+
+
+def test_densenet_keeps_its_batch_norms_as_scale_and_shift(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: nn.Module = torchvision.models.DenseNet(8, (2, 2, 2), 16)
+    randomise_statistics(model, torch.randn(8, 3, 48, 48)).eval()
+    report = round_trip(model, torch.randn(2, 3, 48, 48), tmp_path / "m.onnx", dynamic_size=True)
+    assert report.operators["Mul"] > 0
+    assert {"Concat", "AveragePool"} <= set(report.operators)
+
+
+WRITES_THROUGH_ALIASES = "in-place writes through aliases"
+
+
+@pytest.mark.parametrize("quirk", SIGNATURES, ids=lambda quirk: str(quirk.name))
+def test_inputs_and_results_of_any_structure(quirk: Any, tmp_path: Path) -> None:
+    arguments = quirk.inputs()
+    if quirk.name == WRITES_THROUGH_ALIASES:
+        with pytest.raises(ModelError, match=r"aten\.\w+_scatter\.default has no translation"):
+            to_onnx(quirk.model(), tmp_path / "m.onnx", example_input=arguments)
+        return
+    report = to_onnx(quirk.model(), tmp_path / "m.onnx", example_input=arguments)
+    assert all(ratio <= 2 for _, _, ratio in report.errors.values())
+
+
+def test_every_quirk_is_known_to_be_one_of_these() -> None:
+    assert {quirk.name for quirk in SIGNATURES} <= {quirk.name for quirk in QUIRKS}
