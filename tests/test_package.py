@@ -32,7 +32,8 @@ MAPPED = {"fastres.kernels": ROOT / "kernels", "fastres.export": ROOT / "export"
 
 HEAVY = {
     *("triton", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "torchvision", "timm"),
-    *("matplotlib", "sklearn", "skimage", "scipy", "pandas", "psutil", "safetensors", "sympy"),
+    *("matplotlib", "sklearn", "skimage", "scipy", "pandas", "psutil", "pyarrow"),
+    *("safetensors", "sympy"),
 }
 
 PUBLIC = {
