@@ -27,6 +27,11 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
         raise OptionError("device='meta': nothing runs there; expected a device with memory")
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise TargetError(f"device={device!r}: torch sees no CUDA device here; leave device out")
+    if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+        raise TargetError(
+            f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here, the "
+            "first of which is cuda:0"
+        )
     return wanted
 
 

@@ -228,7 +228,7 @@ def test_changed_descriptions_with_right_checksums(file: Path, tmp_path: Path) -
     draw, counts = random.Random(3), Counter[str]()
     original, _, tensors = parts_of(file)
     path = tmp_path / "changed"
-    for round_ in range(1200):
+    for round_ in range(800):
         description = copy.deepcopy(original)
         for _ in range(1 + round_ % 3):
             mutate(description, draw)
@@ -239,7 +239,7 @@ def test_changed_descriptions_with_right_checksums(file: Path, tmp_path: Path) -
             continue
         with_text(path, text, tensors)
         load_and_call(path, counts)
-    assert counts["load: ArtifactError"] > 500
+    assert counts["load: ArtifactError"] > 400
     print(f"changed descriptions: {dict(counts)}")
 
 
@@ -247,7 +247,7 @@ def test_changed_captured_graphs(fast: Any, file: Path, tmp_path: Path) -> None:
     draw, counts = random.Random(4), Counter[str]()
     original, _, tensors = parts_of(file)
     state = state_of(original)
-    for round_ in range(150):
+    for round_ in range(100):
         description = copy.deepcopy(original)
         recipe = json.loads(description["recipe"])
         for _ in range(1 + round_ % 3):
@@ -263,7 +263,7 @@ def test_changed_captured_graphs(fast: Any, file: Path, tmp_path: Path) -> None:
         except FastresError as error:
             counts[type(error).__name__] += 1
             assert same(loaded(IMAGE), before)
-    assert counts["ArtifactError"] > 75
+    assert counts["ArtifactError"] > 50
     print(f"changed captured graphs: {dict(counts)}")
 
 
