@@ -32,7 +32,7 @@ from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import without_autocast
-from fastres.transforms import InputFormat, Preprocessing, Transforms
+from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 
 CHECK_IMAGES = 4
@@ -115,7 +115,7 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
-    surroundings = _preprocessing(input_format, transforms, resize, softmax, top_k, labels)
+    surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
     _refuse_meta(model)
     for name, module in model.named_modules():
@@ -128,28 +128,6 @@ def optimize(
         fast, told = _optimize(model, example_input, options, surroundings)
     _announce(fast.report, strict, told)
     return fast
-
-
-def _preprocessing(
-    input_format: InputFormat | None,
-    transforms: Any,
-    resize: bool,
-    softmax: bool,
-    top_k: int | None,
-    labels: Sequence[str] | None,
-) -> Preprocessing | None:
-    """What the caller asked to be added to the model; None where that is nothing."""
-    if isinstance(labels, str):
-        raise OptionError(f"labels={labels!r}: expected the names of the classes, in order")
-    wanted = Preprocessing(
-        input_format,
-        None if transforms is None else Transforms.of(transforms),
-        resize,
-        softmax,
-        top_k,
-        None if labels is None else tuple(labels),
-    )
-    return None if wanted == Preprocessing() else wanted
 
 
 def _optimize(

@@ -14,6 +14,7 @@ straight to the dtype that the network computes in.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from fastres import ops
 from fastres.capture import DEFAULT_IMAGE, as_arguments, derive_example, own_dtype
 from fastres.errors import InputError, ModelError, OptionError
 from fastres.graph import INNER
-from fastres.transforms import Preprocessing, Transforms
+from fastres.transforms import InputFormat, Preprocessing, Transforms
 
 MARGIN = (32, 96)
 """Pixels by which the derived example is larger than the resized image, so that it is no square."""
@@ -53,6 +54,32 @@ class Pipeline(nn.Module):
         index = _first_tensor(flat)
         flat[index] = _image(flat[index], self.preprocessing, own_dtype(self))
         return pytree.tree_unflatten(flat, spec)
+
+
+def asked(
+    input_format: InputFormat | None,
+    transforms: Any,
+    resize: bool,
+    softmax: bool,
+    top_k: int | None,
+    labels: Sequence[str] | None,
+) -> Preprocessing | None:
+    """What the caller of ``optimize`` asked to be added to the model; None where that is nothing.
+
+    Raises:
+        OptionError: a value cannot be, or they do not go together.
+    """
+    if isinstance(labels, str):
+        raise OptionError(f"labels={labels!r}: expected the names of the classes, in order")
+    wanted = Preprocessing(
+        input_format,
+        None if transforms is None else Transforms.of(transforms),
+        resize,
+        softmax,
+        top_k,
+        None if labels is None else tuple(labels),
+    )
+    return None if wanted == Preprocessing() else wanted
 
 
 def around(model: nn.Module, preprocessing: Preprocessing | None) -> nn.Module:

@@ -5,76 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from photographs import crops
 from PIL import Image
-from safetensors.torch import save_file
-from small import classifier
-from torch import nn
-from zoo.statistics import randomise_statistics
+from predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
 
 import fastres
-from fastres import cli, labels
-from fastres.errors import OptionError
-from fastres.models import cifar_resnet20
+from fastres import cli
+from fastres.bench import source as sources
 from fastres.predict import main, model, writing
 from fastres.preprocess import load_images
 from fastres.transforms import Transforms
-
-COUNT = 200
-DAMAGED = 77
-SMALL = Transforms(resize=40, crop=32, mean=(0.49, 0.48, 0.45), std=(0.2, 0.2, 0.2))
-NAMES = [f"kind {i}" for i in range(10)]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A network with its files on the disk, and a folder of images."""
-
-    network: nn.Module
-    folder: Path
-    images: list[Path]
-    weights: Path
-    transforms: Path
-    labels: Path
-
-    def options(self, *more: str | Path) -> list[str]:
-        known = ("--model", "cifar_resnet20", "--weights", self.weights, "--quiet")
-        described = ("--transforms", self.transforms, "--labels", self.labels)
-        return [str(part) for part in (*known, *described, *more)]
-
-    def run(self, *arguments: str | Path) -> int:
-        return main(self.options(*arguments))
-
-
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    home = tmp_path_factory.mktemp("predict")
-    folder = home / "images"
-    folder.mkdir()
-    images = crops(folder, COUNT)
-    torch.manual_seed(0)
-    sample = load_images(images[:16], SMALL)
-    network = randomise_statistics(cifar_resnet20(), sample).eval()
-    with torch.no_grad():
-        network.fc.weight.mul_(20.0)  # answers that are not all alike
-    save_file(network.state_dict(), home / "weights.safetensors")
-    damaged = images[DAMAGED]
-    damaged.write_bytes(damaged.read_bytes()[:500])
-    (home / "transforms.json").write_text(json.dumps(SMALL.to_dict()), encoding="utf-8")
-    (home / "labels.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
-    files = (home / "weights.safetensors", home / "transforms.json", home / "labels.txt")
-    return Setting(network, folder, images, *files)
 
 
 @pytest.fixture(scope="module")
@@ -247,163 +195,6 @@ def test_saved_models(
         assert found[0]["label"] == NAMES[by_hand[0][0]]
 
 
-def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
-    """Options that cannot be, with what is said."""
-    image, weights = str(setting.images[0]), str(setting.weights)
-    cifar = ["--model", "cifar_resnet20"]
-    state = setting.network.state_dict()
-
-    class Code:
-        def __reduce__(self) -> Any:
-            return os.system, ("echo run",)
-
-    files: dict[str, Any] = {
-        "renamed.pth": {"other." + name: value for name, value in state.items()},
-        "shapes.pth": {**state, "fc.weight": torch.zeros(7, 64)},
-        "number.pth": {"weight": 3},
-    }
-    for name, content in files.items():
-        torch.save(content, home / name)
-    (home / "code.pth").write_bytes(pickle.dumps(Code()))
-    (home / "broken.safetensors").write_bytes(b"{}")
-    (home / "few.txt").write_text("cat\ndog\n", encoding="utf-8")
-    (home / "broken.json").write_text("{", encoding="utf-8")
-    known = ["--transforms", str(setting.transforms)]
-    return {
-        "no weights": ([*cifar, image], "would be random, which predict nothing"),
-        "no transforms": ([*cifar, "--weights", weights, image], "give --transforms, a JSON"),
-        "unknown model": (["--model", "resnet51", image], "did you mean resnet50"),
-        "missing weights": (
-            [*cifar, "--weights", "no.pth", image],
-            "weights no.pth: there is no such file",
-        ),
-        "wrong names": (
-            [*cifar, *known, "--weights", str(home / "renamed.pth"), image],
-            "of the model's tensors are not there, first conv1.weight",
-        ),
-        "wrong shapes": (
-            [*cifar, *known, "--weights", str(home / "shapes.pth"), image],
-            "fc.weight is [7, 64], and [10, 64] in the model",
-        ),
-        "no tensors": (
-            [*cifar, *known, "--weights", str(home / "number.pth"), image],
-            "'weight' is a int; expected a state dict",
-        ),
-        "code": (
-            [*cifar, *known, "--weights", str(home / "code.pth"), image],
-            "it cannot be read as tensors alone",
-        ),
-        "no safetensors": (
-            [*cifar, *known, "--weights", str(home / "broken.safetensors"), image],
-            "it is no safetensors file",
-        ),
-        "labels": (
-            [*setting.options("--labels", home / "few.txt"), image],
-            "--labels: 2 names for a model of 10 classes",
-        ),
-        "transforms": (
-            [*setting.options("--transforms", home / "broken.json"), image],
-            "cannot be read as JSON",
-        ),
-        "classes": (
-            [*setting.options("--classes", "12"), image],
-            "fc.bias is [10], and [12] in the model",
-        ),
-        "output in no folder": (
-            [*setting.options("--csv", home / "no" / "out.csv"), image],
-            "out.csv: cannot be written: ",
-        ),
-        "output is a folder": (
-            [*setting.options("--json", home), image],
-            f"--json {home}: cannot be written: it is a directory",
-        ),
-        "device": ([*setting.options("--device", "nonsense"), image], "device='nonsense'"),
-    }
-
-
-NAMED = (
-    *("no weights", "no transforms", "unknown model", "missing weights", "wrong names"),
-    *("wrong shapes", "no tensors", "code", "no safetensors", "labels", "transforms", "classes"),
-    *("output in no folder", "output is a folder", "device"),
-)
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_options_that_cannot_be(
-    setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
-) -> None:
-    every = refusals(setting, tmp_path)
-    assert tuple(every) == NAMED
-    arguments, message = every[name]
-    before = sorted(tmp_path.iterdir())
-    assert main(arguments) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("fastres predict: ")
-    assert message in err
-    assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("options", "saved", "message"),
-    [
-        (["--weights", "x.pth"], {}, "--weights with --model "),
-        (["--precision", "bf16"], {}, "a saved model has its own"),
-        ([], {}, "takes normalised images and does not say how; give --transforms"),
-        (["--size", "64"], {}, "--size with a saved model needs --transforms"),
-        (
-            [],
-            {"input_format": "uint8_nhwc", "transforms": SMALL, "top_k": 2, "softmax": True},
-            "--top-k 5: the saved model answers 2 classes",
-        ),
-        (
-            [],
-            {"input_format": "uint8_nhwc", "transforms": SMALL, "top_k": 5},
-            "there are no probabilities; optimise it with softmax=True too",
-        ),
-    ],
-)
-def test_saved_models_that_cannot_be_used_so(
-    setting: Setting,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    options: list[str],
-    saved: dict[str, Any],
-    message: str,
-) -> None:
-    file = tmp_path / "model.fastres"
-    example = None if saved else torch.zeros(1, 3, 32, 32)
-    fastres.optimize(classifier(), example, **saved).save(file)
-    assert main(["--model", str(file), *options, str(setting.images[0])]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_an_output_that_cannot_be_written_leaves_the_old_one(
-    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out.csv"
-    out.write_text("old", encoding="utf-8")
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setitem(writing._WRITERS, "csv", full)
-    assert setting.run("--csv", out, setting.images[0]) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
-    assert out.read_text(encoding="utf-8") == "old"
-
-
-def test_parquet_without_pyarrow(
-    setting: Setting,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(writing, "find_spec", lambda _: None)
-    assert setting.run("--parquet", tmp_path / "out.parquet", setting.images[0]) == 2
-    assert "--parquet needs pyarrow: pip install 'fastres[parquet]'" in capsys.readouterr().err
-
-
 def test_ctrl_c_leaves_no_file(setting: Setting, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     many = [str(path) for path in setting.images if path != setting.images[DAMAGED]] * 100
@@ -450,8 +241,8 @@ def test_transforms_come_from_the_model() -> None:
     assert torchvisions("resnet50", second) == Transforms(resize=232)
     assert torchvisions("resnet50", Path("mine.pth")) == Transforms(resize=232)
     assert model._resized(Transforms(resize=232), 112) == Transforms(resize=116, crop=112)
-    assert len(model._own_labels(model.sources.parse("torchvision:resnet18")) or ()) == 1000
-    timms = model.sources.build(model.sources.parse("timm:resnet10t"), seed=0)
+    assert len(model._own_labels(sources.parse("torchvision:resnet18")) or ()) == 1000
+    timms = sources.build(sources.parse("timm:resnet10t"), seed=0)
     assert model._timms(timms) == Transforms(resize=201, crop=176, interpolation="bicubic")
 
 
@@ -461,39 +252,3 @@ def test_it_is_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["predict", "--top-k", "0", "--model", "resnet50", "x.png"])
     assert stop.value.code == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "names"),
-    [
-        ("l.txt", "cat\ndog \n\n", ["cat", "dog"]),
-        ("l.txt", "\ufeffcat\r\ndog", ["cat", "dog"]),
-        ("l.json", '["cat", "dog"]', ["cat", "dog"]),
-        ("l.json", '{"1": "dog", "0": "cat"}', ["cat", "dog"]),
-        ("l.json", '{"0": ["n01", "cat"], "1": ["n02", "dog"]}', ["cat", "dog"]),
-    ],
-)
-def test_labels(tmp_path: Path, name: str, text: str, names: list[str]) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    assert labels.read(tmp_path / name) == names
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("l.txt", b"", "the file is empty"),
-        ("l.txt", b"cat\n\ndog\n", "line 2 is empty"),
-        ("l.txt", b"\xff\xfe", "cannot be read"),
-        ("l.json", b"[", "it is no JSON"),
-        ("l.json", b"3", "expected a list of names"),
-        ("l.json", b"[]", "expected a list of names"),
-        ("l.json", b'["cat", 3]', "expected a name for class 1, got 3"),
-        ("l.json", b'{"0": "cat", "2": "dog"}', "expected a name for class 1, got None"),
-    ],
-)
-def test_labels_that_are_none(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(OptionError, match=message):
-        labels.read(tmp_path / name)
-    with pytest.raises(OptionError, match=r"no\.txt: cannot be read"):
-        labels.read(tmp_path / "no.txt")

@@ -1,0 +1,12 @@
+"""What several of these tests share."""
+
+from __future__ import annotations
+
+import predicting
+import pytest
+
+
+@pytest.fixture(scope="session")
+def setting(tmp_path_factory: pytest.TempPathFactory) -> predicting.Setting:
+    """A network with its files, and images."""
+    return predicting.make(tmp_path_factory.mktemp("predict"))
