@@ -12,7 +12,8 @@ if __name__ != "fastres.export":
 
 from fastres.export.onnx_export import to_onnx
 from fastres.export.onnx_report import OnnxReport
-from fastres.export.onnx_session import Session, session
+from fastres.export.onnx_running import Session
+from fastres.export.onnx_session import session
 from fastres.export.standard import to_standard
 from fastres.export.triton_repository import TritonReport, triton_server
 

@@ -8,89 +8,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.deviation import relative, square, squared_error
+from fastres.deviation import square, squared_error
 from fastres.errors import TargetError, VerificationError
+from fastres.export.onnx_comparison import (
+    FLOOR_ULPS,
+    Checked,
+    OutputError,
+    compare,
+    judge,
+    nothing_yet,
+)
 from fastres.export.onnx_graph import Converted
 from fastres.export.onnx_reference import Reference, Values, draw
 from fastres.export.onnx_runner import Differs, feed, runner, viewer
 from fastres.export.onnx_sizes import Sizes
 from fastres.graph import module_of
-from fastres.verification import BOUND, LAYER_SLACK, NUMBERS_AGREE
+from fastres.verification import BOUND, LAYER_SLACK
 
 BATCHES = (1, 2, 7)
 """How many images are tried: one, an even and an odd number."""
 
-FLOOR_ULPS = 4.0
-"""Units in the last place that are forgiven whatever PyTorch achieves: on a handful of numbers its
-own error can be next to nothing by luck."""
-
 LEVELS, LEVELS_SHARE = 2, 0.05
 """How far resized bytes may be from PyTorch's, and how many of them: sums that lie within their own
 rounding of a half go either way."""
-
-
-@dataclass
-class OutputError:
-    """How one output compares, over everything that was run.
-
-    Attributes:
-        name: of the output.
-        error, eager_error: relative root-mean-square against float64, of the file and of PyTorch.
-        floor: the error that is forgiven in any case.
-    """
-
-    name: str
-    floor: float
-    ours: float = 0.0
-    eagers: float = 0.0
-    square: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """Of the file."""
-        return relative(self.ours, self.square)
-
-    @property
-    def eager_error(self) -> float:
-        """Of PyTorch in the same precision."""
-        return relative(self.eagers, self.square)
-
-    @property
-    def ratio(self) -> float:
-        """The file's error as a multiple of PyTorch's, which counts as the floor at least."""
-        eager = self.eager_error if isfinite(self.eager_error) else 0.0
-        return self.error / max(eager, self.floor)
-
-
-@dataclass
-class Checked:
-    """What the checks found.
-
-    Attributes:
-        outputs: errors of the floating-point outputs.
-        images, agreeing: of how many images, and on how many the first choice was float64's.
-        operators: how many nodes of each kind the file has.
-        done: the checks, a sentence each.
-        ranked: the outputs are the largest answers and their indices, which hold the first choice.
-    """
-
-    outputs: list[OutputError]
-    ranked: bool = False
-    images: int = 0
-    agreeing: int = 0
-    operators: dict[str, int] = field(default_factory=dict)
-    done: list[str] = field(default_factory=list)
 
 
 def check(
@@ -109,7 +57,7 @@ def check(
         VerificationError: anything differs; it names the first tensor that does.
     """
     proto = check_form(file)
-    checked = _nothing_yet(converted, reference)
+    checked = nothing_yet(converted, reference)
     checked.operators = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     checked.done.append("onnx.checker with full shape inference")
     run = runner(file)
@@ -123,8 +71,8 @@ def check(
         try:
             if look is not None:
                 taken = _resized(reference, flat, resized, look(given))
-            _compare(checked, converted, run(given), *reference.answers(flat, taken))
-            _judge(checked, BOUND)
+            compare(checked, converted, run(given), *reference.answers(flat, taken))
+            judge(checked, BOUND)
         except Differs as error:
             found = first_difference(file, converted, reference, flat, taken)
             shapes = ", ".join(str(list(leaf.shape)) for leaf in flat if isinstance(leaf, Tensor))
@@ -141,13 +89,6 @@ def check(
             "equal; what follows compared on the same bytes"
         )
     return checked
-
-
-def _nothing_yet(converted: Converted, reference: Reference) -> Checked:
-    floor = FLOOR_ULPS * torch.finfo(reference.dtype).eps
-    surroundings = reference.fast.preprocessing
-    ranked = surroundings is not None and surroundings.top_k is not None
-    return Checked([OutputError(name, floor) for _, name in converted.outputs], ranked)
 
 
 def _resized(
@@ -213,51 +154,6 @@ def check_form(file: Path) -> onnx.ModelProto:
     return proto
 
 
-def _compare(
-    checked: Checked, converted: Converted, got: list[Any], wanted: list[Any], eager: list[Any]
-) -> None:
-    ranked = checked.ranked
-    first = True
-    for (index, name), into, value in zip(converted.outputs, checked.outputs, got, strict=True):
-        y64, plain = wanted[index], eager[index]
-        ours = torch.from_numpy(np.asarray(value))
-        if tuple(ours.shape) != tuple(y64.shape):
-            raise Differs(f"{name} is {list(ours.shape)}, expected {list(y64.shape)}")
-        if not y64.is_floating_point():
-            if ours.numel() and float((ours == y64).double().mean()) < NUMBERS_AGREE:
-                raise Differs(f"{name} holds other numbers")
-            if ranked and y64.dim() == 2:
-                checked.images += len(y64)
-                checked.agreeing += int((ours[:, 0] == y64[:, 0]).sum())
-            continue
-        into.ours += squared_error(ours, y64, plain)
-        into.eagers += squared_error(plain, y64, plain)
-        into.square += square(y64)
-        if first and not ranked and y64.dim() >= 2 and y64.numel():
-            _count_first_choices(checked, name, ours.double(), y64)
-        first = False
-
-
-def _judge(checked: Checked, bound: float) -> None:
-    for each in checked.outputs:
-        if not each.ratio <= bound:
-            raise Differs(
-                f"{each.name} has an error of {each.error:.2e} against float64, {each.ratio:.1f}x "
-                f"PyTorch's own ({each.eager_error:.2e}); {bound:g}x is allowed"
-            )
-
-
-def _count_first_choices(checked: Checked, name: str, ours: Tensor, y64: Tensor) -> None:
-    """A first choice may be another only where float64 itself is undecided within the error."""
-    flat, flat64 = ours.flatten(1), y64.flatten(1)
-    chosen, right = flat.argmax(1), flat64.argmax(1)
-    checked.images += len(chosen)
-    checked.agreeing += int((chosen == right).sum())
-    lead = flat64.gather(1, right[:, None]) - flat64.gather(1, chosen[:, None])
-    if bool((lead[:, 0] > 2 * (flat - flat64).abs().amax(1)).any()):
-        raise Differs(f"{name} has another first choice than float64")
-
-
 def first_difference(
     file: Path,
     converted: Converted,
@@ -320,11 +216,11 @@ def check_openvino(
         results = compiled(feed(flat, converted, proto))
     except RuntimeError as error:
         raise VerificationError(f"OpenVINO does not run the exported file: {error}") from error
-    checked = _nothing_yet(converted, reference)
+    checked = nothing_yet(converted, reference)
     try:
         got = [results[index] for index in range(len(converted.outputs))]
-        _compare(checked, converted, got, *reference.answers(flat))
-        _judge(checked, LAYER_SLACK * BOUND)
+        compare(checked, converted, got, *reference.answers(flat))
+        judge(checked, LAYER_SLACK * BOUND)
     except Differs as error:
         raise VerificationError(f"OpenVINO answers differently from the model: {error}") from error
     return f"OpenVINO on the CPU at {_shape_of(flat)}, against float64"

@@ -16,8 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, fx
 
-from fastres.errors import ModelError
-from fastres.graph import arguments, module_of
+from fastres.export.onnx_facts import Facts
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -39,7 +38,7 @@ LAST = 2**63 - 1
 """ONNX's way to say "to the end"."""
 
 
-class Builder:
+class Builder(Facts):
     """What a translation works with.
 
     Attributes:
@@ -50,80 +49,17 @@ class Builder:
     """
 
     def __init__(self, module: fx.GraphModule, probes: Sequence[dict[fx.Node, Any]], opset: int):
-        self.module = module
+        super().__init__(module, probes)
         self.opset = opset
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
-        self._probes = probes
         self._dtypes: dict[str, torch.dtype] = {}
         self._taken: set[str] = set()
         self._weights: dict[str, str] = {}
         self._published: dict[str, str] = {}
-        self._base = ""
-        self._node: fx.Node | None = None
-
-    def begin(self, node: fx.Node) -> None:
-        """From here on, what is emitted belongs to ``node``."""
-        self._node = node
-        self._base = str(node.meta.get("module") or node.name)
-
-    def refusal(self, reason: str) -> ModelError:
-        """An error that names the module and the operator that is being translated."""
-        assert self._node is not None
-        return ModelError(
-            f"{module_of(self._node)}: {self._node.target} cannot be written to ONNX: {reason}"
-        )
-
-    # What is known of the fused graph's values.
-
-    def fact(self, node: fx.Node) -> Any:
-        """A fake tensor, a number or another plain value, for one of the inputs tried."""
-        return self._probes[0][node]
-
-    def rank(self, node: fx.Node) -> int:
-        """Number of dimensions."""
-        return int(self.fact(node).dim())
-
-    def shape(self, node: fx.Node) -> list[int | None]:
-        """Sizes of a tensor; None for those that differ between inputs."""
-        return [self.size(node, axis) for axis in range(self.rank(node))]
-
-    def size(self, node: fx.Node, axis: int) -> int | None:
-        """One size of a tensor, None where it differs between inputs."""
-        fixed: int | None = _constant([facts[node].shape[axis] for facts in self._probes])
-        return fixed
-
-    def same_size(self, a: fx.Node, axis: int, b: fx.Node, other: int) -> bool:
-        """Whether two sizes are equal for every input."""
-        return all(facts[a].shape[axis] == facts[b].shape[other] for facts in self._probes)
-
-    def fixed(self, node: fx.Node) -> Any:
-        """A number or another plain value that is the same for every input, else None."""
-        return _constant([facts[node] for facts in self._probes])
-
-    def number(self, argument: Any) -> Any:
-        """A plain argument; of a computed size, its value.
-
-        Raises:
-            ModelError: it differs between inputs, where ONNX needs a number.
-        """
-        if isinstance(argument, (list, tuple)):
-            return [self.number(part) for part in argument]
-        if not isinstance(argument, fx.Node):
-            return argument
-        value = None if isinstance(self.fact(argument), Tensor) else self.fixed(argument)
-        if value is None:
-            raise self.refusal("it computes an attribute from the size of its input")
-        return value
 
     # Arguments.
-
-    def argument(self, index: int, name: str = "", default: Any = None) -> Any:
-        """An argument of the current node, positional or by name, as the fused graph has it."""
-        assert self._node is not None
-        given = arguments(self._node)
-        return given[index] if len(given) > index else self._node.kwargs.get(name, default)
 
     def tensor(self, argument: Any, dtype: torch.dtype | None = None, hint: str = "") -> str:
         """The ONNX name of a tensor argument, or of a number as a constant, cast to ``dtype``."""
@@ -207,7 +143,7 @@ class Builder:
     ) -> list[str]:
         """Add a node with several results; see :meth:`emit`."""
         suffix = operator if part is None else part
-        name = self.unique(f"{self._base}/{suffix}" if suffix else self._base)
+        name = self.unique(f"{self.base}/{suffix}" if suffix else self.base)
         names = [name, *(self.unique(f"{name}:{index}") for index in range(1, results))]
         given = list(inputs)
         while given and not given[-1]:
@@ -352,9 +288,3 @@ class Builder:
 
 _SMALL = 64
 """Elements up to which equal constants are stored once."""
-
-
-def _constant(values: Sequence[Any]) -> Any:
-    """The value if it is the same for every input tried, else None."""
-    first = values[0]
-    return first if all(type(v) is type(first) and v == first for v in values) else None

@@ -27,6 +27,7 @@ class Values(fx.Interpreter):
         graph.output(graph.graph_copy(fast.graph_module.graph, mapping))
         super().__init__(fx.GraphModule(fast.graph_module, graph))
         self.dtype = dtype
+        self._device = fast.report.device
         self.kept: dict[str, Tensor] = {}
         self._taken: Mapping[str, Tensor] = {}
         self._original = {new.name: old.name for old, new in mapping.items()}
@@ -42,9 +43,9 @@ class Values(fx.Interpreter):
             flat: the arguments.
             taken: values, by name, that are taken instead of computed.
         """
-        self._taken = taken or {}
+        self._taken = {name: value.to(self._device) for name, value in (taken or {}).items()}
         with torch.no_grad():
-            return list(self.run(*copied(flat)))
+            return on(list(self.run(*on(copied(flat), self._device))), "cpu")
 
     def run_node(self, n: fx.Node) -> Any:
         """One node's value, in float64 where that is wanted."""
@@ -55,7 +56,7 @@ class Values(fx.Interpreter):
         if self.dtype == torch.float64 and value.is_floating_point():
             value = value.double()
         if n.op == "call_function":
-            self.kept[name] = value
+            self.kept[name] = value.cpu()
         return value
 
 
@@ -71,9 +72,10 @@ class Reference:
     def __init__(self, fast: OptimizedModule, model: nn.Module | None) -> None:
         self.fast = fast
         self.dtype = precision_of(fast)
-        self._model = model
         dtypes = (torch.float64, self.dtype)
         self._twins = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
+        weights = () if model is None else model.state_dict().values()
+        self._device = str(next((tensor.device for tensor in weights), "cpu"))
         self._graphs = [Values(fast, dtype) for dtype in dtypes]
 
     def answers(
@@ -86,10 +88,17 @@ class Reference:
         if taken or not self._twins:
             exact, plain = (graph.answer(flat, taken) for graph in self._graphs)
             return exact, plain
-        args, kwargs = pytree.tree_unflatten(copied(flat), self.fast._in_spec)
+        given = on(copied(flat), self._device)
+        args, kwargs = pytree.tree_unflatten(given, self.fast._in_spec)
         with torch.no_grad():
-            exact, plain = (pytree.tree_leaves(twin((args, kwargs))) for twin in self._twins)
+            answers = [pytree.tree_leaves(twin((args, kwargs))) for twin in self._twins]
+        exact, plain = (on(each, "cpu") for each in answers)
         return exact, plain
+
+
+def on(flat: Sequence[Any], device: str) -> list[Any]:
+    """Tensors on a device, everything else as it is."""
+    return [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in flat]
 
 
 def copied(flat: Sequence[Any]) -> list[Any]:

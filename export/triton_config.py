@@ -7,12 +7,14 @@ and, for the accelerator, https://github.com/triton-inference-server/onnxruntime
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fastres.export.onnx_session import Place
+from fastres.errors import OptionError
+from fastres.export.onnx_running import Place
 
 TYPES: dict[torch.dtype, str] = {
     torch.float32: "TYPE_FP32",
@@ -34,24 +36,32 @@ WORKSPACE_BYTES = 1 << 30
 """What TensorRT may use while it builds."""
 
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What the configuration says beside the model's inputs and outputs.
 
     Attributes:
         name: of the model.
+        version: that is written.
         versions: ``"latest"``, ``"all"``, or the versions that are served.
         max_batch_size: 0 for a model whose batch is fixed.
         preferred: batch sizes that requests are joined to.
         queue_delay: microseconds that a request may wait for others.
         count, kind, gpus: instances of the model, where, and on which GPUs.
         tensorrt: let TensorRT compile the model on the server.
-        float16: whether the file computes in float16.
         threads: per instance on a CPU, None for the server's choice.
+        float16: whether the file computes in float16.
         labels: whether a file of labels lies beside it.
+
+    Raises:
+        OptionError: a value is not one of those.
     """
 
     name: str
+    version: int
     versions: str | tuple[int, ...]
     max_batch_size: int
     preferred: tuple[int, ...]
@@ -60,9 +70,60 @@ class Settings:
     kind: str
     gpus: tuple[int, ...]
     tensorrt: bool
-    float16: bool
     threads: int | None
-    labels: bool
+    float16: bool = False
+    labels: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise OptionError(f"name={self.name!r}: expected letters, digits, '_', '.' and '-'")
+        listed = isinstance(self.versions, tuple) and bool(self.versions)
+        if self.versions not in ("latest", "all") and not (
+            listed and all(is_count(each) for each in self.versions)
+        ):
+            raise OptionError(
+                f"versions={self.versions!r}: expected 'latest', 'all' or a list of versions"
+            )
+        for what, value, least in (
+            ("version", self.version, 1),
+            ("max_batch_size", self.max_batch_size, 0),
+            ("max_queue_delay_us", self.queue_delay, 0),
+            ("instance_count", self.count, 1),
+            ("threads", 1 if self.threads is None else self.threads, 1),
+        ):
+            if not is_count(value, least):
+                raise OptionError(f"{what}={value!r}: expected a number of at least {least}")
+        if self.kind not in KINDS:
+            raise OptionError(f"kind={self.kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+        if not isinstance(self.tensorrt, bool) or (self.tensorrt and self.kind == "cpu"):
+            raise OptionError(
+                f"tensorrt={self.tensorrt!r} with kind={self.kind!r}: TensorRT runs on GPUs"
+            )
+        if not all(is_count(each, 0) for each in self.gpus) or (self.gpus and self.kind != "gpu"):
+            raise OptionError(f"gpus={list(self.gpus)}: expected indices of GPUs, with kind='gpu'")
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number from ``least`` on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def preferred_sizes(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
+    """The preferred batch sizes in order; by default half of the largest, and the largest.
+
+    Raises:
+        OptionError: one is beyond the largest.
+    """
+    if not is_count(most, 0):
+        raise OptionError(f"max_batch_size={most!r}: expected a number of at least 0")
+    if sizes is None:
+        return tuple(sorted({size for size in (most // 2, most) if size > 1}))
+    chosen = tuple(sizes)
+    if not all(is_count(size) and size <= most for size in chosen):
+        raise OptionError(
+            f"preferred_batch_sizes={list(chosen)}: expected sizes from 1 to max_batch_size={most}"
+        )
+    return tuple(sorted(set(chosen)))
 
 
 def text(

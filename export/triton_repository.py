@@ -10,11 +10,10 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from fastres.errors import OptionError, VerificationError
 from fastres.export import triton_config
 from fastres.export.onnx_export import to_onnx
 from fastres.export.onnx_report import OnnxReport
-from fastres.export.onnx_session import Place, Session, session
-from fastres.export.triton_config import KINDS, TYPES, Settings
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+from fastres.export.onnx_running import Place, Session
+from fastres.export.onnx_session import session
+from fastres.export.triton_config import TYPES, Settings, preferred_sizes
 
 
 @dataclass(frozen=True)
@@ -104,11 +102,19 @@ def triton_server(
         VerificationError: the configuration does not fit the file.
         FastresError: as for ``to_onnx``.
     """
-    _check(name, version, versions, max_batch_size, max_queue_delay_us, instance_count)
-    preferred = _preferred(preferred_batch_sizes, max_batch_size)
-    indices = _gpus(kind, gpus, tensorrt)
-    if threads is not None and not _is_count(threads):
-        raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+    settings = Settings(
+        name=name,
+        version=version,
+        versions=tuple(versions) if isinstance(versions, (list, tuple)) else versions,  # type: ignore[arg-type]
+        max_batch_size=max_batch_size,
+        preferred=preferred_sizes(preferred_batch_sizes, max_batch_size),
+        queue_delay=max_queue_delay_us,
+        count=instance_count,
+        kind=kind,
+        gpus=tuple(gpus),
+        tensorrt=tensorrt,
+        threads=threads,
+    )
     home = Path(directory) / name
     if (home / str(version)).exists():
         raise OptionError(
@@ -120,19 +126,8 @@ def triton_server(
         report = to_onnx(model, folder / "model.onnx", labels=labels, **options)
         loaded = session(folder / "model.onnx", providers="cpu")
         named = _labels(loaded)
-        settings = Settings(
-            name=name,
-            versions=versions if isinstance(versions, str) else tuple(versions),
-            max_batch_size=max_batch_size,
-            preferred=preferred,
-            queue_delay=max_queue_delay_us,
-            count=instance_count,
-            kind=kind,
-            gpus=indices,
-            tensorrt=tensorrt,
-            float16=report.precision == "float16",
-            threads=threads,
-            labels=named is not None,
+        settings = replace(
+            settings, float16=report.precision == "float16", labels=named is not None
         )
         if max_batch_size:
             _check_batched(loaded)
@@ -144,50 +139,6 @@ def triton_server(
             (workshop / "labels.txt").write_text("\n".join(named) + "\n", encoding="utf-8")
         _move(workshop, home, version)
     return TritonReport(home, version, text, report, tuple(checks))
-
-
-def _is_count(value: Any, least: int = 1) -> bool:
-    return type(value) is int and value >= least
-
-
-def _check(name: str, version: int, versions: Any, batch: int, delay: int, count: int) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise OptionError(f"name={name!r}: expected letters, digits, '_', '.' and '-'")
-    if not _is_count(version):
-        raise OptionError(f"version={version!r}: expected a number of at least 1")
-    known = versions in ("latest", "all") if isinstance(versions, str) else False
-    listed = not isinstance(versions, str) and isinstance(versions, Sequence) and bool(versions)
-    if not known and not (listed and all(map(_is_count, versions))):
-        raise OptionError(f"versions={versions!r}: expected 'latest', 'all' or a list of versions")
-    for what, value, least in (
-        ("max_batch_size", batch, 0),
-        ("max_queue_delay_us", delay, 0),
-        ("instance_count", count, 1),
-    ):
-        if not _is_count(value, least):
-            raise OptionError(f"{what}={value!r}: expected a whole number of at least {least}")
-
-
-def _preferred(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
-    if sizes is None:
-        return tuple(sorted({size for size in (most // 2, most) if size > 1}))
-    chosen = tuple(sizes)
-    if not all(_is_count(size) and size <= most for size in chosen):
-        raise OptionError(
-            f"preferred_batch_sizes={list(chosen)}: expected sizes from 1 to max_batch_size={most}"
-        )
-    return tuple(sorted(set(chosen)))
-
-
-def _gpus(kind: str, gpus: Sequence[int], tensorrt: bool) -> tuple[int, ...]:
-    if kind not in KINDS:
-        raise OptionError(f"kind={kind!r}: expected one of {', '.join(map(repr, KINDS))}")
-    if not isinstance(tensorrt, bool) or (tensorrt and kind == "cpu"):
-        raise OptionError(f"tensorrt={tensorrt!r} with kind={kind!r}: TensorRT runs on GPUs")
-    indices = tuple(gpus)
-    if not all(_is_count(index, 0) for index in indices) or (indices and kind != "gpu"):
-        raise OptionError(f"gpus={list(indices)}: expected indices of GPUs, with kind='gpu'")
-    return indices
 
 
 def _next(home: Path) -> int:

@@ -1,7 +1,7 @@
 """Whole networks through ONNX and back: first choices all agree, errors are at most twice eager's.
 
-``to_onnx`` refuses what differs, so that there is a file says most; that is said again here with
-other images, and of the session that reads it.
+``to_onnx`` compares with float64 and refuses what differs, so its report is what is read here; then
+the file is loaded and answers other images.
 """
 
 from __future__ import annotations
@@ -29,14 +29,17 @@ from fastres.export.tensorrt_operators import OPERATORS
 
 
 def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: Any) -> Any:
-    """Export for images like these, load, and compare on them and on a single one."""
+    """Export for images like these, load, and compare on them."""
     report = to_onnx(model, path, example_input=images[:1], **options)
     assert report.top1_agreement == 1
     assert set(report.operators) <= OPERATORS
     assert all(ratio <= 2 for _, _, ratio in report.errors.values())
     ready = session(path, providers="cpu")
-    for given in (images, images[:1]):
-        assert_as_accurate(model, ready, given)
+    with torch.no_grad():
+        wanted, got = model(images), ready(images)
+    assert isinstance(got, torch.Tensor)
+    assert torch.equal(wanted.flatten(1).argmax(1), got.flatten(1).argmax(1))
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
     return report
 
 
@@ -44,20 +47,26 @@ def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: An
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     counts = family.counts()
-    report = round_trip(family.model(), family.images(3, 5), tmp_path / "m.onnx", dynamic_size=True)
+    report = round_trip(family.model(), family.images(2, 5), tmp_path / "m.onnx")
     assert report.operators["Conv"] == counts["convolution"]
     assert report.operators["Add"] == counts["addition"]
     assert report.operators["Relu"] == counts["activation"]
     assert "BatchNormalization" not in report.operators
-    ready = session(tmp_path / "m.onnx")
-    assert_as_accurate(family.model(), ready, family.images(2, 6, grow=13))
+
+
+@pytest.mark.parametrize("name", ["one channel, no head", "functional pooling", "ResBlk"])
+def test_one_file_for_images_of_any_size(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    round_trip(model, family.images(2, 5), tmp_path / "m.onnx", dynamic_size=True)
+    assert_as_accurate(model, session(tmp_path / "m.onnx"), family.images(2, 6, grow=13))
 
 
 def test_tensorflows_conventions(tmp_path: Path) -> None:
     model = SamePaddingResNet(depths=(1, 2, 1, 1))
     randomise_statistics(model, torch.randn(8, 64, 64, 3)).eval()
     report = round_trip(model, torch.randn(3, 64, 64, 3), tmp_path / "m.onnx")
-    assert report.inputs == ("x float32 [batch, 64, 64, 3]",)
+    assert report.inputs == ("images float32 [batch, 64, 64, 3]",)
     assert report.operators["Transpose"] == 1
 
 
@@ -83,8 +92,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: nn.Module = getattr(torchvision.models, name)(weights=None)
-    randomise_statistics(model, torch.randn(4, 3, 40, 40)).eval()
-    report = round_trip(model, torch.randn(2, 3, 40, 40), tmp_path / "m.onnx")
+    randomise_statistics(model, torch.randn(4, 3, 32, 32)).eval()
+    report = round_trip(model, torch.randn(2, 3, 32, 32), tmp_path / "m.onnx")
     kinds = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
     assert set(report.operators) == kinds
 
@@ -92,8 +101,8 @@ def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_networks(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = randomise_statistics(OTHERS[name](), torch.randn(4, 3, 40, 40)).eval()
-    report = round_trip(model, torch.randn(2, 3, 40, 40), tmp_path / "m.onnx")
+    model = randomise_statistics(OTHERS[name](), torch.randn(4, 3, 32, 32)).eval()
+    report = round_trip(model, torch.randn(2, 3, 32, 32), tmp_path / "m.onnx")
     assert "BatchNormalization" not in report.operators
 
 

@@ -169,7 +169,7 @@ def test_a_model_without_an_open_batch_is_served_one_by_one(tmp_path: Path) -> N
         ({"name": ""}, "name=''"),
         ({"version": 0}, "version=0: expected a number of at least 1"),
         ({"versions": "newest"}, "expected 'latest', 'all' or a list"),
-        ({"versions": []}, r"versions=\[\]"),
+        ({"versions": []}, r"versions=\(\)"),
         ({"max_batch_size": -1}, "max_batch_size=-1"),
         ({"preferred_batch_sizes": [16]}, r"=\[16\]: expected sizes from 1 to max_batch_size=8"),
         ({"max_queue_delay_us": 0.5}, "max_queue_delay_us=0.5"),
