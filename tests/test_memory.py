@@ -66,7 +66,9 @@ def test_shapes_that_never_come_again() -> None:
         height, width = 1 + number % 16, 1 + number // 16
         fast(images(1, height=height, width=width))
 
-    assert growth_mib(2 * CAPACITY, 4 * CAPACITY, call) < BOUND_MIB
+    # torch keeps what oneDNN prepared for its last 1024 calls of different shape: up to 0.3 MiB for
+    # each new shape here, until there are that many. A weight for each would be 72 MiB.
+    assert growth_mib(2 * CAPACITY, 4 * CAPACITY, call) < 2 * BOUND_MIB
 
 
 def test_models_that_come_and_go() -> None:
