@@ -171,7 +171,11 @@ def _translate(b: Builder, node: fx.Node) -> Any:
             f"{module_of(node)}: {node.target} has no translation to ONNX in fastres; replace it "
             "by an operation that has one, or export the parts of the model around it"
         )
-    return rule(b, node)
+    try:
+        return rule(b, node)
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        # A form of the operator that the translation was not written for.
+        raise b.refusal(f"this form of it has no translation ({error!r})") from error
 
 
 def _outputs(

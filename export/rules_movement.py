@@ -129,6 +129,8 @@ def _expand(b: Builder, node: fx.Node) -> str:
             sizes.append(1)  # as it is
         elif fixed is not None:
             sizes.append(fixed)
+        elif isinstance(b.argument(1), fx.Node):  # expand_as
+            sizes.append(b.size_of(b.argument(1), axis))
         else:
             sizes.append(b.scalar(b.argument(1)[axis]))
     return b.emit("Expand", b.tensor(x), b.as_sizes(sizes))

@@ -95,6 +95,7 @@ def movement(net: Any, x: Tensor) -> dict[str, Any]:
         "chunks": list(x.chunk(3, 1)),
         "unbound": x.unbind(1)[3],
         "expanded": x.mean((2, 3), keepdim=True).expand(-1, -1, h, w) + 0,
+        "expanded_as": x[:1, :1, :1, :1].expand_as(x) + 0,
         "repeated": x.repeat(1, 2, 1, 3),
         "squeezed": x[:, :1].squeeze(1).unsqueeze(-1),
         "shuffled": F.pixel_shuffle(x[:, :4], 2),

@@ -89,6 +89,18 @@ def test_the_module_of_what_has_no_translation_is_named(tmp_path: Path) -> None:
         to_onnx(model.eval(), tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9))
 
 
+def test_a_form_that_nobody_thought_of_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rule(b: object, node: object) -> str:
+        raise TypeError("unexpected")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.tanh.default, rule)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Tanh()).eval()
+.*unexpected"):
+        to_onnx(model, tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9))
+
+
 def test_pooling_to_a_number_of_pixels_needs_a_fixed_size(tmp_path: Path) -> None:
     model = net(lambda m, x: F.adaptive_avg_pool2d(m.conv(x), 3), conv=conv())
     with pytest.raises(ModelError, match="export without dynamic_size"):
