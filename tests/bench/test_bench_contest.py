@@ -17,6 +17,7 @@ from fastres.bench import (
     answers,
     catalogue,
     contest,
+    export_contender,
     onnxruntime_contender,
     settings,
     source,
@@ -173,6 +174,20 @@ def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     assert found.samples_ns == ()
     assert onnxruntime_contender.refuses("fp32", "cpu") is None
     assert onnxruntime_contender.refuses("bf16", "cuda") is None
+
+
+def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
+    found = rows(hold(tmp_path, words="--precision fp32 bf16 --peers onnxruntime-export"))
+    ours = found["onnxruntime-export-fp32"]
+    assert (ours.title, ours.status) == ("ONNX Runtime, fastres export", "timed")
+    assert ours.samples_ns
+    assert any("the comparison with the model" in note for note in ours.notes)
+    refused = found["onnxruntime-export-bf16"]
+    assert (refused.status, refused.reason) == (
+        "unavailable",
+        "fastres.export writes float32 and float16",
+    )
+    assert export_contender.refuses("fp16", "cuda") is None
 
 
 def test_a_peer_that_is_not_installed_is_named(
