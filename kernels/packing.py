@@ -18,7 +18,7 @@ from fastres.errors import InputError
 
 SUPER_GROUP_CHANNELS = 32
 """Channels that a super-group has if whole groups allow it: 64 bytes of fp16 per pixel, and the
-multiplications by zero stay below what moving the tensors costs (ResNeXt-50 on an A100)."""
+multiplications by zero are modelled below what moving the tensors costs (ResNeXt-50, A100)."""
 
 
 def groups_together(channels: int, filters: int, groups: int) -> int:
