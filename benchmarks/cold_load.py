@@ -92,6 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"load answers {statistics.median(ratios):.1f}x sooner ({low:.1f} to {high:.1f})")
     if given.json is not None:
         record = {
+            "schema": "fastres.cold_load",
+            "version": 1,
             "model": given.model,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
