@@ -233,6 +233,23 @@ def test_a_larger_shape_gets_an_arena_of_its_own() -> None:
     check(bound.executable, torch.randn(SHAPE))
 
 
+def test_what_the_same_step_reads_through_a_view_is_not_overwritten() -> None:
+    """A convolution reads its neighbours' pixels of the view while they write theirs."""
+    plan = chain(1)
+    plan.steps += [
+        torch_step("view", lambda x: x[:], ["v0"], "seen", may_alias=True),
+        torch_step("view", lambda x: x[:], ["seen"], "again", may_alias=True),
+        mixing_step("v1", ["again", "v0"], [value("v1")], overwrites=["v0"]),
+        torch_step("copy", lambda x: x + 1, ["v1"], "other"),
+        mixing_step("v2", ["other", "v1"], [value("v2")], overwrites=["v1"]),
+    ]
+    plan.results[:] = [result("v2")]
+    assert plan.homes["v1"] != plan.homes["v0"]
+    assert plan.homes["v2"] == plan.homes["v1"]
+    bound = Bound(plan, FakeDevice(records=False))
+    check(bound.executable, torch.randn(SHAPE))
+
+
 def test_views_keep_what_they_view_alive() -> None:
     """v0 is viewed by torch; the view is read long after v0's last reader."""
     plan = chain(6)

@@ -217,6 +217,19 @@ def test_operations_of_torchs_stand_between_kernels() -> None:
     assert kinds.count(KernelStep) == 4
 
 
+def test_a_residual_that_is_also_read_through_a_view() -> None:
+    """Of several tiles, so that what one has written another would read."""
+
+    def function(m: Any, x: Tensor) -> Any:
+        y = F.relu(m.first(x))
+        return F.relu(m.second(y.transpose(2, 3).transpose(2, 3)) + y)
+
+    model = net(function, first=conv(4, 16), second=conv(16, 16))
+    fast = optimize(model, images(1), engine="triton")
+    x = images(2, height=24, width=24)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_weights_computed_from_the_input_are_left_to_torch() -> None:
     def function(m: Any, x: Tensor) -> Any:
         return F.relu(m.conv(F.conv2d(x, x.mean((0, 2, 3)).expand(4, 4)[:, :, None, None])))

@@ -202,18 +202,26 @@ class Plan:
         return found
 
     @cached_property
+    def behind(self) -> dict[str, set[str]]:
+        """The values whose memory each of torch's results may be."""
+        found: dict[str, set[str]] = {}
+        for step in self.steps:
+            if isinstance(step, TorchStep):
+                viewed = set(step.reads).union(*(found.get(n, set()) for n in step.reads))
+                found[step.result] = viewed if step.may_alias else set()
+        return found
+
+    @cached_property
     def last_use(self) -> dict[str, int]:
         """When each value, of torch's too, is needed last: itself, or something that views it."""
         end = len(self.steps) + 1
         last: dict[str, int] = dict.fromkeys(self.values, 0)
-        behind: dict[str, set[str]] = {}  # the values whose memory a torch step's result may be
+        behind = self.behind
         for time, step in enumerate(self.steps, start=1):
             for name in step.reads:
                 for each in (name, *behind.get(name, ())):
                     last[each] = time
             if isinstance(step, TorchStep):
-                viewed = set(step.reads).union(*(behind.get(n, set()) for n in step.reads))
-                behind[step.result] = viewed if step.may_alias else set()
                 last.setdefault(step.result, time)
             else:
                 for value in (*step.writes, *step.scratch):
@@ -250,7 +258,9 @@ class Plan:
                 *(value.shape, value.strides, value.dtype),
             ):
                 continue
-            if self.last_use[name] == time and step.reads.count(name) == 1:
+            # A kernel may read any pixel of its other arguments when it writes.
+            readers = sum(name in (each, *self.behind.get(each, ())) for each in step.reads)
+            if self.last_use[name] == time and readers == 1:
                 return name
         return None
 
