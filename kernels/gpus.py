@@ -45,6 +45,7 @@ class Architecture:
         register_unit: registers of a thread are handed out in multiples of this.
         reserved_shared_bytes: shared memory that the system takes from each block.
         schedulers: instructions that one multiprocessor can issue per cycle, each for one warp.
+        tf32: whether the matrix units multiply TF32; where they do not, Triton has none either.
     """
 
     name: str
@@ -61,11 +62,19 @@ class Architecture:
     register_unit: int = 8
     reserved_shared_bytes: int = 1024
     schedulers: int = 4
+    tf32: bool = True
 
     @property
     def max_warps(self) -> int:
         """Warps that one multiprocessor holds."""
         return self.max_threads // self.warp_size
+
+    def computed_in(self, precision: str) -> str:
+        """What kernels compute in here where ``precision`` is asked for: fp32 if there is no tf32.
+
+        Nothing would be faster, and Triton refuses the word on AMD's chips without it.
+        """
+        return "fp32" if precision == "tf32" and not self.tf32 else precision
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ def _nvidia(
     tensor_core: str,
     descriptors: bool = False,
     reserved_kib: int = 1,
+    tf32: bool = True,
 ) -> Architecture:
     return Architecture(
         name=f"sm_{capability}",
@@ -117,10 +127,11 @@ def _nvidia(
         tensor_descriptors=descriptors,
         max_blocks=blocks,
         reserved_shared_bytes=reserved_kib * _KIB,
+        tf32=tf32,
     )
 
 
-def _amd(name: str) -> Architecture:
+def _amd(name: str, tf32: bool) -> Architecture:
     """Four SIMDs of 512 registers for each of 64 lanes; half of them are matrix accumulators."""
     return Architecture(
         name=name,
@@ -135,6 +146,7 @@ def _amd(name: str) -> Architecture:
         max_blocks=32,
         registers_per_thread=512,
         reserved_shared_bytes=0,
+        tf32=tf32,
     )
 
 
@@ -142,7 +154,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     each.name: each
     for each in (
         # Turing has tensor cores, but Triton 3.8 emits no instruction for them.
-        _nvidia(75, threads=1024, blocks=16, shared_kib=64, tensor_core="none", reserved_kib=0),
+        _nvidia(
+            75,
+            threads=1024,
+            blocks=16,
+            shared_kib=64,
+            tensor_core="none",
+            reserved_kib=0,
+            tf32=False,
+        ),
         _nvidia(80, threads=2048, blocks=32, shared_kib=164, tensor_core="mma"),
         _nvidia(86, threads=1536, blocks=16, shared_kib=100, tensor_core="mma"),
         _nvidia(89, threads=1536, blocks=24, shared_kib=100, tensor_core="mma"),
@@ -151,8 +171,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             100, threads=2048, blocks=32, shared_kib=228, tensor_core="tcgen05", descriptors=True
         ),
         _nvidia(120, threads=1536, blocks=24, shared_kib=100, tensor_core="mma", descriptors=True),
-        _amd("gfx90a"),
-        _amd("gfx942"),
+        _amd("gfx90a", tf32=False),
+        _amd("gfx942", tf32=True),
     )
 }
 """Every target that kernels are compiled and inspected for, by its name."""

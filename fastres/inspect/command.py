@@ -95,15 +95,14 @@ def read(
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         architecture: compiled for.
     """
-    from fastres.inspect.launches import computed_in, launches, merged, representative
+    from fastres.inspect.launches import launches, merged, representative
 
     gpu = representative(architecture)
     found = merged(
         {name: launches(graph, batch, size, precision, gpu) for name, graph in graphs.items()}
     )
-    one = partial(
-        _read, precision=precision, runs_as=computed_in(precision, architecture), on=architecture
-    )
+    runs_as = architecture.computed_in(precision)
+    one = partial(_read, precision=precision, runs_as=runs_as, on=architecture)
     with ThreadPoolExecutor(cpu_threads()) as pool:  # compilers hold no lock while they work
         return list(pool.map(one, found))
 

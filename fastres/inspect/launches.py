@@ -46,15 +46,6 @@ def representative(architecture: Architecture) -> Gpu:
     return next(gpu for gpu in GPUS.values() if gpu.architecture == architecture)
 
 
-def computed_in(precision: str, architecture: Architecture) -> str:
-    """What Triton computes in where it is asked for this precision.
-
-    TF32 exists on NVIDIA's chips from sm_80 on and on gfx942; elsewhere it is plain float32.
-    """
-    lacks_tf32 = architecture.name in ("sm_75", "gfx90a")
-    return "fp32" if precision == "tf32" and lacks_tf32 else precision
-
-
 def launches(
     module: fx.GraphModule, batch: int, size: int, precision: str, gpu: Gpu
 ) -> list[Launch]:
@@ -69,7 +60,7 @@ def launches(
         precision: a key of :data:`DTYPES`.
         gpu: configured for.
     """
-    precision = computed_in(precision, gpu.architecture)
+    precision = gpu.architecture.computed_in(precision)
     numbers = Arithmetic(precision, precision) if precision in ("tf32", "fp32") else Arithmetic()
     tactics = Tactics(as_if_ours(gpu))
     images = images_for(module, batch, size)

@@ -126,7 +126,7 @@ def on_matrix_units(precision: str, target: Architecture) -> bool:
     """Whether Triton's products of that precision run on the architecture's matrix units."""
     if precision == "fp32":
         return target.tensor_core == "mfma"
-    return target.tensor_core != "none"
+    return target.tensor_core != "none" and (precision != "tf32" or target.tf32)
 
 
 def multiplies_asynchronously(precision: str, target: Architecture) -> bool:

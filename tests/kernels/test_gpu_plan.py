@@ -11,7 +11,7 @@ from optimizing import optimize
 from torch import Tensor, fx
 
 import fastres
-from fastres.kernels.gpus import by_name
+from fastres.kernels.gpus import architecture, by_name
 from fastres.runtime.gpu.arithmetic import Arithmetic, arithmetic
 from fastres.runtime.gpu.describe import described, totals
 from fastres.runtime.gpu.memory import clashes
@@ -158,8 +158,11 @@ def test_tf32_only_where_torch_itself_takes_it(
 ) -> None:
     for name, value in given.items():
         flags[name].fp32_precision = value
-    found = arithmetic(precision, on_gpu=True)
+    found = arithmetic(precision, architecture("sm_80"))
     assert (found.convolution, found.product) == wanted
-    assert arithmetic(precision, on_gpu=False) == Arithmetic("fp32", "fp32")
+    # On AMD's chips torch has TF32 products where the chip has, and no TF32 convolutions.
+    assert arithmetic(precision, architecture("gfx942")) == Arithmetic("fp32", wanted[1])
+    for full in (architecture("gfx90a"), architecture("sm_75"), None):
+        assert arithmetic(precision, full) == Arithmetic("fp32", "fp32")
     assert found.of_convolution(torch.float16) == "fp16"
     assert found.of_product(torch.bfloat16) == "bf16"

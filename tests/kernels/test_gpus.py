@@ -6,6 +6,7 @@ import pytest
 
 from fastres.errors import OptionError
 from fastres.kernels import gpus
+from fastres.kernels.configs.conv2d import on_matrix_units
 from fastres.kernels.gpus import ARCHITECTURES, GPUS, PRECISIONS, Gpu
 
 
@@ -64,6 +65,16 @@ def test_limits_of_multiprocessors() -> None:
     assert ARCHITECTURES["sm_80"].shared_bytes_per_block == 163 * 1024
     assert ARCHITECTURES["sm_90"].shared_bytes_per_block == 227 * 1024
     assert ARCHITECTURES["gfx942"].shared_bytes_per_block == 64 * 1024
+
+
+def test_tf32_is_not_everywhere() -> None:
+    lacking = {name for name, each in ARCHITECTURES.items() if not each.tf32}
+    assert lacking == {"sm_75", "gfx90a"}
+    for name, each in ARCHITECTURES.items():
+        assert each.computed_in("tf32") == ("fp32" if name in lacking else "tf32")
+        assert on_matrix_units("tf32", each) is (name not in lacking)
+        assert each.computed_in("bf16") == "bf16"
+    assert on_matrix_units("fp32", ARCHITECTURES["gfx90a"])
 
 
 def test_names_in_any_case() -> None:

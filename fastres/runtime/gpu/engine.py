@@ -137,7 +137,8 @@ class TritonEngine:
     ) -> GpuExecutable:
         device = next((b.device for b in module.buffers()), torch.device("cpu"))
         workspace, product = self._place(device)
-        numbers = arithmetic(self._options.precision, on_gpu=device.type == "cuda")
+        target = product.architecture if device.type == "cuda" else None
+        numbers = arithmetic(self._options.precision, target)
         tuner, told = self._tuner(workspace.device, device)
         notes = [*notes, *told]
         if device.type == "cpu" and main_dtype(module) == torch.bfloat16:
