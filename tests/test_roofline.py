@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from typing import Any
 
 import pytest
@@ -171,14 +172,37 @@ def test_every_line_says_modelled(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--batch", "32")
     assert "modelled, not measured: resnet18 in fp16, 224x224 pixels, on a100" in text
-    assert "modelled: batch 32, without block fusion" in text
-    assert "modelled: batch 32, with block fusion" in text
+    assert "modelled: batch 32, no block fused" in text
+    assert "modelled: batch 32, blocks fused where modelled to pay, as optimize does" in text
+    assert "modelled: batch 32, every block fused that fits" in text
     (row,) = [line for line in text.splitlines() if "layer2.0.conv1 " in line][:1]
     assert "conv2d 3x3/2" in row
     assert "block_m=" in row
     assert "images/s" in text
-    assert text.splitlines()[-1].startswith("modelled batch 32: ")
-    assert "the unfused roofline is" in text
+
+
+def test_the_summary_tells_launches_and_bytes_by_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--depth", "50", "--gpu", "a100", "--batch", "32"]) == 0
+    first, names, *ways = capsys.readouterr().out.splitlines()[-5:]
+    assert first.startswith("modelled batch 32: the unfused roofline is ")
+    saved = r"fewer bytes +in layer1 +in layer2 +in layer3 +in layer4$"
+    assert re.search(r"plan +launches +us +images/s +MB +" + saved, names)
+    told = [re.split(r"  +", line)[1:] for line in ways]
+    assert [row[0].split(",")[0].split(":")[0] for row in told] == [
+        *("no block fused", "blocks fused where modelled to pay", "every block fused that fits"),
+    ]
+    apart, chosen, most = ([int(row[1]), *(int(s.rstrip("%")) for s in row[5:])] for row in told)
+    assert apart[0] >= 56 and set(apart[1:]) == {0}
+    assert most[0] <= 26 < chosen[0] <= 34
+    for _, _, second, third, *_ in (chosen, most):
+        assert second >= 30 and third >= 30
+
+
+def test_where_there_is_no_tf32_it_is_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "--gpu", "mi210", "--batch", "1", "--precision", "tf32")
+    assert "resnet18 in fp32 (gfx90a has no tf32), 224x224 pixels, on mi210" in text
+    plain = printed(capsys, "--gpu", "mi210", "--batch", "1", "--precision", "fp32")
+    assert text.splitlines()[1:] == plain.splitlines()[1:]
 
 
 def test_t4_says_why_the_library(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +221,9 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         total, rows = each["total"], each["layers"]
         assert total["modelled_seconds"] == pytest.approx(sum(r["modelled_seconds"] for r in rows))
         assert total["bytes"] == sum(row["bytes"] for row in rows)
+        assert list(total["bytes_of_stages"]) == ["layer1", "layer2", "layer3", "layer4"]
+        inside = sum(row["bytes"] for row in rows if "." in row["name"])
+        assert sum(total["bytes_of_stages"].values()) == inside
         assert total["launches"] == sum(row["launches"] for row in rows)
         assert all(row["modelled_seconds"] > row["floor_seconds"] for row in rows)
 

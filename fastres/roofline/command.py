@@ -42,21 +42,25 @@ def _run(given: argparse.Namespace) -> None:
     if min(given.batch) < 1 or given.size < 1:
         raise OptionError("--batch and --size: expected positive numbers")
     gpu = gpus.by_name(given.gpu)
+    precision = gpu.architecture.computed_in(given.precision)
     chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
     module = graph_of(source.build(chosen, seed=0))
     ways: dict[str, Worth | None] = {
         "none": None,
-        "blocks": by_model(given.precision, gpu),
-        "all blocks": wherever_it_fits(given.precision, gpu),
+        "blocks": by_model(precision, gpu),
+        "all blocks": wherever_it_fits(precision, gpu),
     }
     found: list[View] = []
     for batch in given.batch:
         for fusion, worth in ways.items():
             layers = layers_of(module, batch, given.size, worth)
-            found.append(view(layers, fusion, batch, given.precision, gpu))
-    title = f"{chosen} in {given.precision}, {given.size}x{given.size} pixels, on {_told(gpu)}"
+            found.append(view(layers, fusion, batch, precision, gpu))
+    told = precision
+    if precision != given.precision:
+        told += f" ({gpu.architecture.name} has no {given.precision})"
+    title = f"{chosen} in {told}, {given.size}x{given.size} pixels, on {_told(gpu)}"
     if given.json:
-        print(json.dumps(_record(title, given, str(chosen), gpu, found), indent=2))
+        print(json.dumps(_record(title, given, precision, str(chosen), gpu, found), indent=2))
         return
     for line in lines(title, found, why_library(gpu)):
         print(line)
@@ -67,15 +71,20 @@ def _told(gpu: Gpu) -> str:
 
 
 def _record(
-    title: str, given: argparse.Namespace, model: str, gpu: Gpu, views: Sequence[View]
+    title: str,
+    given: argparse.Namespace,
+    precision: str,
+    model: str,
+    gpu: Gpu,
+    views: Sequence[View],
 ) -> dict[str, object]:
     return {
         "title": f"modelled, not measured: {title}",
         "model": model,
-        "precision": given.precision,
+        "precision": precision,
         "size": given.size,
         "gpu": gpu.name,
-        "peak_flops": gpu.flops[given.precision],
+        "peak_flops": gpu.flops[precision],
         "memory_bytes_per_second": gpu.memory_bytes_per_s,
         "library": why_library(gpu),
         "views": [{"batch": each.batch, **each.as_json()} for each in views],

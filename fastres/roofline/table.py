@@ -8,15 +8,18 @@ from fastres.roofline.view import Row, View
 from fastres.spec import BottleneckSpec, ConvSpec
 
 _FUSION = {
-    "none": "without block fusion",
-    "blocks": "with block fusion where it is modelled to pay",
-    "all blocks": "with block fusion wherever it fits",
+    "none": "no block fused",
+    "blocks": "blocks fused where modelled to pay, as optimize does",
+    "all blocks": "every block fused that fits: fewest launches and bytes",
 }
 _HEADER = (
     *("layer", "operator", "MB", "GFLOP", "floor us", "modelled us", "limit", "launches"),
     "configuration",
 )
-_LEFT = {"layer", "operator", "limit", "configuration"}
+_SUMMARY = ("plan", "launches", "us", "images/s", "MB", "fewer bytes")
+_LEFT = {"layer", "operator", "limit", "configuration", "plan"}
+_MOST_STAGES = 6
+"""Columns for stages; a model with more top-level modules than that has none."""
 
 
 def lines(title: str, views: Sequence[View], library: str | None) -> Iterator[str]:
@@ -31,18 +34,19 @@ def lines(title: str, views: Sequence[View], library: str | None) -> Iterator[st
     if library is not None:
         yield f"modelled as if a library's convolutions were as good as ours: {library}"
     for each in views:
-        yield from _table(each)
-    yield from _summary(views)
+        yield f"modelled: batch {each.batch}, {_FUSION[each.fusion]}"
+        yield from _aligned([_HEADER, *(_cells(row) for row in each.rows), _total(each)])
+    for ways in zip(views[::3], views[1::3], views[2::3], strict=True):
+        yield from _summary(ways)
 
 
-def _table(view: View) -> Iterator[str]:
-    rows = [_HEADER, *(_cells(row) for row in view.rows), _total(view)]
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines of columns, the first row their names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    yield f"modelled: batch {view.batch}, {_FUSION[view.fusion]}"
     for row in rows:
         cells = (
             cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for name, cell, width in zip(_HEADER, row, widths, strict=True)
+            for name, cell, width in zip(rows[0], row, widths, strict=True)
         )
         yield f"modelled  {'  '.join(cells)}".rstrip()
 
@@ -91,19 +95,31 @@ def _total(view: View) -> tuple[str, ...]:
     )
 
 
-def _summary(views: Sequence[View]) -> Iterator[str]:
-    """Per batch all ways beside the roofline of operators one by one."""
-    for apart, together, most in zip(views[::3], views[1::3], views[2::3], strict=True):
-        allowed = apart.batch / apart.floor_seconds
-        yield (
-            f"modelled batch {apart.batch}: {apart.images_per_second:.0f} images/s without block "
-            f"fusion in {apart.launches} launches, {_saved(together, apart)} where it pays, "
-            f"{_saved(most, apart)} wherever it fits; the unfused roofline is {allowed:.0f}"
+def _summary(ways: Sequence[View]) -> Iterator[str]:
+    """A line per way to cut the model, beside the roofline of operators one by one.
+
+    Bytes saved are those of the whole model and of each stage, against the first way.
+    """
+    apart = ways[0]
+    allowed = apart.batch / apart.floor_seconds
+    yield f"modelled batch {apart.batch}: the unfused roofline is {allowed:.0f} images/s"
+    stages = list(apart.stages) if 1 < len(apart.stages) <= _MOST_STAGES else []
+    rows = [(*_SUMMARY, *(f"in {stage}" for stage in stages))]
+    for each in ways:
+        saved = [_saved(each.bytes, apart.bytes)]
+        saved += [_saved(each.stages.get(stage, 0), apart.stages[stage]) for stage in stages]
+        rows.append(
+            (
+                _FUSION[each.fusion],
+                str(each.launches),
+                f"{each.seconds * 1e6:.1f}",
+                f"{each.images_per_second:.0f}",
+                f"{each.bytes / 1e6:.2f}",
+                *saved,
+            )
         )
+    yield from _aligned(rows)
 
 
-def _saved(view: View, apart: View) -> str:
-    return (
-        f"{view.images_per_second:.0f} in {view.launches} launches with "
-        f"{1 - view.bytes / apart.bytes:.0%} fewer bytes"
-    )
+def _saved(fewer: int, than: int) -> str:
+    return f"{1 - fewer / than:.0%}"

@@ -70,6 +70,19 @@ class View:
         return sum(row.bytes for row in self.rows)
 
     @property
+    def stages(self) -> dict[str, int]:
+        """Least bytes of each module of the model that has layers inside, in order.
+
+        A block's kernel counts where the block is, also for the next one's first convolution.
+        """
+        found: dict[str, int] = {}
+        for row in self.rows:
+            stage, _, inside = row.layer.name.partition(".")
+            if inside:
+                found[stage] = found.get(stage, 0) + row.bytes
+        return found
+
+    @property
     def launches(self) -> int:
         """Kernels in all."""
         return sum(row.launches for row in self.rows)
@@ -86,6 +99,7 @@ class View:
             "total": {
                 "launches": self.launches,
                 "bytes": self.bytes,
+                "bytes_of_stages": self.stages,
                 "floor_seconds": self.floor_seconds,
                 "modelled_seconds": self.seconds,
                 "modelled_images_per_second": self.images_per_second,
