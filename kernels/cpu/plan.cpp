@@ -1,0 +1,269 @@
+#include "plan.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "team.h"
+
+namespace fastres {
+
+struct Counter {
+    alignas(64) std::atomic<int64_t> next{0};
+};
+
+// What one run needs: zeroed memory, and for each op that it goes through a counter per thread.
+struct Room {
+    char *arena = nullptr;
+    int64_t bytes = 0;
+    std::unique_ptr<Counter[]> counters;
+    int64_t counter_count = 0;
+
+    ~Room() {
+        if (arena) munmap(arena, (size_t)bytes);
+    }
+};
+
+}  // namespace fastres
+
+struct fr_plan {
+    std::vector<fr_op> ops;
+    std::vector<fr_phase> phases;
+    int images = 0;
+    int64_t arena_bytes = 0;
+    std::vector<int64_t> guards;
+    int64_t steps = 0;  // ops of a run, each counted as often as it runs
+    std::mutex mutex;
+    std::vector<std::unique_ptr<fastres::Room>> idle;
+
+    std::unique_ptr<fastres::Room> take(int threads);
+    void give_back(std::unique_ptr<fastres::Room> room) {
+        std::lock_guard<std::mutex> lock(mutex);
+        idle.push_back(std::move(room));
+    }
+};
+
+namespace fastres {
+namespace {
+
+constexpr size_t kHuge = 2 << 20;
+
+std::unique_ptr<Room> new_room(const fr_plan &plan) {
+    std::unique_ptr<Room> room(new (std::nothrow) Room);
+    if (!room) return nullptr;
+    room->bytes = (int64_t)(((size_t)plan.arena_bytes + kHuge) & ~(kHuge - 1));
+    void *memory = mmap(nullptr, (size_t)room->bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    room->arena = (char *)memory;
+#ifdef MADV_HUGEPAGE
+    if (plan.guards.empty()) madvise(memory, (size_t)room->bytes, MADV_HUGEPAGE);
+#endif
+    for (size_t i = 0; i + 1 < plan.guards.size(); i += 2)
+        if (mprotect(room->arena + plan.guards[i], (size_t)plan.guards[i + 1], PROT_NONE) != 0)
+            return nullptr;
+    return room;
+}
+
+int64_t chunks(const Work &work) {
+    switch (work.op->kind) {
+        case FR_CONVOLUTION: return convolution_chunks(work);
+        case FR_WINOGRAD: return winograd_chunks(work);
+        case FR_MAX_POOL: return pool_chunks(work);
+        case FR_MEAN: return mean_chunks(work);
+        case FR_IMPORT: return image_rows(work);
+        case FR_EXPORT: return export_chunks(work);
+        default: return add_chunks(work);
+    }
+}
+
+void run_chunk(const Work &work, int64_t chunk) {
+    switch (work.op->kind) {
+        case FR_CONVOLUTION: return convolution_chunk(work, chunk);
+        case FR_WINOGRAD: return winograd_chunk(work, chunk);
+        case FR_MAX_POOL: return max_pool_chunk(work, chunk);
+        case FR_MEAN: return mean_chunk(work, chunk);
+        case FR_IMPORT: return import_chunk(work, chunk);
+        case FR_EXPORT: return export_chunk(work, chunk);
+        default: return add_chunk(work, chunk);
+    }
+}
+
+int64_t now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(
+               std::chrono::steady_clock::now().time_since_epoch())
+        .count();
+}
+
+// All ops of a plan on one of `threads` threads. Each thread begins with its own share of an op's
+// chunks, the same share of the image in every op, and then helps the others with theirs.
+void go_through(const fr_plan &plan, const Data &data, Counter *counters, int thread, int threads,
+                Barrier *barrier, int64_t *times) {
+    for (const fr_phase &phase : plan.phases) {
+        for (int first = 0; first < plan.images; first += phase.images) {
+            for (int i = 0; i < phase.count; i++) {
+                const size_t index = (size_t)phase.first + i;
+                const Work work{&plan.ops[index],
+                                index + 1 < plan.ops.size() ? &plan.ops[index + 1] : nullptr,
+                                &data,
+                                first,
+                                std::min(phase.images, plan.images - first),
+                                thread};
+                const int64_t began = times && thread == 0 ? now() : 0;
+                const int64_t count = chunks(work);
+                if (threads == 1) {
+                    for (int64_t chunk = 0; chunk < count; chunk++) run_chunk(work, chunk);
+                } else {
+                    for (int k = 0; k < threads; k++) {
+                        const int whose = (thread + k) % threads;
+                        const int64_t begin = count * whose / threads;
+                        const int64_t end = count * (whose + 1) / threads;
+                        auto &next = counters[whose].next;
+                        for (;;) {
+                            const int64_t chunk = begin + next.fetch_add(1, std::memory_order_relaxed);
+                            if (chunk >= end) break;
+                            run_chunk(work, chunk);
+                        }
+                    }
+                    counters += threads;
+                    barrier->wait();
+                }
+                if (times && thread == 0) times[index] += now() - began;
+            }
+        }
+    }
+}
+
+struct Job {
+    fr_plan *alone, *together;
+    int threads;
+    std::vector<Data> data;  // of `alone` per thread, then of `together`
+    Counter *counters = nullptr;
+    Barrier barrier;
+    int64_t *times;
+
+    explicit Job(int count) : threads(count), barrier(count) {}
+};
+
+void run_job(void *context, int thread) {
+    Job &job = *(Job *)context;
+    if (job.alone)
+        go_through(*job.alone, job.data[thread], nullptr, 0, 1, nullptr,
+                   thread == 0 ? job.times : nullptr);
+    if (job.together) {
+        go_through(*job.together, job.data.back(), job.counters, thread, job.threads, &job.barrier,
+                   job.alone ? nullptr : job.times);
+    }
+}
+
+}  // namespace
+}  // namespace fastres
+
+std::unique_ptr<fastres::Room> fr_plan::take(int threads) {
+    std::unique_ptr<fastres::Room> room;
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        if (!idle.empty()) {
+            room = std::move(idle.back());
+            idle.pop_back();
+        }
+    }
+    if (!room) room = fastres::new_room(*this);
+    if (!room || threads == 1) return room;
+    const int64_t wanted = steps * threads;
+    if (room->counter_count < wanted) {
+        room->counters.reset(new (std::nothrow) fastres::Counter[(size_t)wanted]);
+        room->counter_count = room->counters ? wanted : 0;
+        if (!room->counters) return nullptr;
+    }
+    for (int64_t i = 0; i < wanted; i++) room->counters[i].next.store(0, std::memory_order_relaxed);
+    return room;
+}
+
+extern "C" {
+
+int32_t fr_abi(void) { return FR_ABI; }
+int64_t fr_op_bytes(void) { return (int64_t)sizeof(fr_op); }
+
+fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phase *phases,
+                        int32_t phase_count, int32_t images, int64_t arena_bytes,
+                        const int64_t *guards, int32_t guard_count) {
+    try {
+        auto plan = std::make_unique<fr_plan>();
+        plan->ops.assign(ops, ops + op_count);
+        plan->phases.assign(phases, phases + phase_count);
+        plan->images = images;
+        plan->arena_bytes = arena_bytes;
+        plan->guards.assign(guards, guards + 2 * (int64_t)guard_count);
+        for (const fr_phase &phase : plan->phases)
+            plan->steps += (int64_t)((images + phase.images - 1) / phase.images) * phase.count;
+        return plan.release();
+    } catch (const std::bad_alloc &) {
+        return nullptr;
+    }
+}
+
+void fr_plan_destroy(fr_plan *plan) { delete plan; }
+
+int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count, int32_t byte) {
+    auto room = plan->take(1);
+    if (!room) return 1;
+    for (int32_t i = 0; i < range_count; i++)
+        std::memset(room->arena + ranges[2 * i], byte, (size_t)ranges[2 * i + 1]);
+    plan->give_back(std::move(room));
+    return 0;
+}
+
+int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const void *const *inputs,
+               const int64_t *input_image_bytes, int32_t input_count, void *const *outputs,
+               const int64_t *output_image_bytes, int32_t output_count, int64_t *times) {
+    using namespace fastres;
+    try {
+        Job job(threads);
+        job.alone = alone;
+        job.together = together;
+        job.times = times;
+        const int parts = (alone ? threads : 0) + (together ? 1 : 0);
+        std::vector<std::unique_ptr<Room>> rooms;
+        std::vector<std::vector<const char *>> from((size_t)parts);
+        std::vector<std::vector<char *>> to((size_t)parts);
+        int32_t status = 0;
+        for (int part = 0; part < parts && !status; part++) {
+            const bool is_together = together && part == parts - 1;
+            const int64_t first = (int64_t)part * (alone ? alone->images : 0);
+            auto room = is_together ? together->take(threads) : alone->take(1);
+            if (!room) {
+                status = 1;
+                break;
+            }
+            for (int32_t i = 0; i < input_count; i++)
+                from[part].push_back((const char *)inputs[i] + first * input_image_bytes[i]);
+            for (int32_t i = 0; i < output_count; i++)
+                to[part].push_back((char *)outputs[i] + first * output_image_bytes[i]);
+            if (is_together) job.counters = room->counters.get();
+            job.data.push_back({room->arena, from[part].data(), to[part].data()});
+            rooms.push_back(std::move(room));
+        }
+        if (!status) {
+            if (threads == 1) {
+                run_job(&job, 0);
+            } else if (const auto team = Team::of(threads)) {
+                team->run(run_job, &job);
+            } else {
+                status = 2;
+            }
+        }
+        for (size_t part = 0; part < rooms.size(); part++)
+            (together && (int)part == parts - 1 ? together : alone)->give_back(std::move(rooms[part]));
+        return status;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+}
+
+}  // extern "C"

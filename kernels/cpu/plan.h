@@ -1,0 +1,55 @@
+// A plan in this process: its ops, and the memory for as many runs as there are at once.
+
+#ifndef FASTRES_PLAN_H
+#define FASTRES_PLAN_H
+
+#include <atomic>
+#include <mutex>
+#include <vector>
+
+#include "native.h"
+#include "tile.h"
+
+namespace fastres {
+
+// What one run of a plan works on.
+struct Data {
+    char *arena;
+    const char *const *inputs;  // at the run's first image
+    char *const *outputs;
+};
+
+// An op for some images of a run.
+struct Work {
+    const fr_op *op;
+    const fr_op *next;  // the op behind it, for reading ahead; or null
+    const Data *data;
+    int first, images;
+    int thread;
+
+    char *at(const fr_tensor &tensor) const {
+        char *base = tensor.space == FR_ARENA   ? data->arena
+                     : tensor.space == FR_INPUT ? const_cast<char *>(data->inputs[tensor.index])
+                                                : data->outputs[tensor.index];
+        return base + tensor.offset + (tensor.whole ? (int64_t)first * tensor.image : 0);
+    }
+};
+
+// Each kind of op counts its chunks for some images, and does one.
+int64_t convolution_chunks(const Work &);
+void convolution_chunk(const Work &, int64_t chunk);
+int64_t winograd_chunks(const Work &);
+void winograd_chunk(const Work &, int64_t chunk);
+int64_t pool_chunks(const Work &);
+void max_pool_chunk(const Work &, int64_t chunk);
+int64_t mean_chunks(const Work &);
+void mean_chunk(const Work &, int64_t chunk);
+int64_t image_rows(const Work &);
+void import_chunk(const Work &, int64_t chunk);
+int64_t export_chunks(const Work &);
+void export_chunk(const Work &, int64_t chunk);
+int64_t add_chunks(const Work &);
+void add_chunk(const Work &, int64_t chunk);
+
+}  // namespace fastres
+#endif

@@ -1,0 +1,38 @@
+// A tile: a few output pixels of one panel, and the function that computes it.
+
+#ifndef FASTRES_TILE_H
+#define FASTRES_TILE_H
+
+#include "native.h"
+
+namespace fastres {
+
+struct Tile {
+    const char *input;  // the tensor's first pixel of the sub-batch, with the panel's own offset
+    const int32_t *input_px, *output_px, *residual_px;  // of the tile's first pixel
+    const int32_t *steps;
+    const char *weights;
+    const float *bias;
+    char *output;          // the panel's first line, or row, of the first pixel
+    const char *residual;  // likewise, or null
+    int64_t output_plane, residual_plane;  // bytes from 16 channels to the next 16 (float32)
+    const char *ahead;     // what to read ahead, or null
+    int32_t ahead_lines;   // lines of it per step
+    int32_t step_count, step_units;
+    int32_t channels;      // of the panel that there are: 1 to 32
+    int32_t before, after;
+    int32_t rows;
+};
+
+using TileFunction = void (*)(const Tile &);
+
+constexpr int kMostPixels = 14;
+constexpr int kMostSteps = 1024;  // channel blocks of a Winograd convolution
+
+// By number of pixels, 1 to kMostPixels; null beyond what an instruction set's registers hold.
+TileFunction avx512_float32(int pixels, int step_units);
+TileFunction avx512_bfloat16(int pixels, int step_units);
+TileFunction avx2_float32(int pixels, int step_units);
+
+}  // namespace fastres
+#endif
