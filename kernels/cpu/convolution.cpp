@@ -1,6 +1,9 @@
 // A convolution as chunks: some tiles of pixels by some panels of channels.
 
 #include "plan.h"
+#include "target.h"
+
+#ifdef FR_X86
 
 #include <algorithm>
 
@@ -22,6 +25,7 @@ Tiling tiling(const Work &work) {
 }
 
 TileFunction function_for(const fr_op &op, int pixels) {
+    if (op.isa == FR_AMX_BF16) return amx_bfloat16();
     if (op.dtype == FR_BFLOAT16) return avx512_bfloat16(pixels, op.step_units);
     if (op.isa == FR_AVX2) return avx2_float32(pixels, op.step_units);
     return avx512_float32(pixels, op.step_units);
@@ -53,6 +57,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
     const TileFunction functions[2] = {function_for(op, smaller),
                                        smaller < op.tile ? function_for(op, smaller + 1) : nullptr};
     Tile tile;
+    tile.row_step = op.row_step;
     tile.steps = op.steps;
     tile.step_count = op.step_count;
     tile.step_units = op.step_units;
@@ -61,6 +66,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
     tile.before = op.before;
     tile.after = op.after;
     tile.rows = op.rows;
+    if (op.isa == FR_AMX_BF16) amx_configure(op.step_units);
     for (int panel = first_panel; panel < end_panel; panel++) {
         const char *weights = (const char *)op.weights + panel * op.panel_bytes;
         const char *ahead = nullptr;
@@ -93,6 +99,9 @@ void convolution_chunk(const Work &work, int64_t chunk) {
             if (ahead) ahead += (int64_t)ahead_lines * op.step_count * 64;
         }
     }
+    if (op.isa == FR_AMX_BF16) amx_release();
 }
 
 }  // namespace fastres
+
+#endif

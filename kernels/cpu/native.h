@@ -82,6 +82,10 @@ typedef struct {
     int32_t group;        // tiles that a chunk goes through for each panel
     int32_t chunk_panels;  // panels of a chunk
     int32_t prefetch;     // 1: read ahead the next panel's weights
+    // FR_AMX_BF16: bytes from a pixel to the next in a run of 16, else 0. Two runs are a tile: their
+    // inputs begin at input_px[0] and input_px[16]. -1 in output_px marks a pixel that there is not;
+    // its input is read nevertheless. `pixels` is a multiple of `tile`, which is 32.
+    int32_t row_step;
 
     // FR_WINOGRAD, F(2x2, 3x3): weights [panel][frequency 16][channel][32], `group` output tiles of 2x2
     // pixels in a chunk, and room in the arena for each thread.
@@ -90,16 +94,22 @@ typedef struct {
     // FR_MAX_POOL: rows, columns.
     int32_t kernel[2], stride[2], padding[2], dilation[2];
 
-    // FR_IMPORT, FR_EXPORT: the caller's tensor. Strides in elements.
-    int32_t outside_dtype;  // fr_dtype
+    // FR_IMPORT, FR_EXPORT.
+    int32_t outside_dtype;  // fr_dtype of the caller's tensor
     int32_t small;          // 1: the inside is [row][column][channel], not lines
-    int64_t outside_strides[4];
 } fr_op;
 
 typedef struct {
     int32_t first, count;  // ops
     int32_t images;        // of a sub-batch
 } fr_phase;
+
+// A tensor of the caller's: [image][channel][row][column] with any strides, in elements.
+typedef struct {
+    void *data;
+    int64_t image_bytes;
+    int64_t strides[4];
+} fr_outside;
 
 typedef struct fr_plan fr_plan;
 
@@ -121,9 +131,9 @@ FR_API int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t rang
 // the images of that plan; then `together` (or NULL) on the images behind them with all threads.
 // `times` gets nanoseconds per op of the plan that runs (thread 0's for `alone`), or is NULL.
 // 0: done; 1: no memory for an arena; 2: the system refused a thread.
-FR_API int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const void *const *inputs,
-                      const int64_t *input_image_bytes, int32_t input_count, void *const *outputs,
-                      const int64_t *output_image_bytes, int32_t output_count, int64_t *times);
+FR_API int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
+                      int32_t input_count, const fr_outside *outputs, int32_t output_count,
+                      int64_t *times);
 
 #ifdef __cplusplus
 }

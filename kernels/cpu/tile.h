@@ -10,6 +10,7 @@ namespace fastres {
 struct Tile {
     const char *input;  // the tensor's first pixel of the sub-batch, with the panel's own offset
     const int32_t *input_px, *output_px, *residual_px;  // of the tile's first pixel
+    int64_t row_step;  // AMX: bytes from a pixel's input to the next one's
     const int32_t *steps;
     const char *weights;
     const float *bias;
@@ -26,6 +27,7 @@ struct Tile {
 
 using TileFunction = void (*)(const Tile &);
 
+constexpr int kNoPixel = -1;  // in output_px of AMX
 constexpr int kMostPixels = 14;
 constexpr int kMostSteps = 1024;  // channel blocks of a Winograd convolution
 
@@ -33,6 +35,11 @@ constexpr int kMostSteps = 1024;  // channel blocks of a Winograd convolution
 TileFunction avx512_float32(int pixels, int step_units);
 TileFunction avx512_bfloat16(int pixels, int step_units);
 TileFunction avx2_float32(int pixels, int step_units);
+
+// 32 pixels. The thread's tile registers must be configured for the units of a step, 16 at most.
+TileFunction amx_bfloat16();
+void amx_configure(int step_units);
+void amx_release();
 
 }  // namespace fastres
 #endif

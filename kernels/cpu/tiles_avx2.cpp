@@ -1,8 +1,181 @@
-// Placeholder until written below.
-#include "tile.h"
+// Convolution tiles for AVX2: up to 6 pixels by 16 channels in 12 registers.
+//
+// As for AVX-512 (tiles_avx512.cpp), with half as many registers of half the length: a panel's 32
+// channels are two passes of 16 over its weights. Three pixels and fewer take all 32 at once.
+
+#include <cmath>
+
 #include "target.h"
+#include "tile.h"
+
 #ifdef FR_X86
+
 namespace fastres {
-TileFunction avx2_float32(int, int) { return nullptr; }
+namespace {
+
+constexpr int kMost = 6;  // pixels
+
+// NaN stays NaN: MAXPS and MINPS return their second operand where either is NaN.
+FR_WITH_AVX2 FR_INLINE __m256 activate(__m256 x, int kind) {
+    const __m256 zero = _mm256_setzero_ps(), six = _mm256_set1_ps(6.0f);
+    switch (kind) {
+        case FR_RELU: return _mm256_max_ps(zero, x);
+        case FR_RELU6: return _mm256_min_ps(six, _mm256_max_ps(zero, x));
+        case FR_HARDSWISH: {
+            __m256 gate = _mm256_add_ps(x, _mm256_set1_ps(3.0f));
+            gate = _mm256_min_ps(six, _mm256_max_ps(zero, gate));
+            return _mm256_div_ps(_mm256_mul_ps(x, gate), six);
+        }
+        default: return x;
+    }
 }
+
+// All bits set in the first `count` lanes of 8.
+FR_WITH_AVX2 FR_INLINE __m256i lanes(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// Where 8 of a panel's channels lie, from the pixel's address: `vector` counts eights.
+FR_INLINE int64_t place(int vector, int64_t plane) {
+    return (vector / 2) * plane + vector % 2 * 32;
+}
+
+// Everything that whole lines with no activation but a ReLU at the end do not need. `vectors`
+// eights of channels per pixel, from the panel's `first`.
+FR_WITH_AVX2 __attribute__((noinline)) void finish_any(const Tile &t, int pixels, int first,
+                                                       int vectors, const float *sums) {
+    for (int i = 0; i < pixels; i++) {
+        for (int v = first; v < first + vectors; v++, sums += 8) {
+            const __m256i present = lanes(t.channels - v * 8);
+            __m256 x = activate(_mm256_load_ps(sums), t.before);
+            if (t.residual) {
+                const char *from = t.residual + (int64_t)t.residual_px[i] * 4;
+                x = _mm256_add_ps(
+                    x, _mm256_load_ps((const float *)(from + place(v, t.residual_plane))));
+            }
+            // Lanes without a channel hold zero whatever the pixel holds: the next layer multiplies
+            // them by zero, which infinity would not survive.
+            x = _mm256_and_ps(activate(x, t.after), _mm256_castsi256_ps(present));
+            char *to = t.output + (int64_t)t.output_px[i] * 4;
+            if (t.rows)
+                _mm256_maskstore_ps((float *)to + v * 8, present, x);
+            else
+                _mm256_store_ps((float *)(to + place(v, t.output_plane)), x);
+        }
+    }
+}
+
+// Keeps compilers to the order in which the registers suffice; their own schedules spill some.
+FR_WITH_AVX2 FR_INLINE void multiply_add(__m256 &sum, __m256 a, __m256 b) {
+    sum = _mm256_fmadd_ps(a, b, sum);
+    __asm__ volatile("" : "+x"(sum) : : "memory");
+}
+
+// 12 sums, and two weights and one pixel or, where there are more weights, one weight and three
+// pixels.
+template <int M, int VECTORS>
+FR_WITH_AVX2 FR_INLINE void unit(__m256 (&sum)[M][VECTORS], const char *const (&at)[M], int byte,
+                                 const char *weights) {
+    const float *w = (const float *)weights;
+    if (VECTORS == 2) {
+        const __m256 low = _mm256_load_ps(w), high = _mm256_load_ps(w + 8);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++) {
+            const __m256 a = _mm256_broadcast_ss((const float *)(at[i] + byte));
+            multiply_add(sum[i][0], a, low);
+            multiply_add(sum[i][1], a, high);
+        }
+    } else {
+        __m256 a[M];
+#pragma GCC unroll 3
+        for (int i = 0; i < M; i++) a[i] = _mm256_broadcast_ss((const float *)(at[i] + byte));
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            const __m256 b = _mm256_load_ps(w + v * 8);
+#pragma GCC unroll 3
+            for (int i = 0; i < M; i++) multiply_add(sum[i][v], a[i], b);
+        }
+    }
+}
+
+// M pixels, `VECTORS` eights of channels from the panel's `first`. UNITS: of a step; 0 where it is
+// not known before. `ahead_lines`: what to read ahead in this pass.
+template <int M, int VECTORS, int UNITS>
+FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
+    __m256 sum[M][VECTORS];
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm256_loadu_ps(t.bias + (first + v) * 8);
+    }
+    const char *weights = t.weights + first * 32;
+    const char *ahead = t.ahead;
+    const int units = UNITS ? UNITS : t.step_units;
+    constexpr int kUnroll = UNITS ? 4 : 1;
+    for (int s = 0; s < t.step_count; s++) {
+        const char *start = t.input + (int64_t)t.steps[s] * 4;
+        const char *at[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
+        for (int line = 0; line < ahead_lines; line++, ahead += 64)
+            _mm_prefetch(ahead, _MM_HINT_T1);
+#pragma GCC unroll 1
+        for (int u = 0; u < units; u += kUnroll, weights += kUnroll * 128) {
+#pragma GCC unroll 4
+            for (int k = 0; k < kUnroll; k++)
+                unit<M, VECTORS>(sum, at, (u + k) * 4, weights + k * 128);
+        }
+    }
+    if (t.channels >= (first + VECTORS) * 8 && !t.rows && t.before == FR_NONE &&
+        t.after <= FR_RELU) {
+        const __m256 floor = _mm256_set1_ps(t.after == FR_RELU ? 0.0f : -INFINITY);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++) {
+            char *to = t.output + (int64_t)t.output_px[i] * 4;
+            const char *from = t.residual ? t.residual + (int64_t)t.residual_px[i] * 4 : nullptr;
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) {
+                __m256 x = sum[i][v];
+                if (from)
+                    x = _mm256_add_ps(
+                        x,
+                        _mm256_load_ps((const float *)(from + place(first + v, t.residual_plane))));
+                _mm256_store_ps((float *)(to + place(first + v, t.output_plane)),
+                                _mm256_max_ps(floor, x));
+            }
+        }
+        return;
+    }
+    alignas(32) float sums[M][VECTORS][8];
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) _mm256_store_ps(sums[i][v], sum[i][v]);
+    }
+    finish_any(t, M, first, VECTORS, sums[0][0]);
+}
+
+template <int M, int UNITS>
+FR_WITH_AVX2 void tile(const Tile &t) {
+    if (M <= kMost / 2 && t.channels > 16)
+        return pass<M <= kMost / 2 ? M : 1, 4, UNITS>(t, 0, t.ahead_lines);
+    pass<M, 2, UNITS>(t, 0, t.ahead_lines);
+    if (t.channels > 16) pass<M, 2, UNITS>(t, 2, 0);
+}
+
+template <int UNITS>
+TileFunction choose(int pixels) {
+    static const TileFunction table[kMost] = {tile<1, UNITS>, tile<2, UNITS>, tile<3, UNITS>,
+                                              tile<4, UNITS>, tile<5, UNITS>, tile<6, UNITS>};
+    return pixels >= 1 && pixels <= kMost ? table[pixels - 1] : nullptr;
+}
+
+}  // namespace
+
+TileFunction avx2_float32(int pixels, int step_units) {
+    return step_units == 16 ? choose<16>(pixels) : choose<0>(pixels);
+}
+
+}  // namespace fastres
+
 #endif
