@@ -155,8 +155,10 @@ def output_nodes(graph: fx.Graph) -> list[Any]:
 def aliases(target: Any) -> bool:
     """Whether an operator's result may share memory with an argument, by its schema.
 
-    Operators without a schema are assumed to.
+    Functions without a schema are assumed to, unless they say ``returns_fresh``.
     """
+    if getattr(target, "returns_fresh", False):
+        return False
     schema = getattr(target, "_schema", None)
     if schema is None or not isinstance(target, torch._ops.OpOverload):
         return True

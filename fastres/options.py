@@ -15,7 +15,7 @@ PRECISIONS: dict[str, torch.dtype] = {
 }
 """The names that ``precision`` takes, with the dtype of weights and activations."""
 
-ENGINES: tuple[str, ...] = ("auto", "triton", "onednn", "eager")
+ENGINES: tuple[str, ...] = ("auto", "triton", "native", "onednn", "eager")
 
 
 @dataclass(frozen=True)

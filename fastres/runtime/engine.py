@@ -12,6 +12,7 @@ from fastres.options import Options
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.executable import Runnable
 from fastres.runtime.gpu.engine import TritonEngine
+from fastres.runtime.native.engine import NativeEngine
 from fastres.runtime.onednn import OneDnnEngine
 
 
@@ -43,6 +44,7 @@ class Engine(Protocol):
 
 ENGINES: tuple[Callable[[Options], Engine], ...] = (
     TritonEngine,
+    NativeEngine,
     lambda options: OneDnnEngine(),
     lambda options: EagerEngine(),
 )

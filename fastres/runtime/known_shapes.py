@@ -8,6 +8,7 @@ is left to torch, which also says what is wrong.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def _by_formula(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, 
         elif node.op == "get_attr":
             facts[node] = _like(getattr(module, str(node.target)))
         elif node.op == "call_function":
-            formula = _FORMULAS.get(node.target)
+            formula = _FORMULAS.get(node.target) or getattr(node.target, "shape_formula", None)
             if formula is None or node.kwargs:
                 raise _Unusual
             args = [facts[a] if isinstance(a, fx.Node) else a for a in node.args]
@@ -139,4 +140,5 @@ _FORMULAS: dict[Any, Callable[..., Tensor]] = {
     ops.linear: _linear,
     aten.flatten.using_ints: _flatten,
     aten.to.dtype: _to_dtype,
+    operator.getitem: operator.getitem,
 }

@@ -70,14 +70,17 @@ class OneDnnEngine:
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
         """An executable for inputs of these shapes; packs the weights that no other one has."""
-        rules: dict[Any, Rule] = {
-            "placeholder": _placeholder,
+        return Lowering(module, inputs).run(self.name, self.rules(), keep_and_look)
+
+    def rules(self) -> dict[Any, Rule]:
+        """How each operator becomes a call of oneDNN's; :func:`keep_and_look` is for the others."""
+        return {
+            "placeholder": placeholder,
             aten.to.dtype: _to_dtype,
             ops.conv2d: self._conv2d,
             ops.linear: self._linear,
             ops.scale_shift: image_rows.scale_shift,
         }
-        return Lowering(module, inputs).run(self.name, rules, _keep_and_look)
 
     def _conv2d(self, lowering: Lowering, node: fx.Node) -> fx.Node:
         x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
@@ -176,7 +179,8 @@ def _add_to(fresh: Tensor, residual: Tensor, activation: str) -> Tensor:
     return reference.activate(fresh.add_(residual), activation)
 
 
-def _keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
+def keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """torch's own operation, and a look at what may break in it."""
     new = keep(lowering, node)
     fact = lowering.facts[node]
     looks = isinstance(fact, Tensor) and fact.is_floating_point()
@@ -185,7 +189,8 @@ def _keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
     return new
 
 
-def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
+def placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """An input: looked at, and channels-last where it is an image."""
     fact = lowering.facts[node]
     new = lowering.placeholder(node)
     if isinstance(fact, Tensor) and fact.is_floating_point():

@@ -37,7 +37,8 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
             elif node.op == "call_function":
                 args, kwargs = fx.node.map_arg((arguments(node), node.kwargs), facts.__getitem__)
                 try:
-                    facts[node] = node.target(*args, **kwargs)
+                    function = getattr(node.target, "shape_formula", node.target)
+                    facts[node] = function(*args, **kwargs)
                 except (RuntimeError, ValueError, ZeroDivisionError) as error:
                     shapes = [list(value.shape) for value in inputs if isinstance(value, Tensor)]
                     raise InputError(

@@ -122,12 +122,13 @@ FR_INLINE void import_row(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
     const fr_tensor &to = op.output;
     const int64_t image = chunk / to.height, row = chunk % to.height;
+    const int64_t *strides = work.outside(op.input).strides;
     const auto *from = (const typename Outside::Stored *)work.at(op.input) +
-                       image * op.outside_strides[0] + row * op.outside_strides[2];
+                       (work.first + image) * strides[0] + row * strides[2];
     char *line = work.at(to) + image * to.image + row * to.row;
-    const int64_t step = op.outside_strides[3];
+    const int64_t step = strides[3];
     for (int channel = 0; channel < to.channels; channel++) {
-        const auto *source = from + channel * op.outside_strides[1];
+        const auto *source = from + channel * strides[1];
         char *target = op.small ? line + channel * sizeof(typename N::Stored)
                                 : line + channel / N::kLanes * to.plane +
                                       channel % N::kLanes * sizeof(typename N::Stored);
@@ -144,15 +145,16 @@ FR_INLINE void export_row(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
     const fr_tensor &from = op.input;
     const int64_t image = chunk / from.height, row = chunk % from.height;
-    auto *to = (typename Outside::Stored *)work.at(op.output) + image * op.outside_strides[0] +
-               row * op.outside_strides[2];
+    const int64_t *strides = work.outside(op.output).strides;
+    auto *to = (typename Outside::Stored *)work.at(op.output) +
+               (work.first + image) * strides[0] + row * strides[2];
     const char *line = work.at(from) + image * from.image + row * from.row;
-    for (int x = 0; x < from.width; x++, line += from.pixel, to += op.outside_strides[3])
+    for (int x = 0; x < from.width; x++, line += from.pixel, to += strides[3])
         for (int block = 0; block < blocks(from, DTYPE); block++) {
             const auto *lanes = (const typename N::Stored *)(line + block * from.plane);
-            auto *target = to + block * N::kLanes * op.outside_strides[1];
+            auto *target = to + block * N::kLanes * strides[1];
             for (int i = 0; i < lanes_of<DTYPE>(from, block); i++)
-                Outside::store(target + i * op.outside_strides[1], N::load(lanes + i));
+                Outside::store(target + i * strides[1], N::load(lanes + i));
         }
 }
 

@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "target.h"
 #include "team.h"
 
 namespace fastres {
@@ -70,6 +71,7 @@ std::unique_ptr<Room> new_room(const fr_plan &plan) {
     return room;
 }
 
+#ifdef FR_X86
 int64_t chunks(const Work &work) {
     switch (work.op->kind) {
         case FR_CONVOLUTION: return convolution_chunks(work);
@@ -93,6 +95,10 @@ void run_chunk(const Work &work, int64_t chunk) {
         default: return add_chunk(work, chunk);
     }
 }
+#else  // no kernels, and no plans either: fr_isas() is 0
+int64_t chunks(const Work &) { return 0; }
+void run_chunk(const Work &, int64_t) {}
+#endif
 
 int64_t now() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -219,9 +225,8 @@ int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count
     return 0;
 }
 
-int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const void *const *inputs,
-               const int64_t *input_image_bytes, int32_t input_count, void *const *outputs,
-               const int64_t *output_image_bytes, int32_t output_count, int64_t *times) {
+int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
+               int32_t input_count, const fr_outside *outputs, int32_t output_count, int64_t *times) {
     using namespace fastres;
     try {
         Job job(threads);
@@ -230,8 +235,7 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const void *c
         job.times = times;
         const int parts = (alone ? threads : 0) + (together ? 1 : 0);
         std::vector<std::unique_ptr<Room>> rooms;
-        std::vector<std::vector<const char *>> from((size_t)parts);
-        std::vector<std::vector<char *>> to((size_t)parts);
+        std::vector<std::vector<fr_outside>> from((size_t)parts), to((size_t)parts);
         int32_t status = 0;
         for (int part = 0; part < parts && !status; part++) {
             const bool is_together = together && part == parts - 1;
@@ -241,10 +245,11 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const void *c
                 status = 1;
                 break;
             }
-            for (int32_t i = 0; i < input_count; i++)
-                from[part].push_back((const char *)inputs[i] + first * input_image_bytes[i]);
-            for (int32_t i = 0; i < output_count; i++)
-                to[part].push_back((char *)outputs[i] + first * output_image_bytes[i]);
+            from[part].assign(inputs, inputs + input_count);
+            to[part].assign(outputs, outputs + output_count);
+            for (auto *side : {&from[part], &to[part]})
+                for (fr_outside &tensor : *side)
+                    tensor.data = (char *)tensor.data + first * tensor.image_bytes;
             if (is_together) job.counters = room->counters.get();
             job.data.push_back({room->arena, from[part].data(), to[part].data()});
             rooms.push_back(std::move(room));

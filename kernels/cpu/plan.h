@@ -15,8 +15,7 @@ namespace fastres {
 // What one run of a plan works on.
 struct Data {
     char *arena;
-    const char *const *inputs;  // at the run's first image
-    char *const *outputs;
+    const fr_outside *inputs, *outputs;  // at the run's first image
 };
 
 // An op for some images of a run.
@@ -27,10 +26,13 @@ struct Work {
     int first, images;
     int thread;
 
+    const fr_outside &outside(const fr_tensor &tensor) const {
+        return (tensor.space == FR_INPUT ? data->inputs : data->outputs)[tensor.index];
+    }
+
+    // The first pixel of the first of these images.
     char *at(const fr_tensor &tensor) const {
-        char *base = tensor.space == FR_ARENA   ? data->arena
-                     : tensor.space == FR_INPUT ? const_cast<char *>(data->inputs[tensor.index])
-                                                : data->outputs[tensor.index];
+        char *base = tensor.space == FR_ARENA ? data->arena : (char *)outside(tensor).data;
         return base + tensor.offset + (tensor.whole ? (int64_t)first * tensor.image : 0);
     }
 };

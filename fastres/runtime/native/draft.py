@@ -1,0 +1,251 @@
+"""A piece of the fused graph as the engine's own operations, before sizes of buffers are settled.
+
+Which nodes can be part of a piece is asked first (:func:`refusal`), so that drafting cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres import ops
+from fastres.graph import arguments, constant, module_of
+from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.layout import FEW, Layout
+from fastres.spec import ConvSpec
+
+aten = torch.ops.aten
+
+LEAST_PER_GROUP = 4
+"""Input channels of a group. The kernels multiply whole blocks of 16 or 32, mostly by zeros where
+groups are small; a depthwise convolution is better off elsewhere."""
+
+
+@dataclass(eq=False)
+class Value:
+    """An activation on its way through a piece."""
+
+    layout: Layout
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation of the library on values.
+
+    Attributes:
+        kind: one of :data:`fastres.runtime.native.interface.KINDS`.
+        node: the fused graph's node that it computes.
+        input, residual, output: activations; None where it is the caller's tensor.
+        conv: a convolution's geometry.
+        weight: its weight [K, C / groups, R, S] and the name to share packed forms by.
+        window: a pooling's kernel, stride, padding and dilation.
+        outside: which of the piece's inputs or outputs an import or export handles.
+    """
+
+    kind: str
+    node: fx.Node
+    input: Value | None
+    output: Value | None
+    residual: Value | None = None
+    conv: ConvSpec | None = None
+    weight: tuple[str, Tensor] | None = None
+    bias: tuple[str, Tensor] | None = None
+    before: str = "none"
+    after: str = "none"
+    window: tuple[Any, Any, Any, Any] | None = None
+    outside: int = -1
+
+
+@dataclass
+class Draft:
+    """A piece: its operations in order, the nodes whose tensors go in and come out, in what dtypes."""
+
+    inputs: list[fx.Node] = field(default_factory=list)
+    outputs: list[fx.Node] = field(default_factory=list)
+    output_dtypes: list[torch.dtype] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes with."""
+        return next(op.output.layout.dtype for op in self.ops if op.output is not None)
+
+
+def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
+    """Why the engine has no operation for a node at this size, or None where it has one."""
+    fact = facts.get(node)
+    if not isinstance(fact, Tensor) or fact.dtype not in (torch.float32, torch.bfloat16):
+        return "it computes with other numbers than float32 and bfloat16"
+    if node.target is ops.conv2d:
+        return _conv2d_refusal(node, facts)
+    if node.target is ops.linear:
+        x, weight, bias, activation = arguments(node)
+        if constant(weight) is None or (bias is not None and constant(bias) is None):
+            return "its weight is computed from the input"
+        return _activation_refusal(activation) or (
+            None if facts[x].dim() == 2 else "its input is no matrix"
+        )
+    if node.target is ops.max_pool2d:
+        return "it rounds up" if arguments(node)[5] else _image_refusal(facts[arguments(node)[0]])
+    if node.target is ops.global_avg_pool:
+        return _image_refusal(facts[arguments(node)[0]])
+    if node.target is ops.add_relu:
+        x, y = arguments(node)
+        same = facts[x].shape == facts[y].shape and facts[x].dtype == facts[y].dtype
+        return _image_refusal(facts[x]) if same else "its summands have different shapes"
+    if node.target is aten.flatten.using_ints:
+        x = facts[arguments(node)[0]]
+        flat = x.dim() == 4 and x.shape[2:] == (1, 1) and fact.dim() == 2
+        return None if flat else "it moves data"
+    return "the engine has no such operation"
+
+
+def _image_refusal(fact: Tensor) -> str | None:
+    return None if fact.dim() == 4 and fact.numel() else "its input is no batch of images"
+
+
+def _activation_refusal(*names: str) -> str | None:
+    missing = [name for name in names if name not in ACTIVATIONS]
+    return f"the engine has no {missing[0]}" if missing else None
+
+
+def _conv2d_refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
+    x, weight, bias, residual, _, _, _, groups, before, after = arguments(node)
+    if constant(weight) is None or (bias is not None and constant(bias) is None):
+        return "its weight is computed from the input"
+    if residual is not None and facts[residual].shape != facts[node].shape:
+        return "its residual is broadcast at this size"
+    per_group = facts[weight].shape[1]
+    if groups > 1 and per_group < LEAST_PER_GROUP:
+        return f"{per_group} channels in a group are too few"
+    return _activation_refusal(before, after) or _image_refusal(facts[x])
+
+
+def draft(
+    nodes: Sequence[fx.Node],
+    outputs: Sequence[tuple[fx.Node, torch.dtype]],
+    facts: Mapping[fx.Node, Any],
+) -> Draft:
+    """The operations of a piece.
+
+    Args:
+        nodes: what it computes, in order.
+        outputs: those of them that are read outside, and the dtypes that are wanted there.
+        facts: what every node is at this size.
+    """
+    return _Drafting(nodes, outputs, facts).result
+
+
+class _Drafting:
+    def __init__(
+        self,
+        nodes: Sequence[fx.Node],
+        outputs: Sequence[tuple[fx.Node, torch.dtype]],
+        facts: Mapping[fx.Node, Any],
+    ) -> None:
+        self.facts = facts
+        self.inside = set(nodes)
+        self.values: dict[fx.Node, Value] = {}
+        self.result = Draft([], [node for node, _ in outputs], [dtype for _, dtype in outputs])
+        for node in nodes:
+            self._add(node)
+        for index, (node, _) in enumerate(outputs):
+            self._export(index, node)
+
+    def _add(self, node: fx.Node) -> None:
+        if node.target is ops.conv2d:
+            self._conv2d(node)
+        elif node.target is ops.linear:
+            self._linear(node)
+        elif node.target is ops.max_pool2d:
+            x, *window, _ = arguments(node)
+            kernel, stride, padding, dilation = window
+            self._append("max_pool", node, x, window=(kernel, stride, padding, dilation))
+        elif node.target is ops.global_avg_pool:
+            self._append("mean", node, arguments(node)[0])
+        elif node.target is ops.add_relu:
+            x, y = arguments(node)
+            self._append("add", node, x, residual=y, after="relu")
+        else:  # the same pixels by another name
+            self.values[node] = self._value(arguments(node)[0])
+
+    def _append(self, kind: str, node: fx.Node, x: fx.Node, **rest: Any) -> None:
+        residual = rest.pop("residual", None)
+        source = self._value(x, few=kind == "convolution" and _takes_few(rest["conv"]))
+        addend = None if residual is None else self._value(residual)
+        value = Value(self._layout(node))
+        self.values[node] = value
+        self.result.ops.append(Op(kind, node, source, value, residual=addend, **rest))
+
+    def _conv2d(self, node: fx.Node) -> None:
+        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
+            node
+        )
+        n, c, h, w = self.facts[x].shape
+        k, _, r, s = self.facts[weight].shape
+        conv = ConvSpec(
+            n, c, h, w, k, r, s, (stride[0], stride[1]), tuple(padding),
+            (dilation[0], dilation[1]), groups,
+        )  # fmt: skip
+        self._append(
+            "convolution", node, x, residual=residual, conv=conv, weight=_named(weight),
+            bias=None if bias is None else _named(bias), before=before, after=after,
+        )  # fmt: skip
+
+    def _linear(self, node: fx.Node) -> None:
+        x, weight, bias, activation = arguments(node)
+        n, c = self.facts[x].shape
+        name, tensor = _named(weight)
+        conv = ConvSpec(n, c, 1, 1, tensor.shape[0], 1, 1)
+        self._append(
+            "convolution", node, x, conv=conv, weight=(name, tensor[:, :, None, None]),
+            bias=None if bias is None else _named(bias), after=activation,
+        )  # fmt: skip
+
+    def _value(self, node: fx.Node, few: bool = False) -> Value:
+        """A node's value, imported where it comes from outside."""
+        if node in self.inside:
+            return self.values[node]
+        if node not in self.result.inputs:
+            self.result.inputs.append(node)
+        known = self.values.get(node)
+        if known is not None and not known.layout.small:
+            return known
+        layout = self._layout(node)
+        small = few and layout.channels <= FEW and layout.height * layout.width > 1
+        if known is not None and small:
+            return known
+        # An image may be wanted in both forms.
+        value = Value(Layout(layout.channels, layout.height, layout.width, layout.dtype, small=small))
+        self.values[node] = value
+        self.result.ops.append(
+            Op("import", node, None, value, outside=self.result.inputs.index(node))
+        )
+        return value
+
+    def _layout(self, node: fx.Node) -> Layout:
+        fact = self.facts[node]
+        height, width = fact.shape[2:] if fact.dim() == 4 else (1, 1)
+        return Layout(fact.shape[1], height, width, self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        fact: Tensor = self.facts[next(iter(self.inside))]
+        return fact.dtype
+
+    def _export(self, index: int, node: fx.Node) -> None:
+        self.result.ops.append(Op("export", node, self.values[node], None, outside=index))
+
+
+def _takes_few(conv: ConvSpec) -> bool:
+    """Whether a convolution can read an image pixel by pixel: a filter's row is one run there."""
+    return conv.groups == 1 and conv.dilation[1] == 1
+
+
+def _named(node: fx.Node) -> tuple[str, Tensor]:
+    tensor = constant(node)
+    assert tensor is not None, f"{module_of(node)}: {node} is no constant"
+    return str(node.target), tensor

@@ -1,0 +1,110 @@
+"""The engine ``native``: kernels of our own on the CPU.
+
+The fused graph is cut into pieces that the library runs in one call each, threads, order and memory
+planned beforehand; a ResNet is one piece. What the library has no operation for runs as in the oneDNN
+engine, and the receipt says so. The library computes float32 with AVX2 or AVX-512 and bfloat16 with
+AVX-512's bfloat16 instructions or AMX, whichever the processor has.
+
+NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the
+zeros that fill up channel blocks over a pixel. The program therefore looks at its inputs as oneDNN's
+does, and what is not ordinary is answered by the eager engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.graph import module_of
+from fastres.options import Options
+from fastres.report import Remark
+from fastres.runtime.executable import Executable
+from fastres.runtime.known_shapes import shapes
+from fastres.runtime.lowering import Lowering, Rule, keep
+from fastres.runtime.native.draft import Draft
+from fastres.runtime.native.library import Library, load
+from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.piece import Piece
+from fastres.runtime.native.pieces import cut, rewrite
+from fastres.runtime.onednn import OneDnnEngine, keep_and_look, placeholder
+from fastres.runtime.ordinary import ordinary
+from fastres.runtime.threads import ThreadLimit
+
+FIRST_CHOICE = {
+    torch.float32: ("avx512", "avx2"),
+    torch.bfloat16: ("amx_bf16", "avx512_bf16"),
+}
+"""Instruction sets by dtype, best first."""
+
+
+class NativeEngine:
+    """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
+
+    name = "native"
+    device_types: tuple[str, ...] = ("cpu",)
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or Options()
+        self._packed = PackedPanels()
+        self._beside = OneDnnEngine()
+
+    def renewed(self) -> NativeEngine:
+        """The same engine, with nothing packed."""
+        return NativeEngine(self._options)
+
+    def refusal(self, module: fx.GraphModule) -> str | None:
+        """Why the library cannot run a graph here, or None."""
+        library = load()
+        if isinstance(library, str):
+            return library
+        for value in module.buffers():
+            known = value.is_floating_point() and value.dtype in FIRST_CHOICE
+            if known and _isa(library, value.dtype) is None:
+                return f"this processor has no instructions for {value.dtype} that it knows"
+        return self._beside.refusal(module)
+
+    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
+        """An executable for inputs of these shapes; packs the weights that no other one has."""
+        library = load()
+        assert isinstance(library, Library), library
+        facts = shapes(module, inputs)
+        where = cut(module.graph, facts)
+        threads = ThreadLimit(self._options.threads).threads
+        pieces: list[Piece] = []
+
+        def make(draft: Draft, sources: list[torch.dtype]) -> Piece:
+            isa = _isa(library, draft.dtype)
+            assert isa is not None
+            pieces.append(
+                Piece(draft, sources, facts, library, self._packed, isa, threads)
+            )
+            return pieces[-1]
+
+        outer = rewrite(module, where.pieces, facts, make)
+        rules: dict[Any, Rule] = {**self._beside.rules(), "placeholder": _placeholder}
+        lowering = Lowering(outer, inputs)
+        for node, reason in where.left:
+            lowering.remarks.append(
+                Remark(module_of(node), "convolution", f"{reason}; it runs as in the onednn engine")
+            )
+        executable = lowering.run(self.name, rules, keep_and_look)
+        executable.peak_bytes += sum(piece.arena_bytes for piece in pieces)
+        return executable
+
+
+def _isa(library: Library, dtype: torch.dtype) -> str | None:
+    return next((isa for isa in FIRST_CHOICE[dtype] if isa in library.isas), None)
+
+
+def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
+    """The look for NaN; a piece takes any layout."""
+    fact = lowering.facts[node]
+    if not all(isinstance(user.target, Piece) for user in node.users):
+        return placeholder(lowering, node)
+    new = keep(lowering, node)
+    if isinstance(fact, Tensor) and fact.is_floating_point():
+        new = lowering.call(ordinary, (new,), node, "look for NaN")
+    return new

@@ -1,0 +1,92 @@
+"""The structures of ``kernels/cpu/native.h`` in Python, field by field."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+from typing import ClassVar
+
+ABI = 1
+"""``FR_ABI`` of the header that this file follows."""
+
+KINDS = ("convolution", "winograd", "max_pool", "mean", "import", "export", "add")
+ISAS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
+ARENA, INPUT, OUTPUT = range(3)
+
+
+class CTensor(ctypes.Structure):
+    """``fr_tensor``: where a tensor's first pixel inside the border lies; strides in bytes."""
+
+    _fields_: ClassVar = [
+        ("offset", c_int64),
+        ("image", c_int64),
+        ("plane", c_int64),
+        ("row", c_int64),
+        ("pixel", c_int64),
+        ("space", c_int32),
+        ("index", c_int32),
+        ("whole", c_int32),
+        ("channels", c_int32),
+        ("height", c_int32),
+        ("width", c_int32),
+    ]
+
+
+class COp(ctypes.Structure):
+    """``fr_op``; what its fields mean is said in the header."""
+
+    _fields_: ClassVar = [
+        ("kind", c_int32),
+        ("isa", c_int32),
+        ("dtype", c_int32),
+        ("images", c_int32),
+        ("input", CTensor),
+        ("output", CTensor),
+        ("residual", CTensor),
+        ("before", c_int32),
+        ("after", c_int32),
+        ("has_residual", c_int32),
+        ("rows", c_int32),
+        ("input_px", c_void_p),
+        ("output_px", c_void_p),
+        ("residual_px", c_void_p),
+        ("steps", c_void_p),
+        ("panel_input", c_void_p),
+        ("weights", c_void_p),
+        ("bias", c_void_p),
+        ("panel_bytes", c_int64),
+        ("pixels", c_int32),
+        ("step_count", c_int32),
+        ("step_units", c_int32),
+        ("panels", c_int32),
+        ("tile", c_int32),
+        ("group", c_int32),
+        ("chunk_panels", c_int32),
+        ("prefetch", c_int32),
+        ("row_step", c_int32),
+        ("scratch_offset", c_int64),
+        ("scratch_bytes", c_int64),
+        ("kernel", c_int32 * 2),
+        ("stride", c_int32 * 2),
+        ("padding", c_int32 * 2),
+        ("dilation", c_int32 * 2),
+        ("outside_dtype", c_int32),
+        ("small", c_int32),
+    ]
+
+
+class COutside(ctypes.Structure):
+    """``fr_outside``: a tensor of the caller's; strides in elements."""
+
+    _fields_: ClassVar = [
+        ("data", c_void_p),
+        ("image_bytes", c_int64),
+        ("strides", c_int64 * 4),
+    ]
+
+
+class CPhase(ctypes.Structure):
+    """``fr_phase``: ops that run together for some images at a time."""
+
+    _fields_: ClassVar = [("first", c_int32), ("count", c_int32), ("images", c_int32)]

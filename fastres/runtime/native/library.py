@@ -1,0 +1,93 @@
+"""The compiled library: found, loaded once, and asked what this processor can do.
+
+It is compiled by ``pip install`` where there is a C++ compiler. Two environment variables are for
+tests: ``FASTRES_NATIVE_LIBRARY`` is the path of another build, ``FASTRES_NATIVE_ISA`` the highest
+instruction set to use (``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``), so that what an older
+processor would do can be seen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, c_int32, c_int64, c_uint32, c_void_p
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+from fastres import kernels
+from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
+
+STEM = "_native"
+
+
+class Library:
+    """The functions of ``kernels/cpu/native.h``.
+
+    Raises:
+        OSError: the file is no library for this machine, or of another version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
+        if self._functions.fr_abi() != ABI or self._op_bytes() != ctypes.sizeof(COp):
+            raise OSError(
+                f"{path} was built from other sources than this fastres; install fastres again"
+            )
+        self._functions.fr_isas.restype = c_uint32
+        self.plan_create = self._functions.fr_plan_create
+        self.plan_create.restype = c_void_p
+        self.plan_create.argtypes = [
+            *(POINTER(COp), c_int32, POINTER(CPhase), c_int32, c_int32, c_int64),
+            *(POINTER(c_int64), c_int32),
+        ]
+        self.plan_destroy = self._functions.fr_plan_destroy
+        self.plan_destroy.restype = None
+        self.plan_destroy.argtypes = [c_void_p]
+        self.plan_poison = self._functions.fr_plan_poison
+        self.plan_poison.argtypes = [c_void_p, POINTER(c_int64), c_int32, c_int32]
+        self.run = self._functions.fr_run
+        self.run.argtypes = [
+            *(c_void_p, c_void_p, c_int32),
+            *(POINTER(COutside), c_int32, POINTER(COutside), c_int32),
+            POINTER(c_int64),
+        ]
+
+    def _op_bytes(self) -> int:
+        self._functions.fr_op_bytes.restype = c_int64
+        return int(self._functions.fr_op_bytes())
+
+    @property
+    def isas(self) -> frozenset[str]:
+        """The instruction sets of :data:`ISAS` that the processor and the system allow."""
+        allowed = int(self._functions.fr_isas())
+        limit = os.environ.get("FASTRES_NATIVE_ISA", ISAS[-1])
+        if limit not in ISAS:
+            raise OSError(f"FASTRES_NATIVE_ISA={limit!r}: expected one of {', '.join(ISAS)}")
+        names = ISAS[: ISAS.index(limit) + 1]
+        return frozenset(name for i, name in enumerate(names) if allowed >> i & 1)
+
+
+def find() -> Path | None:
+    """The file, or None where there is none."""
+    given = os.environ.get("FASTRES_NATIVE_LIBRARY")
+    if given:
+        return Path(given)
+    folder = Path(kernels.__file__).parent / "cpu"
+    for suffix in EXTENSION_SUFFIXES:
+        path = folder / f"{STEM}{suffix}"
+        if path.exists():
+            return path
+    return None
+
+
+@functools.cache
+def load() -> Library | str:
+    """The library, or a sentence that says why there is none."""
+    path = find()
+    if path is None:
+        return "its library was not built (there was no C++ compiler when fastres was installed)"
+    try:
+        return Library(path)
+    except (OSError, AttributeError) as error:
+        return f"its library cannot be loaded: {error}"

@@ -1,0 +1,72 @@
+"""Weights packed for the library, once per model and form, shared between shapes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastres.runtime.native import weights
+
+LANES = {torch.float32: 16, torch.bfloat16: 32}
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A packed weight.
+
+    Attributes:
+        panels: see :mod:`fastres.runtime.native.weights`.
+        blocks: channel blocks that a panel reads.
+        firsts: each panel's first block, where they differ.
+    """
+
+    panels: Tensor
+    blocks: int
+    firsts: Tensor | None = None
+
+
+class PackedPanels:
+    """The packed weights of one model; made on first use, kept as long as this object."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+
+    def weight(
+        self, name: str, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int
+    ) -> Panels:
+        """``weight`` [K, C / groups, R, S] as ``"panels"``, ``"small"`` or ``"winograd"``."""
+        key = (name, form, channels, groups)
+        return self._once(key, lambda: _pack(weight.detach(), dtype, form, channels, groups))
+
+    def bias(self, bias: tuple[str, Tensor] | None, channels: int) -> Tensor:
+        """[K] in float32, in whole panels."""
+        name, value = (None, None) if bias is None else bias
+        return self._once(
+            (name, "bias", channels),
+            lambda: weights.pack_bias(None if value is None else value.detach(), channels),
+        )
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = make()
+            return self._known[key]
+
+
+def _pack(weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int) -> Panels:
+    lanes = LANES[dtype]
+    blocks = -(-channels // lanes)
+    if form == "small":
+        return Panels(weights.pack_small(weight), 1)
+    if form == "winograd":
+        return Panels(weights.pack_winograd(weight, lanes), blocks)
+    if groups == 1:
+        return Panels(weights.pack(weight, lanes), blocks)
+    spread, firsts = weights.spread_groups(weight, channels, groups, lanes)
+    return Panels(weights.pack(spread, lanes), spread.shape[1] // lanes, firsts)

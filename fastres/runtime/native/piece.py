@@ -1,0 +1,168 @@
+"""A piece of the fused graph as one call: plans, and the library's run on tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fastres.errors import OutOfMemory
+from fastres.runtime.native.draft import Draft
+from fastres.runtime.native.interface import COp, COutside
+from fastres.runtime.native.library import Library
+from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.planner import Plan, Planner
+from fastres.target import available_memory
+
+_FAILURES = {1: "the system refused memory", 2: "the system refused a thread"}
+
+
+class CompiledPlan:
+    """A plan in the library; freed with this object."""
+
+    def __init__(self, library: Library, plan: Plan, outside: Sequence[torch.dtype]) -> None:
+        self.plan = plan
+        self._set_outside(outside)
+        guards = (ctypes.c_int64 * (2 * len(plan.guards)))(
+            *(number for pair in plan.guards for number in pair)
+        )
+        phases = plan.c_phases()
+        self.handle = library.plan_create(
+            plan.ops, len(plan.ops), phases, len(phases), plan.images, plan.arena_bytes, guards,
+            len(plan.guards),
+        )  # fmt: skip
+        if not self.handle:
+            raise OutOfMemory("the system refused memory for a plan of the native engine")
+        self._destroy = weakref.finalize(self, library.plan_destroy, self.handle)
+
+    def _set_outside(self, dtypes: Sequence[torch.dtype]) -> None:
+        ops: Sequence[COp] = self.plan.ops
+        for op, dtype in zip(ops, dtypes, strict=True):
+            op.outside_dtype = 1 if dtype == torch.bfloat16 else 0
+
+
+class Piece:
+    """Computes a piece's outputs from its inputs, for one set of shapes; safe for concurrent calls.
+
+    Attributes:
+        returns_fresh: its results are new memory, for :func:`fastres.graph.aliases`.
+    """
+
+    returns_fresh = True
+
+    def __init__(
+        self,
+        draft: Draft,
+        sources: Sequence[torch.dtype],
+        facts: Mapping[fx.Node, Any],
+        library: Library,
+        packed: PackedPanels,
+        isa: str,
+        threads: int,
+        guarded: bool = False,
+    ) -> None:
+        self.__name__ = self.__qualname__ = "native"
+        self.draft = draft
+        self._library = library
+        self._threads = threads
+        self._shapes = [tuple(facts[node].shape) for node in draft.outputs]
+        batch = facts[draft.inputs[0]].shape[0]
+        each, rest = divmod(batch, threads) if threads > 1 else (0, batch)
+        self.plans: list[CompiledPlan | None] = []
+        for images, team in ((each, 1), (rest, threads)):
+            if not images:
+                self.plans.append(None)
+                continue
+            plan = Planner(draft, images, team, isa, packed, guarded).plan()
+            outside = [
+                sources[op.outside]
+                if op.kind == "import"
+                else draft.output_dtypes[op.outside]
+                if op.kind == "export"
+                else torch.float32
+                for op in plan.drafted
+            ]
+            self.plans.append(CompiledPlan(library, plan, outside))
+        self._handles = [None if plan is None else plan.handle for plan in self.plans]
+        self._refuse_if_too_large()
+
+    @property
+    def arena_bytes(self) -> int:
+        """What one call needs beside its outputs."""
+        alone, together = (0 if p is None else p.plan.arena_bytes for p in self.plans)
+        return alone * self._threads + together
+
+    def _refuse_if_too_large(self) -> None:
+        free = available_memory()
+        if self.arena_bytes > free:
+            raise OutOfMemory(
+                f"this batch needs {self.arena_bytes / 2**30:.1f} GiB for activations, "
+                f"{free / 2**30:.1f} GiB are available: use a smaller batch or image"
+            )
+
+    def shape_formula(self, *_: Any) -> Any:
+        """What a call would return, without memory; for :mod:`fastres.runtime.known_shapes`."""
+        results = tuple(
+            torch.empty(shape, dtype=dtype, device="meta")
+            for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
+        )
+        return results[0] if len(results) == 1 else results
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """The outputs, images channels-last; one tensor, or a tuple of several."""
+        results = self._run(inputs, None)
+        return results[0] if len(results) == 1 else results
+
+    def timed(self, *inputs: Tensor) -> tuple[Any, list[tuple[str, str, int]]]:
+        """The same with (module, operation, nanoseconds) for each operation.
+
+        Where threads work on images of their own, the times are those of the first.
+        """
+        compiled = next(plan for plan in self.plans if plan is not None)
+        drafted = compiled.plan.drafted
+        times = (ctypes.c_int64 * len(drafted))()
+        began = time.perf_counter_ns()
+        results = self._run(inputs, times)
+        rest = time.perf_counter_ns() - began - sum(times)
+        rows = [
+            (str(op.node.meta.get("module", "")), kind, took)
+            for op, kind, took in zip(drafted, compiled.plan.kinds, times, strict=True)
+        ]
+        rows.append(("", "start and wait for threads", max(rest, 0)))
+        return (results[0] if len(results) == 1 else results), rows
+
+    def _run(self, inputs: Sequence[Tensor], times: Any) -> tuple[Tensor, ...]:
+        outputs = tuple(
+            torch.empty_strided(shape, _strides(shape), dtype=dtype)
+            for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
+        )
+        alone, together = self._handles
+        status = self._library.run(
+            alone, together, self._threads,
+            (COutside * len(inputs))(*map(_outside, inputs)), len(inputs),
+            (COutside * len(outputs))(*map(_outside, outputs)), len(outputs), times,
+        )  # fmt: skip
+        if status:
+            raise MemoryError(f"{_FAILURES[status]} for a call of the native engine")
+        return outputs
+
+
+def _outside(tensor: Tensor) -> COutside:
+    strides = (*tensor.stride(), *(0,) * (4 - tensor.dim()))
+    return COutside(
+        tensor.data_ptr(), strides[0] * tensor.element_size(), (ctypes.c_int64 * 4)(*strides)
+    )
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) == 2:
+        return (shape[1], 1)
+    _, c, h, w = shape
+    return (c * h * w, 1, c * w, c)
+
+

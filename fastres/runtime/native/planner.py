@@ -1,0 +1,458 @@
+"""From a drafted piece to a plan: borders, buffers, phases, tables, and the library's structures."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastres.runtime.native import schedule
+from fastres.runtime.native.draft import Draft, Op, Value
+from fastres.runtime.native.interface import (
+    ACTIVATIONS,
+    INPUT,
+    ISAS,
+    KINDS,
+    OUTPUT,
+    COp,
+    CPhase,
+    CTensor,
+)
+from fastres.runtime.native.layout import LINE, Layout
+from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.weights import panels
+from fastres.spec import ConvSpec
+
+PAGE = 4096
+SLACK = 2048
+"""Bytes behind each buffer that may be read: of a tile's last rows, and of read-ahead."""
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Operations ``first`` to ``end`` run for ``images`` images at a time."""
+
+    first: int
+    end: int
+    images: int
+
+
+@dataclass
+class Buffer:
+    """A value's place in the arena."""
+
+    layout: Layout
+    images: int
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.layout.image * self.images
+
+
+@dataclass
+class Plan:
+    """Everything that the library needs for a number of images, and what must outlive it.
+
+    Attributes:
+        kinds: what each of ``drafted`` runs as.
+        ops: the library's structures, one for each of ``drafted``.
+        phases: in order.
+        buffers: for tests, which fill and fence them.
+        guards: (offset, bytes) of pages that nobody may touch.
+    """
+
+    images: int
+    isa: str
+    drafted: list[Op]
+    kinds: list[str]
+    ops: Any
+    phases: list[Phase]
+    buffers: list[Buffer]
+    arena_bytes: int
+    guards: list[tuple[int, int]]
+    kept: list[Any] = field(default_factory=list)
+
+    def c_phases(self) -> Any:
+        """The library's structures for the phases."""
+        return (CPhase * len(self.phases))(
+            *(CPhase(p.first, p.end - p.first, p.images) for p in self.phases)
+        )
+
+
+def uses_winograd(op: Op, isa: str) -> bool:
+    """Whether a convolution runs as Winograd's F(2x2, 3x3)."""
+    conv = op.conv
+    assert conv is not None and op.input is not None
+    return (
+        isa == "avx512"
+        and (conv.r, conv.s) == (3, 3)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and not op.input.layout.small
+        and conv.c >= 32
+        and conv.k >= 32
+        and conv.padding == (1, 1, 1, 1)
+    )
+
+
+class Planner:
+    """Makes the plan of a piece for a number of images and threads.
+
+    Args:
+        guarded: fence every buffer with pages that nobody may touch, for tests.
+    """
+
+    def __init__(
+        self,
+        draft: Draft,
+        images: int,
+        threads: int,
+        isa: str,
+        packed: PackedPanels,
+        guarded: bool = False,
+    ) -> None:
+        self.images, self.threads, self.isa = images, threads, isa
+        self.packed, self.guarded = packed, guarded
+        self.near = schedule.caches()
+        self.drafted = [replace(op) for op in draft.ops]
+        self.output_dtypes = draft.output_dtypes
+        self.buffers: list[Buffer] = []
+        self.places: dict[Value, Buffer] = {}
+        self.whole: set[Value] = set()
+        self.kept: list[Any] = []
+        self.guards: list[tuple[int, int]] = []
+        self.end = 0
+        self._tables: dict[Any, npt.NDArray[np.int32]] = {}
+        self._rows = self._merge_exports()
+        self.kinds = [
+            "winograd" if op.kind == "convolution" and uses_winograd(op, isa) else op.kind
+            for op in self.drafted
+        ]
+        self.layouts = self._bordered()
+
+    def plan(self) -> Plan:
+        """The plan."""
+        phases = self._phases()
+        self._allocate(phases)
+        structures = [self._structure(i, phase) for phase in phases for i in _within(phase)]
+        return Plan(
+            self.images, self.isa, self.drafted, self.kinds, (COp * len(structures))(*structures), phases,
+            self.buffers, max(self.end, LINE), self.guards, self.kept,
+        )  # fmt: skip
+
+    # A matrix product whose float32 result leaves the piece writes it where the caller wants it.
+    def _merge_exports(self) -> set[int]:
+        rows: set[int] = set()
+        merged: list[Op] = []
+        for op in self.drafted:
+            source = op.input
+            if op.kind == "export" and source is not None:
+                makers = [i for i, other in enumerate(merged) if other.output is source]
+                readers = [other for other in self.drafted if source in (other.input, other.residual)]
+                maker = merged[makers[0]] if makers else None
+                fits = (
+                    maker is not None
+                    and maker.kind == "convolution"
+                    and maker.residual is None
+                    and source.layout.height * source.layout.width == 1
+                    and readers == [op]
+                    and self.output_dtypes[op.outside] == torch.float32
+                )
+                if fits and maker is not None:
+                    merged[makers[0]] = replace(maker, output=None, outside=op.outside)
+                    rows.add(makers[0])
+                    continue
+            merged.append(op)
+        self.drafted = merged
+        return rows
+
+    def _bordered(self) -> dict[Value, Layout]:
+        wanted: dict[Value, list[tuple[int, int, int, int]]] = {}
+        layouts: dict[Value, Layout] = {}
+        for op, kind in zip(self.drafted, self.kinds, strict=True):
+            for value in (op.input, op.output, op.residual):
+                if value is not None:
+                    layouts[value] = value.layout
+            if op.conv is not None and op.input is not None:
+                wanted.setdefault(op.input, []).append(_border(op.conv, kind == "winograd"))
+        return {
+            value: layout.bordered(wanted.get(value, ())) for value, layout in layouts.items()
+        }
+
+    def _phases(self) -> list[Phase]:
+        cuts = [0]
+        pixels = None
+        for i, op in enumerate(self.drafted):
+            size = None if op.output is None else op.output.layout.height * op.output.layout.width
+            if pixels is not None and size is not None and size < pixels and i:
+                cuts.append(i)
+            pixels = size if size is not None else pixels
+        cuts.append(len(self.drafted))
+        phases = []
+        for first, end in zip(cuts, cuts[1:], strict=False):
+            ops = self.drafted[first:end]
+            loads = [self._load(op) for op in ops]
+            live = max(self._live(op) for op in ops)
+            phases.append(
+                Phase(first, end, schedule.images_at_once(loads, live, self.images, self.near))
+            )
+        return _joined(phases)
+
+    def _load(self, op: Op) -> schedule.Load:
+        weight = 0 if op.weight is None else op.weight[1].numel() * op.weight[1].element_size()
+        return schedule.Load(weight, self._live(op))
+
+    def _live(self, op: Op) -> int:
+        values = {v for v in (op.input, op.output, op.residual) if v is not None}
+        return sum(self.layouts[value].image for value in values)
+
+    def _allocate(self, phases: Sequence[Phase]) -> None:
+        last: dict[Value, int] = {}
+        made: dict[Value, int] = {}
+        for phase_index, phase in enumerate(phases):
+            for i in _within(phase):
+                op = self.drafted[i]
+                for value in (op.input, op.residual):
+                    if value is not None:
+                        last[value] = i
+                        if made[value] != phase_index:
+                            self.whole.add(value)
+                if op.output is not None:
+                    made[op.output] = phase_index
+                    last.setdefault(op.output, i)
+        free: dict[tuple[Layout, bool], list[Buffer]] = {}
+        for phase in phases:
+            held: list[tuple[tuple[Layout, bool], Buffer]] = []  # whole: free behind the phase
+            for i in _within(phase):
+                op = self.drafted[i]
+                reused = self._in_place(op, i, last)
+                if op.output is not None and not reused:
+                    whole = op.output in self.whole
+                    key = (self.layouts[op.output], whole)
+                    spare = free.get(key)
+                    self.places[op.output] = (
+                        spare.pop() if spare else self._buffer(key[0], whole, phase.images)
+                    )
+                for value in {op.input, op.residual, op.output}:
+                    if value is None or last[value] != i or value not in self.places:
+                        continue
+                    if reused and value is op.residual:
+                        continue
+                    key = (self.layouts[value], value in self.whole)
+                    if value in self.whole:
+                        held.append((key, self.places[value]))
+                    else:
+                        free.setdefault(key, []).append(self.places[value])
+            for key, buffer in held:
+                free.setdefault(key, []).append(buffer)
+            # Buffers of one sub-batch have the size of this phase's.
+            free = {key: buffers for key, buffers in free.items() if key[1]}
+
+    def _in_place(self, op: Op, index: int, last: dict[Value, int]) -> bool:
+        """Whether a sum goes where its residual is, which nobody reads later."""
+        residual, output = op.residual, op.output
+        if residual is None or output is None or residual is op.input:
+            return False
+        same = self.layouts[residual] == self.layouts[output]
+        if last[residual] != index or not same:
+            return False
+        if (residual in self.whole) != (output in self.whole):
+            return False
+        self.places[output] = self.places[residual]
+        return True
+
+    def _buffer(self, layout: Layout, whole: bool, images: int) -> Buffer:
+        buffer = Buffer(layout, self.images if whole else images, self._reserve(0))
+        self.end = buffer.offset
+        self._reserve_bytes(buffer.bytes)
+        self.buffers.append(buffer)
+        return buffer
+
+    def _reserve(self, size: int) -> int:
+        """The offset of the next free bytes, aligned; fenced on request."""
+        if not self.guarded:
+            # Buffers a multiple of 4 KiB apart would compete for the same sets of a cache.
+            start = math.ceil(self.end / LINE) * LINE + len(self.buffers) % 8 * 5 * LINE
+        else:
+            start = math.ceil(self.end / PAGE) * PAGE
+            self.guards.append((start, PAGE))
+            start += PAGE
+        self.end = start + size
+        return start
+
+    def _reserve_bytes(self, size: int) -> None:
+        if not self.guarded:
+            self.end += size + SLACK
+            return
+        # The end against the fence, as near as lines go; what kernels may read ahead is prefetched only.
+        filled = math.ceil((size + LINE) / PAGE) * PAGE
+        self.end += filled
+        self.guards.append((self.end, PAGE))
+        self.end += PAGE
+
+    def _structure(self, index: int, phase: Phase) -> COp:
+        op, kind = self.drafted[index], self.kinds[index]
+        some = op.output or op.input
+        assert some is not None
+        out = COp()
+        out.kind = KINDS.index(kind)
+        out.isa = ISAS.index(self.isa)
+        out.dtype = _DTYPES[some.layout.dtype]
+        out.images = phase.images
+        for name, value in (("input", op.input), ("output", op.output), ("residual", op.residual)):
+            if value is not None:
+                setattr(out, name, self._tensor(value))
+        out.has_residual = op.residual is not None
+        out.before, out.after = ACTIVATIONS.index(op.before), ACTIVATIONS.index(op.after)
+        out.tile, out.group, out.chunk_panels = 1, 1, 1
+        if kind in ("convolution", "winograd"):
+            self._convolution(out, op, kind, index, phase)
+        elif kind == "max_pool":
+            assert op.window is not None
+            for name, pair in zip(("kernel", "stride", "padding", "dilation"), op.window, strict=True):
+                setattr(out, name, (ctypes.c_int32 * 2)(*pair))
+        elif kind in ("import", "export"):
+            self._outside(out, op)
+        return out
+
+    def _tensor(self, value: Value) -> CTensor:
+        return self.layouts[value].tensor(self.places[value].offset, value in self.whole)
+
+    def _outside(self, out: COp, op: Op) -> None:
+        """The caller's side of an import or export; strides are filled in by the call's piece."""
+        side = CTensor(space=INPUT if op.kind == "import" else OUTPUT, index=op.outside, whole=1)
+        inside = op.output if op.kind == "import" else op.input
+        assert inside is not None
+        side.channels, side.height, side.width = (
+            inside.layout.channels, inside.layout.height, inside.layout.width,
+        )  # fmt: skip
+        setattr(out, "input" if op.kind == "import" else "output", side)
+        out.small = self.layouts[inside].small
+
+    def _convolution(self, out: COp, op: Op, kind: str, index: int, phase: Phase) -> None:
+        conv = op.conv
+        assert conv is not None and op.input is not None and op.weight is not None
+        source = self.layouts[op.input]
+        form = "winograd" if kind == "winograd" else "small" if source.small else "panels"
+        weight = self.packed.weight(*op.weight, source.dtype, form, conv.c, conv.groups)
+        bias = self.packed.bias(op.bias, conv.k)
+        self.kept += [weight.panels, bias]
+        out.weights, out.bias = weight.panels.data_ptr(), bias.data_ptr()
+        out.panels = panels(conv.k)
+        out.panel_bytes = weight.panels.numel() * weight.panels.element_size() // out.panels
+        out.tile = schedule.TILE_PIXELS[self.isa]
+        if index in self._rows:
+            out.rows = 1
+            out.output = CTensor(
+                image=conv.k * 4, space=OUTPUT, index=op.outside, whole=1, channels=conv.k,
+                height=1, width=1,
+            )  # fmt: skip
+        if kind == "winograd":
+            self._winograd(out, conv, source, phase)
+            return
+        target = None if op.output is None else self.layouts[op.output]
+        out.pixels = conv.p * conv.q
+        n = phase.images
+        out.input_px = self._pixels(source, conv.p, conv.q, conv.stride, n)
+        if target is None:
+            out.output_px = self._keep(("rows", conv.k, n), lambda: np.arange(n) * conv.k)
+        else:
+            out.output_px = self._pixels(target, conv.p, conv.q, (1, 1), n)
+        if op.residual is not None:
+            out.residual_px = self._pixels(self.layouts[op.residual], conv.p, conv.q, (1, 1), n)
+        steps, out.step_units = _steps(source, conv, weight.blocks)
+        out.step_count = len(steps)
+        out.steps = self._keep(("steps", tuple(steps)), lambda: np.array(steps))
+        if weight.firsts is not None:
+            firsts = weight.firsts.numpy().astype(np.int64) * (source.plane // 4)
+            out.panel_input = self._keep(("panels", tuple(firsts)), lambda: firsts)
+        tiles = math.ceil(n * out.pixels / out.tile)
+        read = out.tile * (conv.stride[0] * conv.stride[1] if conv.r > 1 else 1)
+        cut = schedule.blocking(
+            tiles, out.panels, read * weight.blocks * source.pixel, out.panel_bytes, self.threads,
+            self.near,
+        )  # fmt: skip
+        out.group, out.chunk_panels, out.prefetch = cut.group, cut.chunk_panels, cut.prefetch
+
+    def _winograd(self, out: COp, conv: ConvSpec, source: Layout, phase: Phase) -> None:
+        tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * phase.images
+        cut = schedule.winograd_blocking(
+            tiles, out.panels, source.blocks, out.panel_bytes, self.threads, self.near
+        )
+        out.group, out.chunk_panels, out.prefetch = cut.group, cut.chunk_panels, cut.prefetch
+        out.pixels, out.step_units = conv.p * conv.q, 16
+        size = 16 * cut.group * (source.blocks + 2) * LINE
+        out.scratch_bytes = math.ceil(size / PAGE) * PAGE + 5 * LINE
+        out.scratch_offset = self._reserve(0)
+        self._reserve_bytes(out.scratch_bytes * self.threads)
+
+    def _pixels(
+        self, layout: Layout, rows: int, columns: int, stride: tuple[int, int], images: int
+    ) -> int:
+        """A table of the offsets of pixels, in units of 4 bytes from the first one."""
+
+        def offsets() -> npt.NDArray[Any]:
+            image = np.arange(images)[:, None, None] * layout.image
+            row = np.arange(rows)[None, :, None] * stride[0] * layout.row
+            column = np.arange(columns)[None, None, :] * stride[1] * layout.pixel
+            return (image + row + column).reshape(-1) // 4
+
+        return self._keep((layout, rows, columns, stride, images), offsets)
+
+    def _keep(self, key: Any, make: Any) -> int:
+        """The address of a table that lives as long as the plan; equal ones are one."""
+        if key not in self._tables:
+            table = make()
+            if table.size and table.max() >= 2**31:
+                raise OverflowError("offsets beyond 8 GiB")
+            self._tables[key] = np.ascontiguousarray(table, dtype=np.int32)
+            self.kept.append(self._tables[key])
+        return int(self._tables[key].ctypes.data)
+
+
+def _within(phase: Phase) -> range:
+    return range(phase.first, phase.end)
+
+
+def _joined(phases: Sequence[Phase]) -> list[Phase]:
+    """Neighbours that run for as many images at a time, as one."""
+    joined: list[Phase] = []
+    for phase in phases:
+        if joined and joined[-1].images == phase.images:
+            joined[-1] = Phase(joined[-1].first, phase.end, phase.images)
+        else:
+            joined.append(phase)
+    return joined
+
+
+def _border(conv: ConvSpec, winograd: bool) -> tuple[int, int, int, int]:
+    """Zeros around an image so that every tap of every output pixel is inside."""
+    top, left, _, _ = conv.padding
+    if winograd:  # whole tiles of 2x2 outputs
+        rows, columns = 2 * math.ceil(conv.p / 2), 2 * math.ceil(conv.q / 2)
+    else:
+        rows, columns = conv.p, conv.q
+    bottom = (rows - 1) * conv.stride[0] + conv.dilation[0] * (conv.r - 1) - top - (conv.h - 1)
+    right = (columns - 1) * conv.stride[1] + conv.dilation[1] * (conv.s - 1) - left - (conv.w - 1)
+    return top, left, max(bottom, 0), max(right, 0)
+
+
+def _steps(source: Layout, conv: ConvSpec, blocks: int) -> tuple[list[int], int]:
+    """The K-steps' offsets from an output pixel's corner, in units of 4 bytes, and their length."""
+    top, left, _, _ = conv.padding
+    rows = [(r * conv.dilation[0] - top) * source.row for r in range(conv.r)]
+    columns = [(s * conv.dilation[1] - left) * source.pixel for s in range(conv.s)]
+    if source.small:
+        return [(row + columns[0]) // 4 for row in rows], conv.s * source.pixel // 4
+    taps = [row + column for row in rows for column in columns]
+    return [(block * source.plane + tap) // 4 for block in range(blocks) for tap in taps], 16

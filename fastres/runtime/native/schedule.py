@@ -1,0 +1,133 @@
+"""In which order a plan goes through images, tiles and panels: a cost model on the cache sizes.
+
+What there is to decide is where data comes from. A convolution reads each tile of activations once
+for every panel of weights, and each panel once for every group of tiles. Groups are as large as lets
+their activations stay near while the panels go by. Layers are grouped into phases, and a phase runs
+for a few images at a time where that keeps its activations in the second-level cache; where its weights
+are larger than that cache, more images at a time share one reading of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastres.target import cpu
+
+TILE_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32}
+"""Most pixels of a tile, by instruction set: what its registers hold."""
+
+
+@dataclass(frozen=True)
+class Caches:
+    """Bytes of the caches that one thread has to itself, and of the one that all share."""
+
+    first: int
+    second: int
+    shared: int
+
+
+def caches() -> Caches:
+    """Of this machine; where the system does not tell, of a small one."""
+    told = cpu()
+    second = told.l2_bytes or 1 << 20
+    return Caches(told.l1d_bytes or 32 << 10, second, max(told.l3_bytes or 0, second))
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a convolution is cut: tiles of a group, panels of a chunk, whether to read ahead."""
+
+    group: int
+    chunk_panels: int
+    prefetch: bool
+
+
+def blocking(
+    tiles: int, panels: int, tile_bytes: int, panel_bytes: int, threads: int, near: Caches
+) -> Blocking:
+    """The cutting of a convolution.
+
+    Args:
+        tiles, panels: there are.
+        tile_bytes: activations that a tile reads.
+        panel_bytes: weights that a panel has.
+    """
+    weights = panels * panel_bytes
+    if weights <= near.second // 2:
+        group = max(1, (near.first // 2) // tile_bytes)
+    else:
+        group = max(1, (near.second // 2) // tile_bytes)
+    group = min(group, tiles)
+    chunk_panels = panels
+    if threads > 1:
+        wanted = 4 * threads  # chunks: as many as make waiting for the slowest thread short
+        if math.ceil(tiles / group) < wanted:
+            if weights > near.second // 2 or tiles < wanted:
+                chunk_panels = max(1, panels // math.ceil(wanted / math.ceil(tiles / group)))
+            else:
+                group = max(1, tiles // wanted)
+    return Blocking(group, chunk_panels, weights > near.second // 2)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What an operation moves: weights in all, activations per image."""
+
+    weight_bytes: int
+    image_bytes: int
+
+
+# Bytes per nanosecond and core, measured loosely; only their relations matter.
+_FROM_SECOND, _FROM_SHARED, _FROM_MEMORY = 100.0, 20.0, 8.0
+
+
+def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Caches) -> int:
+    """How many images a phase runs for at a time.
+
+    Args:
+        loads: of its operations.
+        live_bytes: most activations of one image alive at once.
+        images: there are.
+    """
+    weights = sum(load.weight_bytes for load in loads)
+    moved = sum(load.image_bytes for load in loads)
+
+    def time_per_image(count: int) -> float:
+        room = near.second * 0.75
+        again = weights / count / (_FROM_SHARED if weights <= near.shared / 2 else _FROM_MEMORY)
+        if weights + live_bytes * count <= room:
+            again = weights / count / _FROM_SECOND
+        if live_bytes * count <= room:
+            speed = _FROM_SECOND
+        else:
+            speed = _FROM_SHARED if live_bytes * count <= near.shared / 2 else _FROM_MEMORY
+        return again + moved / speed
+
+    return min(range(1, images + 1), key=time_per_image)
+
+
+def winograd_blocking(
+    tiles: int, panels: int, blocks: int, panel_bytes: int, threads: int, near: Caches
+) -> Blocking:
+    """The cutting of a Winograd convolution: tiles that are transformed together.
+
+    The transformed tiles and one panel's products stay in the second-level cache.
+
+    Args:
+        tiles: of 2x2 output pixels.
+        blocks: channel blocks of the input.
+    """
+    per_tile = 16 * (blocks + 2) * 64
+    most = max(14, (near.second // 2) // per_tile // 14 * 14)
+    groups = math.ceil(tiles / most)
+    chunk_panels = panels
+    if threads > 1:
+        wanted = 2 * threads
+        if groups < wanted:
+            if tiles >= 28 * wanted:  # two full tiles of the kernel at least
+                groups = wanted
+            else:
+                chunk_panels = max(1, panels // math.ceil(wanted / groups))
+    return Blocking(math.ceil(tiles / groups), chunk_panels, True)

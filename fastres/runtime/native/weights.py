@@ -1,0 +1,104 @@
+"""Weights as the kernels read them: panels of 32 output channels, in the order of the K-steps.
+
+A panel is [step][unit][32]: a unit is one input channel in float32 and a pair of them in bfloat16,
+whose 32 entries are then pairs. A step is one filter tap of a channel block, channel block by channel
+block; for an image that is kept pixel by pixel it is one row of the filter.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PANEL = 32
+"""Output channels of a panel."""
+
+
+def panels(channels: int) -> int:
+    """Panels for so many output channels."""
+    return math.ceil(channels / PANEL)
+
+
+def pack_bias(bias: Tensor | None, channels: int) -> Tensor:
+    """[K] or None as float32, filled up with zeros to whole panels."""
+    whole = torch.zeros(panels(channels) * PANEL)
+    if bias is not None:
+        whole[:channels] = bias
+    return whole
+
+
+def pack(weight: Tensor, lanes: int) -> Tensor:
+    """[K, C, R, S] -> [panel][channel block][R][S][unit][32]([2]).
+
+    Args:
+        lanes: channels of a block, 16 for float32 and 32 for bfloat16.
+    """
+    k, c, r, s = weight.shape
+    blocks = math.ceil(c / lanes)
+    whole = F.pad(weight, (0, 0, 0, 0, 0, blocks * lanes - c, 0, panels(k) * PANEL - k))
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    cut = whole.view(-1, PANEL, blocks, lanes // pair, pair, r, s)
+    return cut.permute(0, 2, 5, 6, 3, 1, 4).contiguous()
+
+
+def pack_small(weight: Tensor) -> Tensor:
+    """[K, C, R, S] -> [panel][R][unit][32]([2]), a unit for each number of a filter's row."""
+    k, c, r, s = weight.shape
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    whole = F.pad(weight, (0, 0, 0, 0, 0, c % pair, 0, panels(k) * PANEL - k))
+    rows = whole.permute(0, 2, 3, 1).reshape(panels(k), PANEL, r, -1, pair)
+    return rows.permute(0, 2, 3, 1, 4).contiguous()
+
+
+def spread_groups(weight: Tensor, channels: int, groups: int, lanes: int) -> tuple[Tensor, Tensor]:
+    """A grouped convolution's weight for whole channel blocks.
+
+    Each panel reads the channel blocks in which its groups' channels lie; the weights of other groups
+    are zero.
+
+    Args:
+        weight: [K, C / groups, R, S].
+        channels: C.
+
+    Returns:
+        [K, blocks of a panel * lanes, R, S], and each panel's first block.
+    """
+    k, per_group, r, s = weight.shape
+    out_per_group = k // groups
+    last = math.ceil(channels / lanes)
+    firsts, ends = [], []
+    for panel in range(panels(k)):
+        begin = panel * PANEL // out_per_group
+        end = (min(k, (panel + 1) * PANEL) - 1) // out_per_group + 1
+        firsts.append(begin * per_group // lanes)
+        ends.append(math.ceil(end * per_group / lanes))
+    wide = max(end - first for first, end in zip(firsts, ends, strict=True))
+    firsts = [min(first, last - wide) for first in firsts]
+    spread = weight.new_zeros(k, wide * lanes, r, s)
+    for group in range(groups):
+        for panel in range(
+            group * out_per_group // PANEL, ((group + 1) * out_per_group - 1) // PANEL + 1
+        ):
+            begin = max(group * out_per_group, panel * PANEL)
+            end = min((group + 1) * out_per_group, (panel + 1) * PANEL)
+            at = group * per_group - firsts[panel] * lanes
+            spread[begin:end, at : at + per_group] = weight[begin:end]
+    return spread, torch.tensor(firsts, dtype=torch.int32)
+
+
+# Lavin and Gray (2015), section 4.1.
+_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+def pack_winograd(weight: Tensor, lanes: int) -> Tensor:
+    """[K, C, 3, 3] -> [panel][frequency 16][channel block * lanes][32], ``G g G'`` in float64."""
+    k, c, _, _ = weight.shape
+    g = torch.tensor(_G, dtype=torch.float64)
+    frequencies = torch.einsum("ar,kcrs,bs->abkc", g, weight.double(), g).reshape(16, k, c)
+    filled = math.ceil(c / lanes) * lanes
+    whole = F.pad(frequencies, (0, filled - c, 0, panels(k) * PANEL - k))
+    cut = whole.view(16, panels(k), PANEL, filled)
+    return cut.permute(1, 0, 3, 2).to(weight.dtype).contiguous()
