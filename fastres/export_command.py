@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
-    chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
+    chosen = source.named(given.depth, given.model)
     labels = None if given.labels is None else label_files.read(given.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)

@@ -36,7 +36,7 @@ def _run(given: argparse.Namespace) -> int:
         raise OptionError(f"--images {given.images}: expected a directory of images")
     if given.count < 1 or given.size < 1 or not given.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
+    chosen = source.named(given.depth, given.model)
     model = source.build(chosen, given.seed)
     if given.images is not None:
         images, different = workload.photographs(given.images, given.count, given.size)

@@ -63,6 +63,15 @@ def parse(text: str) -> Source:
     return Source("function", text)
 
 
+def named(depth: int | None, model: str | None) -> Source:
+    """What ``--depth`` or ``--model`` names; ResNet-50 where neither is given.
+
+    Raises:
+        OptionError: as :func:`parse`.
+    """
+    return parse(f"resnet{depth}" if depth is not None else model or "resnet50")
+
+
 def build(source: Source, seed: int, classes: int | None = None) -> nn.Module:
     """Build the network, in evaluation mode.
 

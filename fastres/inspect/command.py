@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     if given.batch < 1 or given.size < 1:
         raise OptionError("--batch and --size: expected positive numbers")
-    architectures = [gpus.architecture(name) for name in given.arch]
+    architectures = list(dict.fromkeys(gpus.architecture(name) for name in given.arch))
     try:
         from fastres.inspect.table import show
         from fastres.kernels.inspection.compiling import compiler_versions, require_compiler
@@ -60,10 +60,10 @@ def _run(given: argparse.Namespace) -> int:
             f"{error}: kernels are compiled by Triton; install fastres[gpu]"
         ) from error
     require_compiler()
-    names = [f"resnet{given.depth}"] if given.depth else given.model
+    names = given.model if given.depth is None else [f"resnet{given.depth}"]
     chosen = [source.parse(name) for name in names]
     readings: dict[str, list[Reading]] = {each.name: [] for each in architectures}
-    for precision in given.precision:
+    for precision in dict.fromkeys(given.precision):
         dtype = _dtype(precision)
         graphs = {str(each): graph_of(source.build(each, seed=0), dtype) for each in chosen}
         for architecture in architectures:

@@ -43,7 +43,7 @@ def _run(given: argparse.Namespace) -> None:
         raise OptionError("--batch and --size: expected positive numbers")
     gpu = gpus.by_name(given.gpu)
     precision = gpu.architecture.computed_in(given.precision)
-    chosen = source.parse(f"resnet{given.depth}" if given.depth else given.model or "resnet50")
+    chosen = source.named(given.depth, given.model)
     module = graph_of(source.build(chosen, seed=0))
     ways: dict[str, Worth | None] = {
         "none": None,

@@ -151,6 +151,13 @@ def test_names_of_models(name: str, parsed: Source) -> None:
     assert parsed.has_random_weights is (parsed.kind != "function")
 
 
+def test_a_depth_or_a_model_or_resnet50() -> None:
+    assert source.named(None, None) == source.named(50, None) == source.parse("resnet50")
+    assert source.named(None, "timm:vgg11") == source.parse("timm:vgg11")
+    with pytest.raises(OptionError, match="there is no 'resnet0'"):
+        source.named(0, None)
+
+
 def test_own_models_are_those_of_the_seed() -> None:
     state = torch.random.get_rng_state()
     one, same, other = (source.build(source.parse("resnet18"), seed) for seed in (1, 1, 2))

@@ -329,6 +329,24 @@ def test_command_says_that_kernels_are_interpreted(capsys: pytest.CaptureFixture
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
+def test_what_is_named_twice_is_compiled_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read: list[tuple[str, str]] = []
+
+    def note(graphs: Any, batch: int, size: int, precision: str, target: Any) -> list[Any]:
+        read.append((precision, target.name))
+        return []
+
+    monkeypatch.setattr("fastres.kernels.inspection.compiling.require_compiler", lambda: None)
+    monkeypatch.setattr("fastres.inspect.command.read", note)
+    twice = ("--arch", "sm_80", "SM_80", "sm_90", "--precision", "fp16", "bf16", "fp16")
+    assert main(["--model", "cifar_resnet20", *twice]) == 0
+    pairs = [(precision, name) for precision in ("fp16", "bf16") for name in ("sm_80", "sm_90")]
+    assert read == pairs
+    assert capsys.readouterr().out.count("sm_80: 0 distinct launches") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
