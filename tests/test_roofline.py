@@ -240,6 +240,7 @@ def test_precisions(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--gpu", "gtx", "--depth", "18"], "gpu 'gtx': expected one of t4, a10, a100"),
         (["--gpu", "a100", "--depth", "19"], "resnet19"),
+        (["--gpu", "a100", "--depth", "0"], "there is no 'resnet0'"),
         (["--gpu", "a100", "--batch", "0"], "--batch and --size: expected positive numbers"),
         (["--gpu", "a100", "--size", "0"], "--batch and --size: expected positive numbers"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from fastres.roofline.view import Row, View
@@ -19,7 +20,7 @@ _HEADER = (
 _SUMMARY = ("plan", "launches", "us", "images/s", "MB", "fewer bytes")
 _LEFT = {"layer", "operator", "limit", "configuration", "plan"}
 _MOST_STAGES = 6
-"""Columns for stages; a model with more top-level modules than that has none."""
+"""Columns for stages, modules of several layers; a model of more than that has none."""
 
 
 def lines(title: str, views: Sequence[View], library: str | None) -> Iterator[str]:
@@ -103,11 +104,15 @@ def _summary(ways: Sequence[View]) -> Iterator[str]:
     apart = ways[0]
     allowed = apart.batch / apart.floor_seconds
     yield f"modelled batch {apart.batch}: the unfused roofline is {allowed:.0f} images/s"
-    stages = list(apart.stages) if 1 < len(apart.stages) <= _MOST_STAGES else []
+    layers = Counter(row.stage for row in apart.rows if row.stage)
+    stages = [stage for stage, count in layers.items() if count > 1]
+    if len(stages) > _MOST_STAGES:
+        stages = []
     rows = [(*_SUMMARY, *(f"in {stage}" for stage in stages))]
     for each in ways:
         saved = [_saved(each.bytes, apart.bytes)]
-        saved += [_saved(each.stages.get(stage, 0), apart.stages[stage]) for stage in stages]
+        moved, before = each.stages, apart.stages
+        saved += [_saved(moved.get(stage, 0), before[stage]) for stage in stages]
         rows.append(
             (
                 _FUSION[each.fusion],

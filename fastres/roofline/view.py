@@ -38,6 +38,12 @@ class Row:
     launches: int
     configuration: str
 
+    @property
+    def stage(self) -> str:
+        """The model's own module that the layer is inside of; "" for one that is not inside any."""
+        stage, _, inside = self.layer.name.partition(".")
+        return stage if inside else ""
+
 
 @dataclass(frozen=True)
 class View:
@@ -77,9 +83,8 @@ class View:
         """
         found: dict[str, int] = {}
         for row in self.rows:
-            stage, _, inside = row.layer.name.partition(".")
-            if inside:
-                found[stage] = found.get(stage, 0) + row.bytes
+            if row.stage:
+                found[row.stage] = found.get(row.stage, 0) + row.bytes
         return found
 
     @property
