@@ -1,7 +1,8 @@
 """What is known of a fused graph's values for every input that a file takes.
 
-The graph is run on fake tensors of several sizes. What is the same in all of them is a number; the
-rest depends on the input.
+The graph is run on fake tensors of several sizes. A tensor's size that is the same in all of them
+is a number. What the model computes from sizes is one if everything that it is computed from is: a
+padding may agree in all that were tried, and be another for a width that is odd after two strides.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fastres.errors import ModelError
@@ -28,6 +30,7 @@ class Facts:
         self.base = ""
         self._probes = probes
         self._node: fx.Node | None = None
+        self._varying: dict[fx.Node, bool] = {}
 
     def begin(self, node: fx.Node) -> None:
         """From here on, what is emitted belongs to ``node``."""
@@ -70,7 +73,20 @@ class Facts:
 
     def fixed(self, node: fx.Node) -> Any:
         """A number or another plain value that is the same for every input, else None."""
-        return _constant([facts[node] for facts in self._probes])
+        return None if self._varies(node) else _constant([facts[node] for facts in self._probes])
+
+    def _varies(self, node: fx.Node) -> bool:
+        """Whether a plain value is computed from a size that depends on the input."""
+        known = self._varying.get(node)
+        if known is None:
+            if node.target is torch.ops.aten.sym_size.int:
+                x, axis = arguments(node)
+                known = self.size(x, axis) is None
+            else:
+                parents = [n for n in node.all_input_nodes if not isinstance(self.fact(n), Tensor)]
+                known = any(map(self._varies, parents))
+            self._varying[node] = known
+        return known
 
     def number(self, argument: Any) -> Any:
         """A plain argument; of a computed size, its value.

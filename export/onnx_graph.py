@@ -16,7 +16,7 @@ from fastres.contract import TensorInput
 from fastres.errors import InputError, ModelError
 from fastres.export.onnx_builder import ELEMENT_TYPES, Builder
 from fastres.export.onnx_rules import RULES
-from fastres.export.onnx_sizes import FIXED, GROWTH, Sizes
+from fastres.export.onnx_sizes import FIXED, GROWTH, MOST_STEPS, SPREADS, Sizes
 from fastres.graph import arguments, is_call, module_of, output_nodes
 from fastres.optimized import OptimizedModule
 from fastres.runtime.propagate import propagate
@@ -106,29 +106,45 @@ def convert(
 def _probes(
     module: fx.GraphModule, example: Sequence[Any], sizes: Sizes
 ) -> list[dict[fx.Node, Any]]:
-    """What every value is for several inputs: what never differs is a constant of the file."""
+    """What every value is for several inputs: what never differs is a constant of the file.
+
+    Sets the steps and the spread of ``sizes`` to the first that the model takes.
+    """
     device = str(next((buffer.device for buffer in module.buffers()), "cpu"))
-    found = []
-    for batch in (2, 5):
-        inputs = sizes.inputs(example, batch, 0, device)
-        if sizes.takes(inputs):
-            found.append(propagate(module, inputs))
-    if not found:
-        raise ModelError(
-            "the model takes neither 2 nor 5 images: give an example_input of the batch that it "
-            "takes"
-        )
-    for by in GROWTH if sizes.images_vary else ():
-        inputs = sizes.inputs(example, 3, by, device)
-        with contextlib.suppress(InputError):  # a Linear on flattened pixels, say
-            if sizes.takes(inputs):
-                found.append(propagate(module, inputs))
+    tried: list[dict[str, int]] = []
+    any_batch = False
+    for sizes.spread in SPREADS:
+        if sizes.chosen(2, 1) in tried:
+            continue
+        tried.append(sizes.chosen(2, 1))
+        found = [_probe(module, sizes, example, batch, 0, device) for batch in (2, 5)]
+        any_batch = any_batch or any(found)
+        sizes.steps = []
+        for by in GROWTH if any(found) and sizes.images_vary else ():
+            probe = _probe(module, sizes, example, 3, by, device)
+            if probe is not None:
+                found.append(probe)
                 sizes.steps.append(by)
-        if len(sizes.steps) == 2:
-            break
-    if sizes.images_vary and not sizes.steps:
-        raise ModelError(FIXED)
-    return found
+            if len(sizes.steps) == MOST_STEPS:
+                break
+        if any(found) and (sizes.steps or not sizes.images_vary):
+            return [facts for facts in found if facts is not None]
+    raise ModelError(FIXED if any_batch else _NO_BATCH)
+
+
+_NO_BATCH = (
+    "the model takes neither 2 nor 5 images: give an example_input of the batch that it takes"
+)
+
+
+def _probe(
+    module: fx.GraphModule, sizes: Sizes, example: Sequence[Any], batch: int, by: int, device: str
+) -> dict[fx.Node, Any] | None:
+    """What every value is for one input; None where the model does not take it."""
+    inputs = sizes.inputs(example, batch, by, device)
+    with contextlib.suppress(InputError):  # a Linear on flattened pixels, say
+        return propagate(module, inputs) if sizes.takes(inputs) else None
+    return None
 
 
 def _inputs(

@@ -7,6 +7,7 @@ was written.
 
 from __future__ import annotations
 
+import re
 import statistics
 import threading
 import time
@@ -39,6 +40,9 @@ _TYPES: dict[str, tuple[torch.dtype, Any]] = {
 }
 
 _KEPT_SHAPES = 64
+
+_NO_MEMORY = re.compile(r"bad_alloc|\b[Ff]ailed to allocate|out of memory|Available memory")
+"""In messages of ONNX Runtime; "preallocated" is none."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +243,7 @@ class Session:
         except Exception as error:  # ONNX Runtime's own types have no common base
             shapes = ", ".join(str(list(value.shape)) for value in given)
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, MemoryError) or "bad_alloc" in text or "allocate" in text:
+            if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
                 raise OutOfMemory(
                     f"input {shapes}: ONNX Runtime got no memory for it ({text}); use a smaller "
                     "batch or image"

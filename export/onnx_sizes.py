@@ -7,9 +7,10 @@ example's unless the file is to take any image.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,28 @@ from fastres.contract import Contract, TensorInput
 from fastres.errors import InputError, ModelError, OptionError
 from fastres.expression import Expression, evaluate, solve
 
-GROWTH = (32, 65, 96, 128, 16, 8, 1)
-"""Pixels by which a second image size may differ; those that the model takes are used."""
+GROWTH = (7, 32, 65, 96, 128, 16, 8, 1)
+"""Pixels by which other image sizes may differ; the first :data:`MOST_STEPS` that the model takes
+are used, and the very first of them is the size that the file is run at."""
+
+MOST_STEPS = 3
+
+
+class Spread(NamedTuple):
+    """How far open sizes are set apart, so that no two look alike that are not the same.
+
+    Attributes:
+        batches: images that each batch has more than the one before it.
+        kinds: how many heights and widths in a row grow by another number of pixels each (by 1, 3,
+            5, ... times a step): 2 for heights that grow alike and widths that do.
+    """
+
+    batches: int
+    kinds: int
+
+
+SPREADS = (Spread(1, 8), Spread(0, 8), Spread(1, 2), Spread(0, 2), Spread(0, 1))
+"""From all different to all alike; the first that the model takes is used."""
 
 
 @dataclass
@@ -32,6 +53,7 @@ class Sizes:
         batch: symbols of batch dimensions.
         open: names in the file for the symbols that stay open: ``batch``, ``height``, ``width``.
         steps: pixels by which images were found to be able to differ, where that is open.
+        spread: how far apart open sizes are in what is tried.
     """
 
     contract: Contract
@@ -39,6 +61,7 @@ class Sizes:
     batch: tuple[str, ...]
     open: dict[str, str] = field(default_factory=dict)
     steps: list[int] = field(default_factory=list)
+    spread: Spread = SPREADS[0]
 
     @property
     def images_vary(self) -> bool:
@@ -59,13 +82,13 @@ class Sizes:
     def inputs(
         self, values: Sequence[Any], batch: int, grow: int = 0, device: str = "meta"
     ) -> list[Any]:
-        """Arguments with ``batch`` images, ``grow`` pixels larger where that is open.
+        """Arguments with ``batch`` images, by ``grow`` pixels larger where that is open.
 
-        Tensors are uninitialised, on ``device``; plain values are those of ``values``.
+        Several batches, heights and widths are set apart by :attr:`spread`: a square image cannot
+        tell its height from its width. Tensors are uninitialised, on ``device``; plain values are
+        those of ``values``.
         """
-        chosen = dict(self.known)
-        for name in self.open:
-            chosen[name] = batch if name in self.batch else self.known[name] + grow
+        chosen = self.chosen(batch, grow)
         given: list[Any] = []
         for wanted, value in zip(self.contract.inputs, values, strict=True):
             if not isinstance(wanted, TensorInput):
@@ -74,6 +97,16 @@ class Sizes:
             shape = [s if isinstance(s, int) else _number(s, chosen) for s in wanted.sizes]
             given.append(torch.empty(shape, dtype=wanted.dtype, device=device))
         return given
+
+    def chosen(self, batch: int, grow: int) -> dict[str, int]:
+        """Every symbol's value with ``batch`` images, by ``grow`` pixels larger."""
+        chosen = dict(self.known)
+        images = [name for name in self.open if name not in self.batch]
+        for place, name in enumerate(name for name in self.open if name in self.batch):
+            chosen[name] = batch + place * self.spread.batches
+        for place, name in enumerate(images):
+            chosen[name] += grow * (1 + 2 * (place % self.spread.kinds))
+        return chosen
 
     def takes(self, inputs: Sequence[Any]) -> bool:
         """Whether the contract allows these sizes."""
@@ -84,6 +117,32 @@ class Sizes:
             return False
         return True
 
+    def conditions(self) -> list[str]:
+        """A sentence for every decision of the model's own code on an open height or width.
+
+        An optimised model refuses other sizes; a file has no such check.
+        """
+        images = {symbol: name for symbol, name in self.open.items() if symbol not in self.batch}
+
+        def named(text: str) -> str:
+            return re.sub(r"\w+", lambda word: images.get(word[0], word[0]), text)
+
+        told = [
+            f"{images[limit.symbol]} is meant to be {limit.lower} to {limit.upper}"
+            if limit.upper < _ENDLESS
+            else f"{images[limit.symbol]} is meant to be at least {limit.lower}"
+            for limit in self.contract.limits
+            if limit.symbol in images
+        ]
+        told += [
+            f"the model's code decides by {named(str(guard.condition))} ({guard.place})"
+            for guard in self.contract.guards
+            if isinstance(guard.condition, Expression) and guard.condition.symbols & set(images)
+        ]
+        return [f"{each}, and the file does not look: give it no other images" for each in told]
+
+
+_ENDLESS = 2**31
 
 FIXED = (
     "dynamic_size=True, but this model fixes its image size (by a Linear on flattened pixels, by "

@@ -65,7 +65,7 @@ def write_checked(
         proto = onnx.load_model(str(file), load_external_data=False)
         onnx_file.publish(file, data, path)
     outside = tensorrt_operators.outside(checked.operators)
-    notes = list(converted.notes)
+    notes = [*converted.notes, *sizes.conditions()]
     if not sizes.batch:
         notes.append("the model fixes its batch, and so does the file")
     if outside:

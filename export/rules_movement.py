@@ -149,30 +149,41 @@ _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 
 def _pad(b: Builder, node: fx.Node) -> str:
-    x, sides = arguments(node)[0], b.number(arguments(node)[1])
+    x, sides = arguments(node)[0], _sides(b, node)
     mode, value = b.argument(2, "mode", "constant"), b.argument(3, "value")
     return _padded(b, node, x, sides, mode, value)
 
 
 def _constant_pad(b: Builder, node: fx.Node) -> str:
-    x, sides = arguments(node)[0], b.number(arguments(node)[1])
+    x, sides = arguments(node)[0], _sides(b, node)
     return _padded(b, node, x, sides, "constant", b.argument(2, "value", 0))
 
 
-def _padded(b: Builder, node: fx.Node, x: fx.Node, sides: list[int], mode: Any, value: Any) -> str:
+def _sides(b: Builder, node: fx.Node) -> list[int | str]:
+    """Pixels on each side, of which some may be computed from the image's size."""
+    return [b.scalar(side) for side in arguments(node)[1]]
+
+
+def _padded(
+    b: Builder, node: fx.Node, x: fx.Node, sides: Sequence[int | str], mode: Any, value: Any
+) -> str:
     """torch lists (before, after) from the last dimension on; ONNX all befores, then all afters."""
     given, rank = b.tensor(x), b.rank(x)
-    before, after = [0] * rank, [0] * rank
+    before: list[int | str] = [0] * rank
+    after: list[int | str] = [0] * rank
     for index, (first, second) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
         before[rank - 1 - index], after[rank - 1 - index] = first, second
-    if mode == "circular":
-        return _wrapped(b, x, given, before, after)
-    if mode not in _MODES:
+    if mode not in (*_MODES, "circular"):
         raise b.refusal(f"it pads by {mode!r}")
-    if min(sides) < 0 and mode != "constant":
+    known = [side for side in sides if isinstance(side, int)]
+    if mode != "constant" and len(known) < len(sides):
+        raise b.refusal("it repeats the image by a padding that depends on the input")
+    if mode == "circular":
+        return _wrapped(b, x, given, [b.number(n) for n in before], [b.number(n) for n in after])
+    if mode != "constant" and min(known) < 0:
         raise b.refusal("it cuts off with a padding that repeats the image")
     fill = b.tensor(value or 0.0, b.dtype(given)) if mode == "constant" else ""
-    return b.emit("Pad", given, b.integers(*before, *after), fill, mode=_MODES[mode])
+    return b.emit("Pad", given, b.as_sizes([*before, *after]), fill, mode=_MODES[mode])
 
 
 def _wrapped(b: Builder, x: fx.Node, given: str, before: list[int], after: list[int]) -> str:

@@ -21,13 +21,46 @@ def _sym_size(b: Builder, node: fx.Node) -> int | str:
 
 
 def _computed(name: str) -> Callable[[Builder, fx.Node], str]:
-    """Whole-number arithmetic of sizes, none of which is negative."""
+    """Whole-number arithmetic of sizes."""
 
     def rule(b: Builder, node: fx.Node) -> str:
-        parts = [b.scalar(argument) for argument in arguments(node)]
-        return b.emit(name, *(b.integers(p) if isinstance(p, int) else p for p in parts))
+        return b.emit(name, *(_operand(b, argument) for argument in arguments(node)))
 
     return rule
+
+
+def _operand(b: Builder, argument: Any) -> str:
+    return b.as_sizes([b.scalar(argument)])
+
+
+def _floordiv(b: Builder, node: fx.Node) -> str:
+    """Python rounds down, ONNX towards zero: one less where a remainder is negative."""
+    first, second = arguments(node)
+    if not _not_negative(second):
+        raise b.refusal("it divides by what may be negative")
+    x, y = _operand(b, first), _operand(b, second)
+    quotient = b.emit("Div", x, y)
+    if _not_negative(first):
+        return quotient
+    rest = b.emit("Sub", x, b.emit("Mul", quotient, y))
+    return b.emit("Add", quotient, b.emit("Min", b.emit("Sign", rest), b.integers(0)))
+
+
+def _mod(b: Builder, node: fx.Node) -> str:
+    """``x - y * (x // y)``: with the divisor's sign, as Python has it."""
+    x, y = (_operand(b, argument) for argument in arguments(node))
+    return b.emit("Sub", x, b.emit("Mul", _floordiv(b, node), y))
+
+
+def _not_negative(argument: Any) -> bool:
+    """Whether a size is known to be 0 or more, whatever the input's."""
+    if not isinstance(argument, fx.Node):
+        return bool(argument >= 0)
+    if argument.target in (max, torch.sym_max):
+        return any(map(_not_negative, arguments(argument)))
+    if argument.target in (operator.add, operator.mul, operator.floordiv, min, torch.sym_min):
+        return all(map(_not_negative, arguments(argument)))
+    return argument.target is aten.sym_size.int
 
 
 def _item(b: Builder, node: fx.Node) -> Any:
@@ -41,7 +74,9 @@ RULES: dict[Any, Any] = {
     operator.add: _computed("Add"),
     operator.sub: _computed("Sub"),
     operator.mul: _computed("Mul"),
-    operator.floordiv: _computed("Div"),
+    operator.neg: _computed("Neg"),
+    operator.floordiv: _floordiv,
+    operator.mod: _mod,
     max: _computed("Max"),
     min: _computed("Min"),
     torch.sym_max: _computed("Max"),

@@ -64,7 +64,7 @@ def test_the_report_says_what_there_is(exported: Exported) -> None:
     assert error[2] <= 2
     assert report.images == report.agreeing == 1 + 2 + 7 + 2
     text = str(report)
-    for part in ("opset 18", "6 Conv", "against float64", "first choice", "2x3x72x72"):
+    for part in ("opset 18", "6 Conv", "against float64", "first choice", "2x3x47x61"):
         assert part in text
 
 
