@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import cxx
 import pytest
 
 import fastres
@@ -120,7 +121,7 @@ def test_importing_takes_nothing_heavy_along() -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's files: building leaves traces in the folder it builds from."""
     copy = tmp_path_factory.mktemp("checkout") / "fastres"
-    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "*.so")
     return Path(shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored))
 
 
@@ -143,6 +144,8 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     for name, folder in package_folders().items():
         target = name.replace(".", "/")
         expected |= {f"{target}/{path.name}" for path in folder.glob("*.py")}
+    if cxx.COMPILER:
+        expected.add("fastres/kernels/cpu/_native.abi3.so")
     info = f"fastres-{PROJECT['project']['version']}.dist-info"
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in names if not name.startswith(info)} == expected
@@ -223,3 +226,12 @@ def test_all_parts_are_found(
         "export": None,
         "fastres.tests": None,
     }
+
+
+@cxx.needs_compiler
+def test_the_library_is_found(installed: Environment, checkout: Path, tmp_path: Path) -> None:
+    code = "from fastres.runtime.native.library import find; print(find())"
+    found = Path(run(installed.python, "-c", code, cwd=tmp_path).strip())
+    home = installed.site if installed.python.parent.parent.name == "wheel" else checkout
+    assert found == home / "fastres" / "kernels" / "cpu" / "_native.abi3.so"
+    assert found.exists()

@@ -3,7 +3,8 @@
 #ifndef FASTRES_TARGET_H
 #define FASTRES_TARGET_H
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+// Elsewhere there are no kernels, and fr_isas() says so. FR_NO_KERNELS makes any machine such a place.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(FR_NO_KERNELS)
 #define FR_X86 1
 #include <immintrin.h>
 #define FR_TARGET(features) __attribute__((target(features)))
@@ -12,6 +13,19 @@
 #define FR_WITH_AVX512 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #define FR_WITH_AVX512_BF16 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
 #define FR_WITH_AMX FR_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+
+// A file's functions between these are for an instruction set, templates included.
+#define FR_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define FR_BEGIN(features) \
+    FR_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define FR_END _Pragma("clang attribute pop")
+#else
+#define FR_BEGIN(features) _Pragma("GCC push_options") FR_PRAGMA(GCC target(features))
+#define FR_END _Pragma("GCC pop_options")
+#endif
+#define FR_BEGIN_AVX2 FR_BEGIN("avx2,fma,f16c")
+#define FR_BEGIN_AVX512 FR_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #endif
 
 #endif
