@@ -76,11 +76,7 @@ int64_t chunks(const Work &work) {
     switch (work.op->kind) {
         case FR_CONVOLUTION: return convolution_chunks(work);
         case FR_WINOGRAD: return winograd_chunks(work);
-        case FR_MAX_POOL: return pool_chunks(work);
-        case FR_MEAN: return mean_chunks(work);
-        case FR_IMPORT: return image_rows(work);
-        case FR_EXPORT: return export_chunks(work);
-        default: return add_chunks(work);
+        default: return elementwise_chunks(work);
     }
 }
 
@@ -88,11 +84,7 @@ void run_chunk(const Work &work, int64_t chunk) {
     switch (work.op->kind) {
         case FR_CONVOLUTION: return convolution_chunk(work, chunk);
         case FR_WINOGRAD: return winograd_chunk(work, chunk);
-        case FR_MAX_POOL: return max_pool_chunk(work, chunk);
-        case FR_MEAN: return mean_chunk(work, chunk);
-        case FR_IMPORT: return import_chunk(work, chunk);
-        case FR_EXPORT: return export_chunk(work, chunk);
-        default: return add_chunk(work, chunk);
+        default: return elementwise_chunk(work, chunk);
     }
 }
 #else  // no kernels, and no plans either: fr_isas() is 0

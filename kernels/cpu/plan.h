@@ -42,16 +42,11 @@ int64_t convolution_chunks(const Work &);
 void convolution_chunk(const Work &, int64_t chunk);
 int64_t winograd_chunks(const Work &);
 void winograd_chunk(const Work &, int64_t chunk);
-int64_t pool_chunks(const Work &);
-void max_pool_chunk(const Work &, int64_t chunk);
-int64_t mean_chunks(const Work &);
-void mean_chunk(const Work &, int64_t chunk);
-int64_t image_rows(const Work &);
-void import_chunk(const Work &, int64_t chunk);
-int64_t export_chunks(const Work &);
-void export_chunk(const Work &, int64_t chunk);
-int64_t add_chunks(const Work &);
-void add_chunk(const Work &, int64_t chunk);
+// A pooling, an addition, and the ways in and out.
+int64_t elementwise_chunks(const Work &);
+void elementwise_chunk(const Work &, int64_t chunk);
+void elementwise_avx2(const Work &, int64_t chunk);
+void elementwise_avx512(const Work &, int64_t chunk);
 
 }  // namespace fastres
 #endif

@@ -1,0 +1,23 @@
+// What is not a convolution, compiled for AVX-512.
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "numbers.h"
+#include "plan.h"
+#include "target.h"
+
+#ifdef FR_X86
+
+FR_BEGIN_AVX512
+#include "elementwise_rows.h"
+FR_END
+
+namespace fastres {
+
+void elementwise_avx512(const Work &work, int64_t chunk) { elementwise(work, chunk); }
+
+}  // namespace fastres
+
+#endif
