@@ -8,7 +8,8 @@ shared memory          within what one block may have, and at least one block fi
 matrix units           every product on them, by the architecture's own instruction (``HMMA``,
                        ``HGMMA``, ``UTC*MMA``, ``v_mfma``). Full float32 on NVIDIA has none.
 address arithmetic     in the main loop, integer instructions take at most :data:`INTEGER_SHARE` of
-                       the issue slots that pass while the matrix units are busy
+                       the issue slots that pass while the matrix units are busy; a little more
+                       where tiles are narrow or channels straddle taps
 =====================  ============================================================================
 
 The last one holds where tiles are large and channels come in 16 bytes: the stem's three channels
@@ -30,6 +31,11 @@ are rounded to TF32 in the loop, by integer arithmetic."""
 NARROW_SHARE = 0.4
 """What is allowed beside that where a tile has 32 filters only, as in grouped convolutions: every
 address then serves half as many products as in the narrowest tile otherwise."""
+
+STRADDLING_SHARE = 0.2
+"""What is allowed beside that where one step's channels belong to several taps, as with 24 or 72
+channels: every column then has a tap of its own. Read on sm_90: 0.73 with 64 filters, 1.02 with
+32."""
 
 _PREFIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTC", "mfma": "v_mfma"}
 
@@ -66,7 +72,9 @@ def violations(finding: Finding, architecture: Architecture, precision: str) -> 
     if finding.multiplies and on_matrix_units(precision, architecture):
         found += _off_matrix_units(finding, architecture)
         share = finding.integer_share
-        allowed = INTEGER_SHARE[precision] + (NARROW_SHARE if _is_narrow(finding) else 0.0)
+        allowed = INTEGER_SHARE[precision]
+        allowed += NARROW_SHARE if _is_narrow(finding) else 0.0
+        allowed += STRADDLING_SHARE if _straddles(finding) else 0.0
         if _is_large(finding, precision) and share is not None and share > allowed:
             found.append(
                 f"{share:.2f} integer instructions per busy cycle of the matrix units, at most "
@@ -87,6 +95,14 @@ def _is_narrow(finding: Finding) -> bool:
     """A block's tail makes a whole chunk of filters per step, whatever its BLOCK_SIZE_N."""
     width: int = finding.constants.get("CHUNK", finding.constants["BLOCK_SIZE_N"])
     return width < 64
+
+
+def _straddles(finding: Finding) -> bool:
+    """Whether channels of one step belong to several taps; a block's tail takes tap by tap."""
+    constants = finding.constants
+    taps: int = constants.get("R", 1) * constants.get("S", 1)
+    step: int = constants.get("BLOCK_SIZE_K", 1)
+    return taps > 1 and "CHUNK" not in constants and constants.get("C", step) % step != 0
 
 
 def _off_matrix_units(finding: Finding, architecture: Architecture) -> list[str]:

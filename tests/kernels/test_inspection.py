@@ -18,7 +18,12 @@ from fastres.inspect import main
 from fastres.kernels import gpus
 from fastres.kernels.call import KernelCall
 from fastres.kernels.inspection import amdgcn, sass
-from fastres.kernels.inspection.budgets import INTEGER_SHARE, NARROW_SHARE, violations
+from fastres.kernels.inspection.budgets import (
+    INTEGER_SHARE,
+    NARROW_SHARE,
+    STRADDLING_SHARE,
+    violations,
+)
 from fastres.kernels.inspection.finding import Finding, inspect_call, rate, without_rare_loop
 from fastres.kernels.inspection.instructions import copies, loops, main_loop, mix
 from fastres.kernels.inspection.occupancy import Occupancy, occupancy
@@ -294,6 +299,18 @@ def test_narrow_tiles_are_allowed_more() -> None:
     assert violations(busier, target, "fp16") != []
     tail = replace(busy, constants={**narrow, "CHUNK": 64})
     assert violations(tail, target, "fp16") != []
+
+
+def test_steps_across_taps_are_allowed_more() -> None:
+    taps = {**finding().constants, "R": 3, "S": 3, "C": 72, "BLOCK_SIZE_K": 32}
+    target = gpus.architecture("sm_80")
+    busy = replace(finding(), constants=taps, integer_share=INTEGER_SHARE["fp16"] + 0.1)
+    assert violations(busy, target, "fp16") == []
+    busier = replace(busy, integer_share=INTEGER_SHARE["fp16"] + STRADDLING_SHARE + 0.1)
+    for changes in ({}, {"C": 64}, {"R": 1, "S": 1}, {"CHUNK": 64}):
+        share = busier if not changes else busy
+        changed = replace(share, constants={**taps, **changes})
+        assert violations(changed, target, "fp16") != []
 
 
 def test_finding_is_plain_values() -> None:
