@@ -19,11 +19,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     symbolic link keeps pointing where it does; what it points at is replaced.
 
     Raises:
-        OSError: the folder is missing or must not be written to, ``path`` is a folder, and such.
+        OSError: the folder is missing or must not be written to, ``path`` is a folder or a device,
+            and such.
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise IsADirectoryError(f"{path} is a directory")
+    refuse_special(target)
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -36,6 +36,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     _flush(target.parent)
+
+
+def refuse_special(path: Path) -> None:
+    """Raise an OSError for what is there and must not be replaced by a file.
+
+    Raises:
+        IsADirectoryError: ``path`` is a folder.
+        OSError: it is a device, a pipe or a socket, ``/dev/null`` for one.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file, and is not replaced by one")
 
 
 def _flush(path: Path) -> None:

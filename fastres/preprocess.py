@@ -153,7 +153,9 @@ def load_images(
 def list_images(directory: str | os.PathLike[str]) -> list[Path]:
     """The image files in a directory and the directories in it, sorted by path.
 
-    Files are known by their suffix. Hidden ones (name begins with a dot) are left out.
+    Files are known by their suffix. Hidden ones (name begins with a dot) are left out. Links to
+    files are taken, also those that lead nowhere, so that loading can tell; links to directories
+    are not followed.
 
     Raises:
         InputError: there is no such directory, or no image in it.
@@ -166,7 +168,7 @@ def list_images(directory: str | os.PathLike[str]) -> list[Path]:
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+        and (path.is_file() or (path.is_symlink() and not path.exists()))
     ]
     if not found:
         raise InputError(f"{root} holds no image; looked for {', '.join(sorted(SUFFIXES))}")

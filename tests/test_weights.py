@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,23 @@ def test_weights_of_another_model(state: dict[str, torch.Tensor], tmp_path: Path
     torch.save(state | {"0.bias": torch.zeros(5)}, path)
     with pytest.raises(ModelError, match=r"0\.bias is \[5\], and \[4\] in the model; another num"):
         weights.load_into(model(), path)
+
+
+def test_damaged_files_are_refused_whatever_the_reader_makes_of_them(
+    state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """torch's older format too, whose reader fails in many ways."""
+    drawn, path, refused = random.Random(0), tmp_path / "w.pth", 0
+    for zipped in (True, False):
+        torch.save(state, path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            for _ in range(drawn.choice((1, 3, 20))):
+                damaged[drawn.randrange(len(whole))] = drawn.randrange(256)
+            path.write_bytes(damaged)
+            try:
+                weights.load_into(model(), path)
+            except (OptionError, ModelError):
+                refused += 1
+    assert refused > 100

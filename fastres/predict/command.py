@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fastres.errors import FastresError, InputError
 from fastres.predict import images, model, writing
 from fastres.predict.classifier import Classifier
 from fastres.predict.images import Decoded
-from fastres.predict.results import Result, printable, summary
+from fastres.predict.results import Choice, Result, as_text, printable, summary
 from fastres.predict.settings import parser
 from fastres.version import __version__
 
@@ -52,6 +53,8 @@ def _run(given: argparse.Namespace, errors: Console) -> int:
         writing.check(kind, path)
     wanted = _wanted(given)
     paths = images.find(given.images)
+    named = (given.weights, given.labels, given.transforms, Path(given.model))
+    writing.check_apart(files, [*paths, *(path for path in named if path is not None)])
     console = Console(highlight=False, soft_wrap=True, markup=False)
     results: list[Result] = []
     with Progress() as progress:
@@ -109,14 +112,20 @@ def _of_one_shape(
         answers = classifier([image.pixels for image in chosen if image.pixels is not None])
     except InputError as error:  # an image too small for the network, say
         return [Result(image.path, error=f"{image.path}: {error}") for image in chosen]
-    return [Result(image.path, found) for image, found in zip(chosen, answers, strict=True)]
+    return [_result(image.path, found) for image, found in zip(chosen, answers, strict=True)]
+
+
+def _result(path: Path, choices: tuple[Choice, ...]) -> Result:
+    if all(isfinite(choice.probability) for choice in choices):
+        return Result(path, choices)
+    return Result(path, error=f"{path}: the model's answer is NaN; are its weights whole?")
 
 
 def _about(given: argparse.Namespace, classifier: Classifier) -> dict[str, Any]:
     return {
         "fastres": __version__,
-        "model": given.model,
-        "weights": None if given.weights is None else str(given.weights),
+        "model": as_text(given.model),
+        "weights": None if given.weights is None else as_text(str(given.weights)),
         "precision": classifier.fast.report.precision,
         "engine": classifier.fast.engine,
         "transforms": classifier.transforms.to_dict(),

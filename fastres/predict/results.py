@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ class Result:
     @property
     def image(self) -> str:
         """The file's name as text; bytes that are no UTF-8 are written ``\\xff``."""
-        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
+        return as_text(str(self.path))
 
     def lines(self) -> Text:
         """The result for a terminal: the file, and a line for each class."""
@@ -45,6 +44,11 @@ class Result:
                 f"\n  {choice.probability:8.2%}  {printable(choice.name)}", style="not bold"
             )
         return text
+
+
+def as_text(name: str) -> str:
+    """What may hold a file's name, as text that every file can hold: see :attr:`Result.image`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def printable(text: str) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastres.atomic import replacing
+from fastres.atomic import refuse_special, replacing
 from fastres.errors import OptionError
-from fastres.predict.results import Result
+from fastres.predict.results import Result, as_text
 
 COLUMNS = ("image", "rank", "class", "label", "probability", "error")
 """Of CSV and Parquet; ``rank`` counts from 1, the likeliest."""
@@ -33,10 +33,25 @@ def check(kind: str, path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a directory")
+        refuse_special(path)
         with tempfile.NamedTemporaryFile(dir=path.absolute().parent, prefix=".fastres"):
             pass
     except OSError as error:
         raise OptionError(f"--{kind} {path}: cannot be written: {error}") from error
+
+
+def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
+    """Find out before the work whether a file would replace another, or one that is read.
+
+    Raises:
+        OptionError: two outputs are one file, or one is an image or the weights.
+    """
+    known = {path.resolve(): "is read here" for path in read}
+    for kind, path in outputs.items():
+        place = path.resolve()
+        if place in known:
+            raise OptionError(f"--{kind} {path}: this file {known[place]}; give another name")
+        known[place] = f"is --{kind} already"
 
 
 def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, Any]) -> None:
@@ -61,7 +76,7 @@ def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, 
 def _rows(results: Sequence[Result]) -> Iterator[tuple[Any, ...]]:
     for result in results:
         if result.error is not None:
-            yield result.image, None, None, None, None, result.error
+            yield result.image, None, None, None, None, as_text(result.error)
         for rank, choice in enumerate(result.choices, start=1):
             yield result.image, rank, choice.index, choice.label, choice.probability, None
 
@@ -81,7 +96,7 @@ def _json(path: Path, results: Sequence[Result], about: Mapping[str, Any]) -> No
                 {"class": c.index, "label": c.label, "probability": c.probability}
                 for c in result.choices
             ],
-            "error": result.error,
+            "error": None if result.error is None else as_text(result.error),
         }
         for result in results
     ]

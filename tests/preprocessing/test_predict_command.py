@@ -20,6 +20,7 @@ from predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
 import fastres
 from fastres import cli
 from fastres.bench import source as sources
+from fastres.models import cifar_resnet20
 from fastres.predict import main, model, writing
 from fastres.preprocess import load_images
 from fastres.transforms import Transforms
@@ -164,6 +165,61 @@ def test_names_that_are_no_text(setting: Setting, tmp_path: Path) -> None:
     )
     (entry,) = json.loads(out.read_text(encoding="utf-8"))["images"]
     assert entry["image"] == f"{tmp_path}/caf\\xe9.png"
+
+
+def test_damaged_files_whose_names_are_no_text(setting: Setting, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    name = tmp_path / os.fsdecode(b"caf\xe9.png")
+    try:
+        name.write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    outputs = {kind: tmp_path / f"out.{kind}" for kind in ("csv", "json", "parquet")}
+    options = [str(part) for kind, path in outputs.items() for part in (f"--{kind}", path)]
+    assert setting.run(*options, name, setting.images[0]) == 1
+    (entry, _) = json.loads(outputs["json"].read_text(encoding="utf-8"))["images"]
+    assert entry["error"].startswith(f"{tmp_path}/caf\\xe9.png is not an image")
+    assert "caf\\xe9.png is not an image" in outputs["csv"].read_text(encoding="utf-8")
+
+
+def test_odd_images_are_told_and_the_rest_goes_on(setting: Setting, tmp_path: Path) -> None:
+    folder, picture = tmp_path / "odd", Image.open(setting.images[3]).convert("RGB")
+    (folder / "directory.png").mkdir(parents=True)
+    (folder / "empty.jpg").touch()
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "loop").symlink_to(folder)
+    Image.new("I;16", (9, 9)).save(folder / "deep.png")
+    for mode, name in (
+        *(("CMYK", "cmyk.jpg"), ("P", "palette.gif"), ("LA", "alpha.png"), ("1", "bits.png")),
+        *(("RGBA", "clear.webp"), ("YCbCr", "video.tiff")),
+    ):
+        picture.convert(mode).save(folder / name)
+    picture.resize((1, 1)).save(folder / "pixel.png")
+    picture.resize((1, 900)).save(folder / "thread.png")
+    out = tmp_path / "out.json"
+    assert setting.run("--json", out, "--exif", folder) == 1
+    entries = json.loads(out.read_text(encoding="utf-8"))["images"]
+    told = {Path(entry["image"]).name: entry["error"] for entry in entries}
+    assert len(told) == len(entries) == 11
+    wrong = {name for name, error in told.items() if error is not None}
+    assert wrong == {"empty.jpg", "gone.png", "deep.png"}
+    assert "does not exist" in told["gone.png"]
+    assert "more than eight bits" in told["deep.png"]
+
+
+def test_answers_that_are_no_numbers_are_errors(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = cifar_resnet20().eval()
+    with torch.no_grad():
+        network.fc.weight[0, 0] = float("nan")
+    weights, out = tmp_path / "w.pth", tmp_path / "out.json"
+    torch.save(network.state_dict(), weights)
+    arguments = setting.options("--weights", weights, "--json", out, setting.images[0])
+    assert main(arguments) == 1
+    assert "the model's answer is NaN" in capsys.readouterr().err
+    (entry,) = json.loads(out.read_text(encoding="utf-8"))["images"]
+    assert entry["predictions"] == []
 
 
 @pytest.mark.parametrize("form", ["uint8_nhwc", "uint8_nchw", "resize", "answers", "plain"])

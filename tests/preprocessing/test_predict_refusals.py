@@ -37,6 +37,8 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
     (home / "broken.safetensors").write_bytes(b"{}")
     (home / "few.txt").write_text("cat\ndog\n", encoding="utf-8")
     (home / "broken.json").write_text("{", encoding="utf-8")
+    os.mkfifo(home / "pipe")
+    (home / "x").mkdir()
     known = ["--transforms", str(setting.transforms)]
     return {
         "no weights": ([*cifar, image], "would be random, which predict nothing"),
@@ -86,6 +88,22 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
             [*setting.options("--json", home), image],
             f"--json {home}: cannot be written: it is a directory",
         ),
+        "one output twice": (
+            [*setting.options("--csv", home / "o", "--json", home / "x" / ".." / "o"), image],
+            "this file is --csv already; give another name",
+        ),
+        "output is an image": (
+            [*setting.options("--csv", setting.images[5]), str(setting.folder)],
+            "this file is read here",
+        ),
+        "output is the weights": (
+            [*setting.options("--json", setting.weights), image],
+            "this file is read here",
+        ),
+        "output is a pipe": (
+            [*setting.options("--json", home / "pipe"), image],
+            "no regular file, and is not replaced",
+        ),
         "device": ([*setting.options("--device", "nonsense"), image], "device='nonsense'"),
     }
 
@@ -93,7 +111,8 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
 NAMED = (
     *("no weights", "no transforms", "unknown model", "missing weights", "wrong names"),
     *("wrong shapes", "no tensors", "code", "no safetensors", "labels", "transforms", "classes"),
-    *("output in no folder", "output is a folder", "device"),
+    *("output in no folder", "output is a folder", "one output twice", "output is an image"),
+    *("output is the weights", "output is a pipe", "device"),
 )
 
 
