@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,9 @@ def describe(
     if labels is None and preprocessing is not None:
         labels = preprocessing.labels
     if labels is not None and (
-        isinstance(labels, str) or not all(isinstance(name, str) for name in labels)
+        isinstance(labels, str)
+        or not isinstance(labels, Sequence)
+        or not all(isinstance(name, str) for name in labels)
     ):
         raise OptionError("labels: expected a sequence of names, one per class")
     entries = {
@@ -70,6 +73,8 @@ def describe(
         "fastres.source": "state_dict" if of_model else "folded weights",
     }
     if preprocessing is not None:
+        if labels:
+            preprocessing = replace(preprocessing, labels=tuple(labels))
         entries["fastres.preprocessing"] = json.dumps(preprocessing.to_dict())
     if labels is not None:
         entries["fastres.labels"] = json.dumps(list(labels))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastres.atomic import refuse_special
 from fastres.capture import as_arguments, in_eval_mode
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
@@ -40,7 +41,7 @@ def to_onnx(
     path: str | Path,
     *,
     example_input: Any = None,
-    dynamic_size: bool = False,
+    dynamic_size: bool | None = None,
     opset: int = OPSET,
     precision: str | None = None,
     float32_io: bool = False,
@@ -63,7 +64,8 @@ def to_onnx(
         path: of the file. Weights beside it are called ``<path>.<checksum>.data``.
         example_input: as for ``optimize``; its image size is the file's unless ``dynamic_size``.
             Default: the size that an optimised model was captured with, else 224x224.
-        dynamic_size: leave height and width open too.
+        dynamic_size: leave height and width open too. Default: where the model resizes its images
+            itself (``resize=True``), and not otherwise.
         opset: version of the standard operators, one of :data:`OPSETS`.
         precision: ``"fp32"``, ``"fp16"``, or None for the model's own. An optimised model has one.
         float32_io: with ``"fp16"``, take and give float32; weights and arithmetic stay float16.
@@ -84,7 +86,8 @@ def to_onnx(
             was there is untouched; the message names the first tensor that differs.
     """
     target_file = _checked_path(path)
-    _check_options(opset, precision, dynamic_size, float32_io, external_data, openvino)
+    flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
+    _check_options(opset, precision, *flags)
     need_onnx()
     need_onnxruntime()
     seconds: dict[str, float] = {}
@@ -98,6 +101,8 @@ def to_onnx(
             "such convolution to check the file with: optimise with precision='fp32' or 'fp16'"
         )
     example = _example(fast, example_input)
+    if dynamic_size is None:
+        dynamic_size = fast.preprocessing is not None and fast.preprocessing.resize
     from fastres.export.onnx_writing import write_checked
 
     return write_checked(
@@ -114,8 +119,12 @@ def to_onnx(
 
 def _checked_path(path: str | Path) -> Path:
     file = Path(path)
-    if not file.name or file.is_dir():
+    if not file.name:
         raise OptionError(f"path={str(path)!r}: expected the name of a file to write")
+    try:
+        refuse_special(file)
+    except OSError as error:
+        raise OptionError(f"path: expected the name of a file to write: {error}") from error
     if not file.parent.is_dir():
         raise OptionError(f"{file}: there is no directory {file.parent}")
     return file

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def write(proto: ModelProto, file: Path, external: bool) -> Path | None:
     helper.set_model_props(
         proto, {**{p.key: p.value for p in proto.metadata_props}, CHECKSUM: digest}
     )
-    data = file.parent / f"{file.name}.{digest[:12]}.data" if external else None
+    data = file.parent / f"{_plain(file.name)}.{digest[:12]}.data" if external else None
     if data is not None:
         convert_model_to_external_data(
             proto, location=data.name, size_threshold=_EXTERNAL_FROM, convert_attribute=False
@@ -84,14 +85,19 @@ def write(proto: ModelProto, file: Path, external: bool) -> Path | None:
     return data if data is not None and data.exists() else None
 
 
+def _plain(name: str) -> str:
+    """A name that is one part of a path on every system, without the two dots that onnx refuses."""
+    return re.sub(r"[:\\]|\.(?=\.|$)", "_", name)
+
+
 def publish(file: Path, data: Path | None, path: Path) -> None:
     """Move a written and checked file to its place, weights first, and drop the weights before.
 
     Raises:
         ArtifactError: the place cannot be written to.
     """
-    old = [other for other in path.parent.glob(f"{path.name}.*.data") if _is_ours(other, path)]
     try:
+        old = [other for other in path.parent.iterdir() if _is_ours(other, path)]
         if data is not None:
             data.replace(path.parent / data.name)
         file.replace(path)
@@ -104,8 +110,9 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
 
 
 def _is_ours(data: Path, path: Path) -> bool:
-    middle = data.name.removeprefix(f"{path.name}.").removesuffix(".data")
-    return len(middle) == 12 and all(letter in "0123456789abcdef" for letter in middle)
+    return (
+        re.fullmatch(re.escape(_plain(path.name)) + r"\.[0-9a-f]{12}\.data", data.name) is not None
+    )
 
 
 def _sync(path: Path) -> None:

@@ -80,8 +80,8 @@ def viewer(
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seen if name not in there)
     outputs = [output.name for output in proto.graph.output]
     copy = file.with_name(f"{file.name}.values.onnx")
-    for old in file.parent.glob(f"{copy.name}*"):
-        old.unlink()
+    for old in (copy, copy.with_name(f"{copy.name}.data")):
+        old.unlink(missing_ok=True)
     onnx.save_model(proto, str(copy), save_as_external_data=True, location=f"{copy.name}.data")
     run = runner(copy, optimise=False)
 

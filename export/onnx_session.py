@@ -54,7 +54,8 @@ def session(
         path: of the file.
         providers: ``"tensorrt"``, ``"cuda"``, ``"cpu"`` or ONNX Runtime's full names, in the order
             wanted; one or several. Default: of TensorRT, CUDA and the CPU, those that the
-            installed package has, GPUs only where the machine has one.
+            installed package has, GPUs only where the machine has one. A GPU that the package has
+            no provider for is told.
         strict: raise where a provider does not load, or where one of the listed leaves an operator
             to the CPU without the CPU being listed. Otherwise the first is a warning, and the
             second happens silently in ONNX Runtime.
@@ -77,6 +78,14 @@ def session(
     if not isinstance(strict, bool):
         raise OptionError(f"strict={strict!r}: expected True or False")
     wanted = _wanted(runtime, providers)
+    if providers is None and _has_gpu() and wanted == [PREFERRED[2]]:
+        sentence = (
+            "this machine has a GPU, and the ONNX Runtime installed here only has the CPU: "
+            "install onnxruntime-gpu in its place, or ask for providers='cpu'"
+        )
+        if strict:
+            raise TargetError(f"strict=True: {sentence}")
+        warnings.warn(sentence, FastresWarning, stacklevel=2)
     began = time.perf_counter()
     onnx_file.read(file)
     settings = runtime.SessionOptions()
@@ -123,10 +132,14 @@ def _full(name: str) -> str:
     return _SHORT.get(name, name)
 
 
+def _has_gpu() -> bool:
+    return torch.cuda.is_available() or target.gpu_driver() != "unknown"
+
+
 def _wanted(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
     available = list(runtime.get_available_providers())
     if providers is None:
-        gpu = torch.cuda.is_available() or target.gpu_driver() != "unknown"
+        gpu = _has_gpu()
         return [name for name in PREFERRED if name in available and (gpu or name == PREFERRED[2])]
     names = [providers] if isinstance(providers, str) else list(providers)
     if not names or not all(isinstance(name, str) for name in names):

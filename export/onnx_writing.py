@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def write_checked(
             data = onnx_file.write(converted.proto, file, external or beyond)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be written: {error.strerror or error}") from error
+        except onnx.checker.ValidationError as error:  # a name that onnx does not take
+            raise ArtifactError(f"{path} cannot be written: {error}") from error
         seconds["write"] = time.perf_counter() - began
         began = time.perf_counter()
         reference = Reference(fast, source.model)
@@ -100,16 +103,34 @@ def described(proto: ModelProto, metadata: dict[str, str]) -> None:
 
 
 def _check_labels(proto: ModelProto, metadata: dict[str, str]) -> None:
-    """As many labels as the first output has classes, where it has that many numbers."""
-    import json
+    """As many labels as the first output has classes, where it has one number for each.
 
-    if "fastres.labels" not in metadata or "fastres.preprocessing" in metadata:
+    Raises:
+        OptionError: there are more or fewer.
+    """
+    if "fastres.labels" not in metadata:
         return
     count = len(json.loads(metadata["fastres.labels"]))
-    sizes = proto.graph.output[0].type.tensor_type.shape.dim
-    classes = sizes[1].dim_value if len(sizes) == 2 else 0
+    classes = _classes(proto)
     if classes and classes != count:
         raise OptionError(f"labels: got {count} names for {classes} classes")
+
+
+def _classes(proto: ModelProto) -> int:
+    """How many classes there are, of which the model may give the likeliest only; 0 if unknown."""
+    graph = proto.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    name = graph.output[0].name
+    while name in makers and makers[name].op_type in ("Cast", "Identity"):
+        name = makers[name].input[0]
+    if name in makers and makers[name].op_type == "TopK":
+        name = makers[name].input[0]
+    shapes = [
+        info.type.tensor_type.shape.dim
+        for info in (*graph.output, *graph.value_info)
+        if info.name == name
+    ]
+    return int(shapes[0][1].dim_value) if shapes and len(shapes[0]) == 2 else 0
 
 
 def _described(info: onnx.ValueInfoProto) -> str:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from fastres.export.onnx_report import OnnxReport
 from fastres.export.onnx_running import Place, Session
 from fastres.export.onnx_session import session
 from fastres.export.triton_config import TYPES, Settings, preferred_sizes
+from fastres.optimized import OptimizedModule
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def triton_server(
     model: nn.Module,
     directory: str | Path,
     *,
-    name: str,
+    name: str | None = None,
     version: int = 1,
     versions: str | Sequence[int] = "latest",
     max_batch_size: int = 8,
@@ -82,7 +84,8 @@ def triton_server(
         model: as for :func:`fastres.export.to_onnx`.
         directory: the repository; created if it is not there. A server that polls it may see the
             folder that is being written; load models explicitly, or write elsewhere and move.
-        name: of the model: letters, digits, ``_``, ``.`` and ``-``.
+        name: of the model: letters, digits, ``_``, ``.`` and ``-``. Default: the name of the
+            model's class, in small letters.
         version: to write; an existing one is refused.
         versions: which are served: ``"latest"``, ``"all"``, or a list.
         max_batch_size: the largest batch that requests are joined to; 0 for no batching.
@@ -93,7 +96,8 @@ def triton_server(
         gpus: indices of the GPUs, with ``kind="gpu"``; default: all.
         tensorrt: let TensorRT compile the model on the server's GPU, in the file's precision.
         threads: per instance on a CPU; default: the server's choice.
-        labels: names of the classes; they are written to ``labels.txt`` too.
+        labels: names of the classes; they are written to ``labels.txt`` too, which the server looks
+            into where the first output has a number for each class.
         options: of :func:`fastres.export.to_onnx` (``precision``, ``dynamic_size`` and so on).
 
     Raises:
@@ -102,6 +106,8 @@ def triton_server(
         VerificationError: the configuration does not fit the file.
         FastresError: as for ``to_onnx``.
     """
+    if name is None:
+        name = _name_of(model)
     settings = Settings(
         name=name,
         version=version,
@@ -127,7 +133,9 @@ def triton_server(
         loaded = session(folder / "model.onnx", providers="cpu")
         named = _labels(loaded)
         settings = replace(
-            settings, float16=report.precision == "float16", labels=named is not None
+            settings,
+            float16=report.precision == "float16",
+            labels=named is not None and loaded.outputs[0].sizes[1:] == (len(named),),
         )
         if max_batch_size:
             _check_batched(loaded)
@@ -141,8 +149,13 @@ def triton_server(
     return TritonReport(home, version, text, report, tuple(checks))
 
 
+def _name_of(model: nn.Module) -> str:
+    kind = model.report.model if isinstance(model, OptimizedModule) else type(model).__name__
+    return kind.lower()
+
+
 def _next(home: Path) -> int:
-    found = [int(each.name) for each in home.iterdir() if each.name.isdecimal()]
+    found = [int(each.name) for each in home.iterdir() if re.fullmatch("[0-9]+", each.name)]
     return max(found, default=0) + 1
 
 
@@ -168,13 +181,19 @@ def _labels(loaded: Session) -> list[str] | None:
     import json
 
     listed = loaded.metadata.get("fastres.labels")
-    return None if listed is None else list(json.loads(listed))
+    if listed is None:
+        return None
+    names = list(json.loads(listed))
+    broken = [name for name in names if name.splitlines() != [name]]
+    if broken:
+        raise OptionError(f"labels: {broken[0]!r} is not one line, as every name in labels.txt is")
+    return names
 
 
 def _check_batched(loaded: Session) -> None:
     """With a batch size, Triton takes the first size of everything for the batch."""
     for place in (*loaded.inputs, *loaded.outputs):
-        if not place.sizes or place.sizes[0] != "batch":
+        if not place.sizes or not str(place.sizes[0]).startswith("batch"):
             raise OptionError(
                 f"max_batch_size: {place} has no open batch as its first size, which Triton needs "
                 "to join requests; give max_batch_size=0"
@@ -259,11 +278,12 @@ def _move(workshop: Path, home: Path, version: int) -> None:
         return
     for name in ("config.pbtxt", "labels.txt"):
         there, new = home / name, workshop / name
-        if there.exists() != new.exists() or (
-            new.exists() and there.read_text("utf-8") != new.read_text("utf-8")
-        ):
+        if not new.exists() and not there.exists():
+            continue
+        if not (new.exists() and there.is_file() and there.read_bytes() == new.read_bytes()):
+            state = "another than that" if there.exists() else "not there, and part"
             raise OptionError(
-                f"{there}: it is another than that of this version, and all versions share it; use "
-                "another name, the same settings, or edit it and add the version by hand"
+                f"{there}: it is {state} of this version, and all versions share it; use another "
+                "name, the same settings, or edit it and add the version by hand"
             )
     (workshop / str(version)).rename(home / str(version))

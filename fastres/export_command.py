@@ -51,7 +51,7 @@ def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
     labels = None if given.labels is None else label_files.read(given.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
-        model = source.build(chosen, given.seed)
+        model = source.build(chosen, given.seed, given.classes)
         if given.weights is not None:
             weights.load_into(model, given.weights)
         progress.show("optimising, writing and checking", 0.2)
@@ -59,7 +59,7 @@ def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
             model,
             given.out,
             example_input=_example(model, given.size),
-            dynamic_size=given.dynamic_size,
+            dynamic_size=given.dynamic_size or None,
             opset=given.opset,
             precision=given.precision,
             float32_io=given.float32_io,
@@ -124,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="a state dict: .safetensors, or .pth and .pt, of which only tensors are read",
     )
+    add("--classes", type=int, metavar="N", help="of the model, where it is not its default")
     add("--precision", choices=PRECISIONS, help="default: the model's own")
     add("--float32-io", action="store_true", help="with fp16: take and give float32")
     add("--size", type=int, default=224, help="pixels of a side (default: 224)")

@@ -40,7 +40,7 @@ def test_a_file_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for part in (
         *("opset 17", "x float32 [batch, 3, height, width]", "output float32 [batch, 5]"),
         *("6 Conv, 5 Relu", "against float64", "float64's on 12 of 12 images", "sha256"),
-        *("onnx.checker", "2x3x72x72", "all operators are on TensorRT's list"),
+        *("onnx.checker", "2x3x47x61", "all operators are on TensorRT's list"),
     ):
         assert part in shown, shown
     assert "random" not in shown
@@ -56,12 +56,24 @@ def test_random_weights_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert ".data" in shown
 
 
+def test_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = tmp_path / "w.pth", tmp_path / "m.onnx"
+    torch.save(models.cifar_resnet20(num_classes=7).state_dict(), weights)
+    words = f"--model cifar_resnet20 --size 32 --weights {weights} --out {out}".split()
+    assert export_command.main(words) == 2
+    assert "another number of classes" in capsys.readouterr().err
+    assert export_command.main([*words, "--classes", "0"]) == 2
+    assert "--classes 0: expected a number" in capsys.readouterr().err
+    assert export_command.main([*words, "--classes", "7"]) == 0
+    assert "output float32 [batch, 7]" in capsys.readouterr().out
+
+
 def test_depth_and_float16(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thin ResNet-18 stands in for the real one, which takes half a minute in float16."""
     thin = models.cifar_resnet20()
-    monkeypatch.setattr(models, "build", lambda name: {"resnet18": thin}[name])
+    monkeypatch.setattr(models, "build", lambda name, **_: {"resnet18": thin}[name])
     path = tmp_path / "m.onnx"
     words = f"--depth 18 --size 32 --precision fp16 --float32-io --out {path}"
     assert export_command.main(words.split()) == 0

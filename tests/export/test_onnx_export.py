@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres import models
-from fastres.errors import FastresWarning, ModelError, OptionError
+from fastres.errors import ArtifactError, FastresWarning, ModelError, OptionError
 from fastres.export import onnx_file, session, to_onnx
 from fastres.export.metadata import CHECKSUM, weights_sha256
 from fastres.transforms import Transforms
@@ -166,14 +167,13 @@ def test_preprocessing_is_in_the_file_and_described(exported: Exported, tmp_path
     report = to_onnx(
         exported.model,
         path,
-        dynamic_size=True,
         input_format="uint8_nhwc",
         transforms=transforms,
         resize=True,
         softmax=True,
         top_k=2,
     )
-    assert report.inputs == ("x uint8 [batch, height, width, 3]",)
+    assert report.inputs == ("x uint8 [batch, height, width, 3]",)  # it resizes: any size
     assert [text.split()[1] for text in report.outputs] == ["float32", "int64"]
     assert report.top1_agreement == 1
     described = json.loads(metadata(path)["fastres.preprocessing"])
@@ -191,6 +191,54 @@ def test_preprocessing_is_in_the_file_and_described(exported: Exported, tmp_path
     wanted, places = fast(pixels)
     assert torch.equal(indices, places)
     torch.testing.assert_close(values, wanted, rtol=2e-2, atol=0)  # bytes may round differently
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_labels_are_as_many_as_the_classes(
+    top_k: int | None, exported: Exported, tmp_path: Path
+) -> None:
+    fast = fastres.optimize(
+        exported.model,
+        input_format="uint8_nhwc",
+        transforms=Transforms(resize=48, crop=40),
+        softmax=True,
+        top_k=top_k,
+    )
+    for wrong in (list("ab"), list("abcdef"), []):
+        with pytest.raises(OptionError, match="names for 5 classes"):
+            to_onnx(fast, tmp_path / "m.onnx", labels=wrong)
+    with pytest.raises(OptionError, match="a sequence of names"):
+        to_onnx(fast, tmp_path / "m.onnx", labels=5)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    to_onnx(fast, tmp_path / "m.onnx", labels=list("abcde"))
+    given = metadata(tmp_path / "m.onnx")
+    assert json.loads(given["fastres.labels"]) == list("abcde")
+    assert json.loads(given["fastres.preprocessing"])["labels"] == list("abcde")
+
+
+@pytest.mark.parametrize("name", ["a [b]*.onnx", "a:b.onnx", "空 ü", "..onnx", "m..", "v..2.onnx"])
+def test_names_with_other_letters(name: str, exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / "with space" / name
+    path.parent.mkdir()
+    for factor in (1.0, 1.5):
+        model = small_model()
+        with torch.no_grad():
+            model.get_parameter("fc.weight").mul_(factor)
+        report = to_onnx(model, path, example_input=EXAMPLE, external_data=True)
+        assert report.data is not None and report.data.is_file()
+        assert sorted(path.parent.iterdir()) == sorted([path, report.data])
+        images = torch.randn(2, 3, 40, 40)
+        torch.testing.assert_close(session(path)(images), model(images).detach())
+
+
+def test_what_is_no_file_is_not_replaced_by_one(exported: Exported, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OptionError, match="no regular file"):
+        to_onnx(exported.model, pipe, example_input=EXAMPLE)
+    with pytest.raises(ArtifactError, match="no regular file"):
+        fastres.optimize(exported.model, EXAMPLE, engine="eager").save(pipe)
+    assert pipe.is_fifo()
 
 
 def test_a_model_in_training_mode_warns_and_stays(tmp_path: Path) -> None:

@@ -233,6 +233,18 @@ def test_strict_lets_nothing_fall_back(
         made[0][0].get_session_config_entry(entry)
 
 
+def test_a_gpu_that_the_package_cannot_use_is_told(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU_BUILD[2:])
+    monkeypatch.setattr(target, "gpu_driver", lambda: "570.1")
+    with pytest.warns(FastresWarning, match="has a GPU, .* only has the CPU: install onnxruntime-"):
+        session(exported.path)
+    with pytest.raises(TargetError, match="strict=True: this machine has a GPU"):
+        session(exported.path, strict=True)
+    assert session(exported.path, providers="cpu", strict=True).providers == (GPU_BUILD[2],)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

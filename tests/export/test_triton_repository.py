@@ -9,11 +9,13 @@ import pytest
 import torch
 from export_small import EXAMPLE, Exported, small_model
 from google.protobuf import text_format
-from small import conv, net
+from small import PairNet, conv, net
 from tritonclient.grpc import model_config_pb2
 
+import fastres
 from fastres.errors import OptionError, VerificationError
 from fastres.export import Session, session, triton_config, triton_repository, triton_server
+from fastres.transforms import Transforms
 
 
 def parsed(folder: Path) -> Any:
@@ -137,6 +139,43 @@ def test_another_version(exported: Exported, tmp_path: Path) -> None:
             write(3, versions="all", **other)
     assert files(tmp_path) == ["m/1/model.onnx", "m/2/model.onnx", "m/config.pbtxt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+
+def test_a_folder_that_was_left_half_written(exported: Exported, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()  # by somebody else; named after the class by default
+    with pytest.raises(OptionError, match=r"small/config.pbtxt: it is not there, and part"):
+        triton_server(exported.model, tmp_path, example_input=EXAMPLE)
+    assert files(tmp_path) == []
+    (tmp_path / "small").rmdir()
+    report = triton_server(exported.model, tmp_path, example_input=EXAMPLE)
+    assert report.path == tmp_path / "small"
+    fast = fastres.optimize(exported.model, EXAMPLE, engine="eager")
+    with pytest.raises(OptionError, match="small/1: this version exists"):
+        triton_server(fast, tmp_path)
+
+
+def test_labels_of_a_model_that_answers_with_places(exported: Exported, tmp_path: Path) -> None:
+    """The server would look for a label by the place among the largest: it must not."""
+    transforms = Transforms(resize=48, crop=40)
+    given: dict[str, Any] = {"input_format": "uint8_nhwc", "transforms": transforms}
+    names = list("abcde")
+    report = triton_server(
+        *(exported.model, tmp_path), name="k", top_k=2, softmax=True, labels=names, **given
+    )
+    assert (report.path / "labels.txt").read_text() == "a\nb\nc\nd\ne\n"
+    assert [output.label_filename for output in parsed(report.path).output] == ["", ""]
+    with pytest.raises(OptionError, match=r"'b\\nc' is not one line"):
+        triton_server(
+            exported.model, tmp_path, name="n", labels=["a", "b\nc", *"def"], example_input=EXAMPLE
+        )
+    assert [each.name for each in tmp_path.iterdir()] == ["k"]
+
+
+def test_two_inputs_have_one_batch_on_the_server(tmp_path: Path) -> None:
+    model = PairNet(lambda m, x, y: (m.conv(x), m.conv(y)), conv=conv()).eval()
+    example = (torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))
+    report = triton_server(model, tmp_path, name="pair", example_input=example)
+    assert [list(given.dims) for given in parsed(report.path).input] == [[4, 8, 8], [4, 8, 8]]
 
 
 def test_results_without_sizes_beside_the_batch(tmp_path: Path) -> None:
