@@ -1,0 +1,80 @@
+"""The tiles of AVX2 and AVX-512 against float64: every number of pixels, and awkward sizes.
+
+Those of AMX are in ``test_amx_emulated``.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from native.awkward_cases import CASES
+from native.emulator import loaded
+from native.one_convolution import Case, Setting, pixels
+
+from fastres.runtime.native.interface import ACTIVATIONS
+
+MOST_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14}
+
+each_isa = pytest.mark.parametrize("isa", MOST_PIXELS)
+
+
+def run(case: Case, isa: str) -> None:
+    """A case by an instruction set; skips the test where the processor lacks it."""
+    if isa not in loaded().isas:
+        pytest.skip(f"needs a processor with {isa}")
+    Setting(case, isa).run(loaded()).check()
+
+
+@each_isa
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_float64(case: Case, isa: str) -> None:
+    """Each number within the rounding of its own sum, nothing else written."""
+    run(case, isa)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 41])
+@pytest.mark.parametrize("units", [16, 14])
+@pytest.mark.parametrize(
+    ("isa", "count"), [(isa, n + 1) for isa, most in MOST_PIXELS.items() for n in range(most)]
+)
+def test_pixels(isa: str, count: int, units: int, channels: int) -> None:
+    """A tile of each size, with everything that its end can do."""
+    for residual, after in itertools.product([False, True], ["none", "relu", "relu6"]):
+        run(
+            Case(
+                *(pixels(count), channels, 3, units),
+                residual=residual,
+                after=after,
+                scale=3.0,
+                prefetch=True,
+            ),
+            isa,
+        )
+    run(Case(pixels(count), channels, 3, units, rows=True), isa)
+
+
+@each_isa
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(ACTIVATIONS, ACTIVATIONS)))
+def test_activations(before: str, after: str, isa: str) -> None:
+    """Every pair, on sums that reach beyond where they bend."""
+    for residual in (False, True):
+        run(
+            Case(*(pixels(19), 40), before=before, after=after, residual=residual, scale=3.0),
+            isa,
+        )
+
+
+@each_isa
+@pytest.mark.parametrize("after", ACTIVATIONS)
+@pytest.mark.parametrize("channels", [32, 20])
+def test_not_a_number_stays_where_it_is(channels: int, after: str, isa: str) -> None:
+    """NaN in one pixel is NaN in all its channels and in no other pixel."""
+    if isa not in loaded().isas:
+        pytest.skip(f"needs a processor with {isa}")
+    setting = Setting(Case(pixels(16), channels, after=after, pixel_units=64), isa)
+    setting.inputs[setting.line_of(5, 0)] = setting.stored.pack(np.full(1, np.nan))
+    result = setting.run(loaded())
+    assert np.isnan(result.expected[5, :channels]).all()
+    result.check()
