@@ -19,6 +19,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from fastres.errors import TargetError
+from fastres.kernels import kernel_cache
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import Architecture
 
@@ -51,6 +52,7 @@ def require_compiler() -> None:
             "TRITON_INTERPRET is set: kernels are interpreted and have no machine code to read; "
             "unset it and start again"
         )
+    kernel_cache.install()
 
 
 def target_of(architecture: Architecture) -> Any:

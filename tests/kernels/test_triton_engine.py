@@ -242,6 +242,17 @@ def test_weights_computed_from_the_input_are_left_to_torch() -> None:
 # What it keeps.
 
 
+def test_kernels_that_cannot_be_kept_are_told_about(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastres.kernels.kernel_cache import FallbackCache
+
+    monkeypatch.setattr(FallbackCache, "reason", "[Errno 30] Read-only file system: '/root'")
+    fast = optimize(model, images(2), engine="triton")
+    wanted = "compiled kernels are kept for this process only: [Errno 30] Read-only file system"
+    assert any(note.startswith(wanted) for note in fast.report.notes)
+
+
 def test_shapes_share_packed_weights_and_memory(model: nn.Module) -> None:
     fast = optimize(model, images(2), engine="triton")
     first, second = (executable(fast, images(n)) for n in (2, 3))

@@ -135,6 +135,9 @@ class TritonEngine:
         notes: Sequence[str] = (),
         batch: int | None = None,
     ) -> GpuExecutable:
+        from fastres.kernels import kernel_cache
+
+        kernel_cache.install()
         device = next((b.device for b in module.buffers()), torch.device("cpu"))
         workspace, product = self._place(device)
         target = product.architecture if device.type == "cuda" else None
@@ -161,6 +164,9 @@ class TritonEngine:
             )
             executable.apart = planned.apart
             executable.prepare(inputs)
+            not_kept = kernel_cache.note()
+            if not_kept is not None:
+                executable.notes.append(not_kept)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"input {_shapes(inputs)}: {device} has no room for the activations; use a "
