@@ -122,12 +122,15 @@ def test_main_loop() -> None:
         pytest.skip("the native engine is not here")
     command = [tool("objdump"), "-d", "--no-show-raw-insn", str(path)]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    products = innermost_loops(listing, "tdpbf16ps")
-    assert sorted(loop.count("tdpbf16ps") for loop in products) == [2, 4]
-    for loop in products:
-        assert loop.count("tileloadd") == {2: 3, 4: 4}[loop.count("tdpbf16ps")]
-        assert not [name for name in loop if name.startswith("v")]
-        assert "tilestored" not in loop
+    if "__asan" in listing:
+        pytest.skip("this library was built with other flags, and checks each access")
+    loops = innermost_loops(listing, "tdpbf16ps")
+    assert {(loop.count("tdpbf16ps"), loop.count("tileloadd")) for loop in loops} == {
+        (4, 4),
+        (2, 3),
+    }
+    for loop in loops:
+        assert not [name for name in loop if name.startswith("v") or name == "tilestored"]
 
 
 @pytest.mark.parametrize(
