@@ -9,6 +9,7 @@ from torch import fx
 
 from fastres.export.onnx_builder import Builder
 from fastres.export.rules_arithmetic import RULES as ARITHMETIC
+from fastres.export.rules_choosing import RULES as CHOOSING
 from fastres.export.rules_convolution import RULES as CONVOLUTION
 from fastres.export.rules_fused import RULES as FUSED
 from fastres.export.rules_movement import RULES as MOVEMENT
@@ -23,6 +24,7 @@ Rule: TypeAlias = "Callable[[Builder, fx.Node], Any]"
 RULES: dict[Any, Rule] = {
     **FUSED,
     **ARITHMETIC,
+    **CHOOSING,
     **CONVOLUTION,
     **MOVEMENT,
     **NORMALISATION,

@@ -117,6 +117,16 @@ def _mish(b: Builder, node: fx.Node) -> str:
     return b.emit("Mul", x, b.emit("Tanh", b.emit("Softplus", x)))
 
 
+def _log_sigmoid(b: Builder, node: fx.Node) -> str:
+    """``-log(1 + exp(-x))``."""
+    return b.emit("Neg", b.emit("Softplus", b.emit("Neg", _operand(b, node, 0))))
+
+
+def _selu(b: Builder, node: fx.Node) -> str:
+    """Klambauer et al. (2017); ONNX's defaults are its two constants."""
+    return b.emit("Selu", _operand(b, node, 0))
+
+
 def _gelu(b: Builder, node: fx.Node) -> str:
     """``x/2 * (1 + erf(x / sqrt(2)))``, or its approximation by tanh (Hendrycks and Gimpel)."""
     x = _operand(b, node, 0)
@@ -181,6 +191,7 @@ RULES: dict[Any, Any] = {
     **{aten.silu.default: _activation("silu"), aten.hardswish.default: _activation("hardswish")},
     **{aten.hardsigmoid.default: _hardsigmoid, aten.leaky_relu.default: _leaky_relu},
     **{aten.elu.default: _elu, aten.prelu.default: _prelu, aten.softplus.default: _softplus},
+    **{aten.log_sigmoid.default: _log_sigmoid, aten.selu.default: _selu},
     **{aten.mish.default: _mish, aten.gelu.default: _gelu},
     **{aten.reciprocal.default: _one_over, aten.rsqrt.default: _rsqrt},
     **{

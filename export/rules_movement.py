@@ -207,6 +207,22 @@ def _pixel_shuffle(b: Builder, node: fx.Node) -> str:
     return b.emit("DepthToSpace", b.tensor(x), blocksize=factor, mode="CRD")
 
 
+def _channel_shuffle(b: Builder, node: fx.Node) -> str:
+    """Channels as [groups, the rest], the other way round."""
+    x, groups = arguments(node)
+    split = b.emit(
+        "Reshape", b.tensor(x), b.integers(0, groups, b.number(b.size(x, 1)) // groups, -1)
+    )
+    return b.reshape_like(b.emit("Transpose", split, perm=[0, 2, 1, 3]), x)
+
+
+def _flip(b: Builder, node: fx.Node) -> str:
+    x, axes = arguments(node)
+    turned, rank = [axis % b.rank(x) for axis in axes], len(axes)
+    ends = (b.integers(*[-1] * rank), b.integers(*[-LAST] * rank))
+    return b.emit("Slice", b.tensor(x), *ends, b.integers(*turned), b.integers(*[-1] * rank))
+
+
 def _constant(b: Builder, node: fx.Node) -> str:
     """A tensor that depends on nothing but numbers, computed now."""
     args = b.number([*arguments(node)])
@@ -262,6 +278,8 @@ RULES: dict[Any, Any] = {
     aten.repeat.default: _repeat,
     **{aten.pad.default: _pad, aten.constant_pad_nd.default: _constant_pad},
     aten.pixel_shuffle.default: _pixel_shuffle,
+    aten.channel_shuffle.default: _channel_shuffle,
+    aten.flip.default: _flip,
     **dict.fromkeys(
         (
             aten.arange.default, aten.arange.start, aten.arange.start_step, aten.zeros.default,

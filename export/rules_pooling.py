@@ -92,6 +92,9 @@ def _adaptive_max(b: Builder, node: fx.Node) -> list[str]:
     x = arguments(node)[0]
     if any(user.args[1] != 0 for user in node.users):
         raise b.refusal("the positions of the largest values are used")
+    wanted = b.number(arguments(node)[1])
+    if wanted in (1, [1, 1]) and b.rank(x) == 4:
+        return [b.emit("GlobalMaxPool", b.tensor(x))]
     height, width = (_known(b, x, axis) for axis in (-2, -1))
     rows, columns = _parts(b, node, height, width)
     given = b.tensor(x)

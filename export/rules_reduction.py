@@ -114,6 +114,18 @@ def _addmm(b: Builder, node: fx.Node) -> str:
     return b.emit("Gemm", b.tensor(x), b.tensor(y), b.tensor(bias), alpha=alpha, beta=beta)
 
 
+def _vector_norm(b: Builder, node: fx.Node) -> str:
+    """Of order 2 or 1."""
+    x, order = arguments(node)[0], float(b.argument(1, "ord", 2))
+    if order not in (1.0, 2.0):
+        raise b.refusal(f"it is of order {order:g}; expected 1 or 2")
+    axes, keepdim = axes_of(b, node, b.argument(2, "dim")), bool(b.argument(3, "keepdim", False))
+    given = b.tensor(x, b.fact(node).dtype)
+    terms = b.emit("Abs", given) if order == 1 else b.emit("Mul", given, given)
+    y = reduce(b, "ReduceSum", terms, axes, keepdim)
+    return y if order == 1 else b.emit("Sqrt", y)
+
+
 def _variance(root: bool) -> Callable[[Builder, fx.Node], str]:
     def rule(b: Builder, node: fx.Node) -> str:
         x = arguments(node)[0]
@@ -155,6 +167,7 @@ RULES: dict[Any, Any] = {
     aten.topk.default: _topk,
     **{aten.matmul.default: _matmul, aten.mm.default: _matmul, aten.bmm.default: _matmul},
     aten.addmm.default: _addmm,
+    aten.linalg_vector_norm.default: _vector_norm,
     **{aten.var.correction: _variance(root=False), aten.std.correction: _variance(root=True)},
     **{aten.var.dim: _variance(root=False), aten.std.dim: _variance(root=True)},
 }
