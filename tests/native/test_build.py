@@ -18,13 +18,15 @@ from cxx import COMPILER, ROOT, SOURCES, needs_compiler, settings, shared_librar
 NAME = "_native.abi3.so"
 
 
+def text(path: Path) -> str:
+    """A file's C++ code, without comments and attributes."""
+    return re.sub(r"//.*|__attribute__\(\(.*?\)\)", "", path.read_text(encoding="utf-8"))
+
+
 def in_sources(pattern: str) -> set[str]:
-    """All matches in the C++ code, without its comments."""
-    found: set[str] = set()
-    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
-        code = re.sub(r"//.*|__attribute__\(\(.*?\)\)", "", path.read_text(encoding="utf-8"))
-        found.update(re.findall(pattern, code))
-    return found
+    """All matches in the C++ code."""
+    files = sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")])
+    return {match for path in files for match in re.findall(pattern, text(path))}
 
 
 def run(*command: str | Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None) -> str:
@@ -141,20 +143,25 @@ def bare(name: str) -> str:
     return name.split("(")[0].split("::")[-1].split()[-1]
 
 
-def asked(macros: str) -> set[str]:
-    """The functions whose definition begins with one of these macros, or with one made of it."""
-    made = in_sources(rf"#define (\w+) (?:{macros})\b")
-    both = "|".join([macros, *made])
-    return in_sources(rf"(?<!define )\b(?:{both})\b[^(;{{]*?(\w+)\s*\(")
+def asked(sets: str) -> set[str]:
+    """The functions that ask for instruction sets, by a macro of ``target.h`` or one made of it."""
+    made = in_sources(rf"#define (\w+) FR_WITH_(?:{sets})\b")
+    both = "|".join([f"FR_WITH_(?:{sets})", *made])
+    names = in_sources(rf"(?<!define )\b(?:{both})\b[^(;{{]*?(\w+)\s*\(")
+    for path in SOURCES.glob("*.cpp"):  # the functions of a part of a file
+        code = re.sub(r'#include "(.*)"', lambda name: text(SOURCES / name[1]), text(path))
+        for part in re.findall(rf"^FR_BEGIN_(?:{sets})$(.*?)^FR_END$", code, re.M | re.S):
+            names.update(re.findall(r"(\w+)\s*\([^;(){}]*\)\s*\{", part))
+    return names
 
 
-AMX = "FR_WITH_AMX"
-AVX512 = f"FR_WITH_AVX512|FR_WITH_AVX512_BF16|{AMX}"
-AVX2 = f"FR_WITH_AVX2|{AVX512}"
+AMX = "AMX"
+AVX512 = f"AVX512|AVX512_BF16|{AMX}"
+AVX2 = f"AVX2|{AVX512}"
 
 
 @pytest.mark.parametrize(
-    ("registers", "macros", "endings"),
+    ("registers", "sets", "endings"),
     [
         ("%tmm|\\t(ld|st)tilecfg|\\ttilerelease", AMX, ("_amx",)),
         ("%zmm|%k[0-7]", AVX512, ("_avx512", "_amx")),
@@ -167,10 +174,10 @@ AVX2 = f"FR_WITH_AVX2|{AVX512}"
     ids=["amx", "avx512", "avx2"],
 )
 def test_instructions_are_only_where_they_were_asked_for(
-    library: Path, registers: str, macros: str, endings: tuple[str, ...]
+    library: Path, registers: str, sets: str, endings: tuple[str, ...]
 ) -> None:
     found = wide_functions(library, registers)
-    wanted = asked(macros)
+    wanted = asked(sets)
     assert found or not wanted  # else the machine code was not understood
     assert [name for name in sorted(found - wanted) if not name.endswith(endings)] == []
 
