@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
     chosen = source.named(given.depth, given.model)
+    if given.classes is not None and given.classes < 1:
+        raise OptionError(f"--classes {given.classes}: expected a number of at least 1")
     labels = None if given.labels is None else label_files.read(given.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
