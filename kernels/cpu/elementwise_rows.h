@@ -1,7 +1,7 @@
-// Everything that is not a convolution, row by row: plain loops over the lanes of a line. This file is
-// compiled once for each vector width; see elementwise_avx2.cpp and elementwise_avx512.cpp, which say
-// for what before they include it. (GCC takes vectors apart before it inlines, so that a function must
-// be compiled for the width that its caller has.)
+// Everything that is not a convolution, row by row: plain loops over the lanes of a line. This file
+// is compiled once for each vector width; see elementwise_avx2.cpp and elementwise_avx512.cpp,
+// which say for what before they include it. (GCC takes vectors apart before it inlines, so that a
+// function must be compiled for the width that its caller has.)
 
 namespace fastres {
 namespace {
@@ -164,7 +164,8 @@ FR_INLINE void import_row(const Work &work, int64_t chunk) {
                                 : line + channel / N::kLanes * to.plane +
                                       channel % N::kLanes * sizeof(typename N::Stored);
         for (int x = 0; x < to.width; x++)
-            N::store((typename N::Stored *)(target + x * to.pixel), Outside::load(source + x * step));
+            N::store((typename N::Stored *)(target + x * to.pixel),
+                     Outside::load(source + x * step));
     }
 }
 
@@ -177,8 +178,8 @@ FR_INLINE void export_row(const Work &work, int64_t chunk) {
     const fr_tensor &from = op.input;
     const int64_t image = chunk / from.height, row = chunk % from.height;
     const int64_t *strides = work.outside(op.output).strides;
-    auto *to = (typename Outside::Stored *)work.at(op.output) +
-               (work.first + image) * strides[0] + row * strides[2];
+    auto *to = (typename Outside::Stored *)work.at(op.output) + (work.first + image) * strides[0] +
+               row * strides[2];
     const char *line = work.at(from) + image * from.image + row * from.row;
     for (int x = 0; x < from.width; x++, line += from.pixel, to += strides[3])
         for (int block = 0; block < blocks(from, DTYPE); block++) {
@@ -190,18 +191,15 @@ FR_INLINE void export_row(const Work &work, int64_t chunk) {
 }
 
 // The op's dtype, and the dtype of the caller's tensor.
-#define FR_BY_DTYPE(ROW)                                                       \
-    (work.op->dtype == FR_BFLOAT16 ? ROW<FR_BFLOAT16>(work, chunk)             \
-                                   : ROW<FR_FLOAT32>(work, chunk))
-#define FR_BY_BOTH(ROW)                                                        \
-    if (work.op->dtype == FR_BFLOAT16)                                         \
-        work.op->outside_dtype == FR_BFLOAT16                                  \
-            ? ROW<FR_BFLOAT16, FR_BFLOAT16>(work, chunk)                       \
-            : ROW<FR_BFLOAT16, FR_FLOAT32>(work, chunk);                       \
-    else                                                                       \
-        work.op->outside_dtype == FR_BFLOAT16                                  \
-            ? ROW<FR_FLOAT32, FR_BFLOAT16>(work, chunk)                        \
-            : ROW<FR_FLOAT32, FR_FLOAT32>(work, chunk)
+#define FR_BY_DTYPE(ROW) \
+    (work.op->dtype == FR_BFLOAT16 ? ROW<FR_BFLOAT16>(work, chunk) : ROW<FR_FLOAT32>(work, chunk))
+#define FR_BY_BOTH(ROW)                                                                    \
+    if (work.op->dtype == FR_BFLOAT16)                                                     \
+        work.op->outside_dtype == FR_BFLOAT16 ? ROW<FR_BFLOAT16, FR_BFLOAT16>(work, chunk) \
+                                              : ROW<FR_BFLOAT16, FR_FLOAT32>(work, chunk); \
+    else                                                                                   \
+        work.op->outside_dtype == FR_BFLOAT16 ? ROW<FR_FLOAT32, FR_BFLOAT16>(work, chunk)  \
+                                              : ROW<FR_FLOAT32, FR_FLOAT32>(work, chunk)
 
 void elementwise(const Work &work, int64_t chunk) {
     switch (work.op->kind) {

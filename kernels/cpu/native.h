@@ -1,16 +1,17 @@
 // The plain C interface of the CPU engine: what a plan consists of, and the calls on it.
 //
-// Activations lie in "lines" of 64 bytes: one pixel of 16 float32 or 32 bfloat16 channels. A tensor is
-// [image][channel block][row][column] lines, with a border of zeros where a convolution pads, so that
-// no kernel asks where the border is. An image of few channels (what a stem reads) is
+// Activations lie in "lines" of 64 bytes: one pixel of 16 float32 or 32 bfloat16 channels. A tensor
+// is [image][channel block][row][column] lines, with a border of zeros where a convolution pads, so
+// that no kernel asks where the border is. An image of few channels (what a stem reads) is
 // [image][row][column][channel] numbers instead, bordered likewise.
 //
 // A convolution is a list of K-steps: each step reads `step_units` consecutive units of 4 bytes (a
-// float32, or two bfloat16) at every pixel's address plus the step's offset, and as many rows of the
-// weight panel. A filter tap of a channel block is one step, so that strides, dilation, padding and
-// groups are nothing but offsets. A panel holds the weights of 32 output channels, [step][unit][32].
+// float32, or two bfloat16) at every pixel's address plus the step's offset, and as many rows of
+// the weight panel. A filter tap of a channel block is one step, so that strides, dilation, padding
+// and groups are nothing but offsets. A panel holds the weights of 32 output channels,
+// [step][unit][32].
 //
-// Nothing here allocates, throws or checks sizes while it runs; the plan is made and checked in Python.
+// Nothing here allocates, throws or checks sizes while it runs: Python makes and checks the plan.
 
 #ifndef FASTRES_NATIVE_H
 #define FASTRES_NATIVE_H
@@ -66,7 +67,8 @@ typedef struct {
     fr_tensor input, output, residual;
     int32_t before, after;  // fr_activation before and after the residual
     int32_t has_residual;
-    int32_t rows;  // convolution: 1 where the output is [image][channel] float32 in the caller's memory
+    // Convolution: 1 where the output is [image][channel] float32 in the caller's memory.
+    int32_t rows;
 
     // FR_CONVOLUTION. Offsets in units of 4 bytes from the tensor's first pixel of the sub-batch.
     const int32_t *input_px, *output_px, *residual_px;  // per output pixel, image by image
@@ -78,17 +80,17 @@ typedef struct {
     int32_t pixels;  // output pixels of one image
     int32_t step_count, step_units;
     int32_t panels;
-    int32_t tile;         // most pixels that a tile has
-    int32_t group;        // tiles that a chunk goes through for each panel
+    int32_t tile;          // most pixels that a tile has
+    int32_t group;         // tiles that a chunk goes through for each panel
     int32_t chunk_panels;  // panels of a chunk
-    int32_t prefetch;     // 1: read ahead the next panel's weights
-    // FR_AMX_BF16: bytes from a pixel to the next in a run of 16, else 0. Two runs are a tile: their
-    // inputs begin at input_px[0] and input_px[16]. -1 in output_px marks a pixel that there is not;
-    // its input is read nevertheless. `pixels` is a multiple of `tile`, which is 32.
+    int32_t prefetch;      // 1: read ahead the next panel's weights
+    // FR_AMX_BF16: bytes from a pixel to the next in a run of 16, else 0. Two runs are a tile:
+    // their inputs begin at input_px[0] and input_px[16]. -1 in output_px marks a pixel that there
+    // is not; its input is read nevertheless. `pixels` is a multiple of `tile`, which is 32.
     int32_t row_step;
 
-    // FR_WINOGRAD, F(2x2, 3x3): weights [panel][frequency 16][channel][32], `group` output tiles of 2x2
-    // pixels in a chunk, and room in the arena for each thread.
+    // FR_WINOGRAD, F(2x2, 3x3): weights [panel][frequency 16][channel][32], `group` output tiles of
+    // 2x2 pixels in a chunk, and room in the arena for each thread.
     int64_t scratch_offset, scratch_bytes;
 
     // FR_MAX_POOL: rows, columns.
@@ -117,20 +119,21 @@ FR_API int32_t fr_abi(void);
 FR_API int64_t fr_op_bytes(void);
 // Bit i is set where the processor and the system allow fr_isa i.
 FR_API uint32_t fr_isas(void);
-// Copies ops and phases; tables and weights stay the caller's and must outlive the plan. `arena_bytes`
-// of zeroed memory are taken per concurrent run. `guards` are (offset, bytes) pairs of pages that
-// nobody may touch. NULL where memory is short.
+// Copies ops and phases; tables and weights stay the caller's and must outlive the plan.
+// `arena_bytes` of zeroed memory are taken per concurrent run. `guards` are (offset, bytes) pairs
+// of pages that nobody may touch. NULL where memory is short.
 FR_API fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phase *phases,
                                int32_t phase_count, int32_t images, int64_t arena_bytes,
                                const int64_t *guards, int32_t guard_count);
 FR_API void fr_plan_destroy(fr_plan *plan);
 // Fills the arenas with `byte`, borders excepted, so that what is read unwritten shows (for tests).
-FR_API int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count, int32_t byte);
+FR_API int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count,
+                              int32_t byte);
 
-// Runs `alone` (or NULL) on every thread by itself, thread t on the images [t * n, (t + 1) * n) with n
-// the images of that plan; then `together` (or NULL) on the images behind them with all threads.
-// `times` gets nanoseconds per op of the plan that runs (thread 0's for `alone`), or is NULL.
-// 0: done; 1: no memory for an arena; 2: the system refused a thread.
+// Runs `alone` (or NULL) on every thread by itself, thread t on the images [t * n, (t + 1) * n)
+// with n the images of that plan; then `together` (or NULL) on the images behind them with all
+// threads. `times` gets nanoseconds per op of the plan that runs (thread 0's for `alone`), or is
+// NULL. 0: done; 1: no memory for an arena; 2: the system refused a thread.
 FR_API int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
                       int32_t input_count, const fr_outside *outputs, int32_t output_count,
                       int64_t *times);

@@ -123,7 +123,8 @@ void go_through(const fr_plan &plan, const Data &data, Counter *counters, int th
                         const int64_t end = count * (whose + 1) / threads;
                         auto &next = counters[whose].next;
                         for (;;) {
-                            const int64_t chunk = begin + next.fetch_add(1, std::memory_order_relaxed);
+                            const int64_t chunk =
+                                begin + next.fetch_add(1, std::memory_order_relaxed);
                             if (chunk >= end) break;
                             run_chunk(work, chunk);
                         }
@@ -218,7 +219,8 @@ int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count
 }
 
 int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
-               int32_t input_count, const fr_outside *outputs, int32_t output_count, int64_t *times) {
+               int32_t input_count, const fr_outside *outputs, int32_t output_count,
+               int64_t *times) {
     using namespace fastres;
     try {
         Job job(threads);
@@ -256,7 +258,8 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outs
             }
         }
         for (size_t part = 0; part < rooms.size(); part++)
-            (together && (int)part == parts - 1 ? together : alone)->give_back(std::move(rooms[part]));
+            (together && (int)part == parts - 1 ? together : alone)
+                ->give_back(std::move(rooms[part]));
         return status;
     } catch (const std::bad_alloc &) {
         return 1;

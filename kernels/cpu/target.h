@@ -1,9 +1,9 @@
-// Instruction sets by function: the library is built for any x86-64, and each kernel says what it needs.
+// Instruction sets by function: the library is built for any x86-64; each kernel says what it needs.
 
 #ifndef FASTRES_TARGET_H
 #define FASTRES_TARGET_H
 
-// Elsewhere there are no kernels, and fr_isas() says so. FR_NO_KERNELS makes any machine such a place.
+// Elsewhere there are no kernels, and fr_isas() says so. FR_NO_KERNELS makes any machine such one.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(FR_NO_KERNELS)
 #define FR_X86 1
 #include <immintrin.h>
@@ -12,7 +12,8 @@
 #define FR_WITH_AVX2 FR_TARGET("avx2,fma,f16c")
 #define FR_WITH_AVX512 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
 #define FR_WITH_AVX512_BF16 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
-#define FR_WITH_AMX FR_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+#define FR_WITH_AMX \
+    FR_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
 
 // A file's functions between these are for an instruction set, templates included.
 #define FR_PRAGMA(text) _Pragma(#text)

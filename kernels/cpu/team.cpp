@@ -135,8 +135,9 @@ void Barrier::wait() {
 }
 
 std::shared_ptr<Team> Team::of(int threads) {
-    // Never destroyed: threads may still wait in it while the process ends. A child after fork() finds its
-    // parent's entries under another process and leaves them alone, for their threads are not in it.
+    // Never destroyed: threads may still wait in it while the process ends. A child after fork()
+    // finds its parent's entries under another process and leaves them alone, for their threads are
+    // not in it.
     static auto &lock = *new std::mutex;
     static auto &teams = *new std::map<Key, std::shared_ptr<Team>>;
     Key key{process(), threads, processors()};

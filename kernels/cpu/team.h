@@ -8,8 +8,8 @@
 
 namespace fastres {
 
-// A place in a job that all of its threads reach before any goes on. They spin, because the next work is
-// microseconds away, and let others run where that turns out wrong.
+// A place in a job that all of its threads reach before any goes on. They spin, because the next
+// work is microseconds away, and let others run where that turns out wrong.
 class Barrier {
 public:
     explicit Barrier(int threads) : threads_(threads) {}
@@ -21,12 +21,13 @@ private:
     std::atomic<unsigned> round_{0};
 };
 
-// A fixed number of threads, asleep between jobs. Where there are as many as the process has processors,
-// each keeps to its own. The caller sleeps while they work, so that it takes no processor from them.
+// A fixed number of threads, asleep between jobs. Where there are as many as the process has
+// processors, each keeps to its own. The caller sleeps while they work, so that it takes no
+// processor from them.
 class Team {
 public:
-    // The team of that many threads for this process and its present affinity; made on first use, and
-    // again in a child after fork(). Null where the system refuses a thread.
+    // The team of that many threads for this process and its present affinity; made on first use,
+    // and again in a child after fork(). Null where the system refuses a thread.
     static std::shared_ptr<Team> of(int threads);
 
     virtual ~Team() = default;

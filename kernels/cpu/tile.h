@@ -14,13 +14,13 @@ struct Tile {
     const int32_t *steps;
     const char *weights;
     const float *bias;
-    char *output;          // the panel's first line, or row, of the first pixel
-    const char *residual;  // likewise, or null
+    char *output;                          // the panel's first line, or row, of the first pixel
+    const char *residual;                  // likewise, or null
     int64_t output_plane, residual_plane;  // bytes from 16 channels to the next 16 (float32)
-    const char *ahead;     // what to read ahead, or null
-    int32_t ahead_lines;   // lines of it per step
+    const char *ahead;                     // what to read ahead, or null
+    int32_t ahead_lines;                   // lines of it per step
     int32_t step_count, step_units;
-    int32_t channels;      // of the panel that there are: 1 to 32
+    int32_t channels;  // of the panel that there are: 1 to 32
     int32_t before, after;
     int32_t rows;
 };

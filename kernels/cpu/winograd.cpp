@@ -1,10 +1,10 @@
 // 3x3 convolutions of stride 1 with 2.25 times fewer multiplications: Winograd's F(2x2, 3x3).
 //
-// With d a 4x4 tile of the image, g the filter:  Y = A'[(G g G') * (B' d B)]A   (Lavin and Gray, "Fast
-// Algorithms for Convolutional Neural Networks", 2015). G g G' is made in float64 when the plan is. For
-// a block of tiles the 16 products are 16 matrix products over the channels, by the tiles of every
-// other convolution. Numbers grow fourfold at most on the way, and sums are nine times shorter than the
-// direct convolution's, so that the error is about that of the direct one.
+// With d a 4x4 tile of the image, g the filter:  Y = A'[(G g G') * (B' d B)]A   (Lavin and Gray,
+// "Fast Algorithms for Convolutional Neural Networks", 2015). G g G' is made in float64 when the
+// plan is. For a block of tiles the 16 products are 16 matrix products over the channels, by the
+// tiles of every other convolution. Numbers grow fourfold at most on the way, and sums are nine
+// times shorter than the direct convolution's, so that the error is about that of the direct one.
 
 #include <algorithm>
 
@@ -22,8 +22,8 @@ struct Block {
     int tiles_high, tiles_wide;
     int64_t first, end;  // tiles
     int channel_blocks;
-    char *transformed;   // [frequency][channel block][tile] lines
-    char *products;      // [frequency][half of a panel][tile] lines
+    char *transformed;  // [frequency][channel block][tile] lines
+    char *products;     // [frequency][half of a panel][tile] lines
 };
 
 int high(const fr_op &op) { return (op.output.height + 1) / 2; }
@@ -108,8 +108,9 @@ FR_WITH_AVX512 void finish(const Work &work, const Block &b, int panel) {
         const __mmask16 lanes = channels >= 16 ? 0xffff : (__mmask16)((1u << channels) - 1);
         const __m512 bias = _mm512_loadu_ps(op.bias + panel * 32 + half * 16);
         char *output = work.at(op.output) + (panel * 2 + half) * op.output.plane;
-        const char *residual =
-            op.has_residual ? work.at(op.residual) + (panel * 2 + half) * op.residual.plane : nullptr;
+        const char *residual = op.has_residual
+                                   ? work.at(op.residual) + (panel * 2 + half) * op.residual.plane
+                                   : nullptr;
         for (int64_t tile = 0; tile < count; tile++) {
             const char *from = b.products + half * count * 64 + tile * 64;
             __m512 rows[2][4];
@@ -137,10 +138,10 @@ FR_WITH_AVX512 void finish(const Work &work, const Block &b, int panel) {
                     if (column + x >= op.output.width) continue;
                     __m512 value = activate(pair[x], op.before);
                     if (residual)
-                        value = _mm512_add_ps(
-                            value, _mm512_load_ps(residual + image * op.residual.image +
-                                                  (row + y) * op.residual.row +
-                                                  (column + x) * op.residual.pixel));
+                        value = _mm512_add_ps(value,
+                                              _mm512_load_ps(residual + image * op.residual.image +
+                                                             (row + y) * op.residual.row +
+                                                             (column + x) * op.residual.pixel));
                     value = _mm512_maskz_mov_ps(lanes, activate(value, op.after));
                     _mm512_store_ps(output + image * op.output.image + (row + y) * op.output.row +
                                         (column + x) * op.output.pixel,
@@ -152,7 +153,7 @@ FR_WITH_AVX512 void finish(const Work &work, const Block &b, int panel) {
 }
 
 // The offsets of tiles that lie side by side.
-const int32_t kSideBySide[kMostPixels] = {0,  16,  32,  48,  64,  80,  96,
+const int32_t kSideBySide[kMostPixels] = {0,   16,  32,  48,  64,  80,  96,
                                           112, 128, 144, 160, 176, 192, 208};
 alignas(64) const float kNothing[32] = {};
 
@@ -191,7 +192,8 @@ void winograd_chunk(const Work &work, int64_t chunk) {
     const int64_t matrix = (int64_t)b.channel_blocks * 16 * 128;  // bytes of a frequency's weights
     for (int panel = first_panel; panel < end_panel; panel++) {
         const char *weights = (const char *)op.weights + panel * op.panel_bytes;
-        const char *ahead = op.prefetch && panel + 1 < op.panels ? weights + op.panel_bytes : nullptr;
+        const char *ahead =
+            op.prefetch && panel + 1 < op.panels ? weights + op.panel_bytes : nullptr;
         tile.ahead_lines = ahead ? (int)((32 + parts - 1) / parts) : 0;
         for (int f = 0; f < kFrequencies; f++) {
             tile.weights = weights + f * matrix;

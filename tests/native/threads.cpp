@@ -1,6 +1,6 @@
-// A small network from many threads at once, for the sanitizers: several callers share plans, each with
-// one or more threads of the team, by images and together. Every answer is compared with plain loops,
-// so that what a sanitizer does not see (a chunk done twice, or by nobody) shows too.
+// A small network from many threads at once, for the sanitizers: several callers share plans, each
+// with one or more threads of the team, by images and together. Every answer is compared with plain
+// loops, so that what a sanitizer does not see (a chunk done twice, or by nobody) shows too.
 //
 // images -> import -> convolution 3x3 and ReLU -> max pool 2x2 -> addition to itself -> export
 //                                              \-> mean -> export
@@ -130,7 +130,8 @@ public:
         // The first phase two images at a time, the last time fewer; the second all at once.
         const fr_phase phases[] = {{0, first, kPart}, {first, (int)ops.size() - first, images}};
         const int64_t guards[] = {guard, kPage};
-        plan_ = fr_plan_create(ops.data(), (int)ops.size(), phases, 2, images, guard + kPage, guards, 1);
+        plan_ = fr_plan_create(ops.data(), (int)ops.size(), phases, 2, images, guard + kPage,
+                               guards, 1);
         require(plan_ != nullptr, "no plan");
     }
     ~Network() { fr_plan_destroy(plan_); }
@@ -161,8 +162,10 @@ private:
 class Caller {
 public:
     Caller(int images, int seed)
-        : images_(images), input_(images * kInputs * kSize * kSize),
-          pooled_(images * kOutputs * kHalf * kHalf), means_(images * kOutputs) {
+        : images_(images),
+          input_(images * kInputs * kSize * kSize),
+          pooled_(images * kOutputs * kHalf * kHalf),
+          means_(images * kOutputs) {
         for (size_t i = 0; i < input_.size(); i++) input_[i] = number((int)i + seed);
         for (int image = 0; image < images; image++)
             for (int out = 0; out < kOutputs; out++) answer(image, out);
@@ -174,7 +177,8 @@ public:
         const fr_outside outputs[] = {dense(pooled.data(), kOutputs, kHalf),
                                       dense(means.data(), kOutputs, 1)};
         int64_t times[16] = {};
-        require(fr_run(alone, together, threads, &input, 1, outputs, 2, times) == 0, "it did not run");
+        require(fr_run(alone, together, threads, &input, 1, outputs, 2, times) == 0,
+                "it did not run");
         require(near(pooled, pooled_), "the pooling is wrong");
         require(near(means, means_), "the means are wrong");
     }
