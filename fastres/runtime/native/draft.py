@@ -99,7 +99,7 @@ def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
         return _image_refusal(facts[x]) if same else "its summands have different shapes"
     if node.target is aten.flatten.using_ints:
         x = facts[arguments(node)[0]]
-        flat = x.dim() == 4 and x.shape[2:] == (1, 1) and fact.dim() == 2
+        flat = x.dim() == 4 and x.shape[2:] == (1, 1) and fact.shape == x.shape[:2]
         return None if flat else "it moves data"
     return "the engine has no such operation"
 

@@ -105,10 +105,10 @@ class Piece:
                 f"{free / 2**30:.1f} GiB are available: use a smaller batch or image"
             )
 
-    def shape_formula(self, *_: Any) -> Any:
+    def shape_formula(self, *inputs: Tensor) -> Any:
         """What a call would return, without memory; for :mod:`fastres.runtime.known_shapes`."""
         results = tuple(
-            torch.empty(shape, dtype=dtype, device="meta")
+            torch.empty_strided(shape, _strides(shape), dtype=dtype, device=inputs[0].device)
             for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
         )
         return results[0] if len(results) == 1 else results

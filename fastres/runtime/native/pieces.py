@@ -1,7 +1,8 @@
 """Which parts of a fused graph the engine runs in one call each, and the graph of those calls.
 
-A piece is a run of nodes that the engine has operations for; the first node that it has none for and
-that reads from the piece ends it. What is left between pieces is lowered as for the oneDNN engine.
+A piece is a run of nodes that the engine has operations for, all for as many images; the first node
+that it has none for and that reads from the piece ends it. What is left between pieces is lowered as
+for the oneDNN engine.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ def cut(graph: fx.Graph, facts: Mapping[fx.Node, Any]) -> Cut:
         if node.op == "call_function" and not isinstance(facts[node], (int, float, torch.SymInt)):
             reason = refusal(node, facts)
             if reason is None:
+                if open_piece and not _alike(facts[open_piece[0]], facts[node]):
+                    pieces.append(open_piece)
+                    open_piece = []
                 open_piece.append(node)
                 continue
             if node.target in (ops.conv2d, ops.linear):
@@ -53,6 +57,11 @@ def cut(graph: fx.Graph, facts: Mapping[fx.Node, Any]) -> Cut:
     pieces.append(open_piece)
     worth = [piece for piece in pieces if any(node.target is ops.conv2d for node in piece)]
     return Cut(worth, left)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two values can be in one piece, which has a number of images and a dtype."""
+    return one.shape[0] == other.shape[0] and one.dtype == other.dtype
 
 
 def rewrite(
