@@ -39,6 +39,28 @@ FR_BF16 FR_INLINE void unit(__m512 (&sum)[M][2], const char *const (&at)[M], int
     }
 }
 
+// A float32 sum is one of sums of at most so many products: rounding grows with the length of a chain.
+constexpr int kChain = 256;
+
+template <int M>
+FR_BF16 FR_INLINE void put_aside(__m512 (&sum)[M][2], float (&aside)[M][32]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+        _mm512_store_ps(aside[i], sum[i][0]);
+        _mm512_store_ps(aside[i] + 16, sum[i][1]);
+        sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    }
+}
+
+template <int M>
+FR_BF16 FR_INLINE void put_together(__m512 (&sum)[M][2], const float (&aside)[M][32]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+        sum[i][0] = _mm512_add_ps(sum[i][0], _mm512_load_ps(aside[i]));
+        sum[i][1] = _mm512_add_ps(sum[i][1], _mm512_load_ps(aside[i] + 16));
+    }
+}
+
 // UNITS: of a step; 0 where it is not known before.
 template <class T, int M, int UNITS>
 FR_BF16 void tile(const Tile &t) {
@@ -52,21 +74,29 @@ FR_BF16 void tile(const Tile &t) {
     const char *weights = t.weights;
     const char *ahead = t.ahead;
     const int units = UNITS ? UNITS : t.step_units;
-    for (int s = 0; s < t.step_count; s++) {
-        const char *start = t.input + (int64_t)t.steps[s] * 4;
-        const char *at[M];
+    const int chain = T::kind == FR_FLOAT32 ? std::max(1, kChain / units) : t.step_count;
+    alignas(64) float aside[M][32];
+    for (int first = 0; first < t.step_count; first += chain) {
+        const int end = std::min(first + chain, t.step_count);
+        for (int s = first; s < end; s++) {
+            const char *start = t.input + (int64_t)t.steps[s] * 4;
+            const char *at[M];
 #pragma GCC unroll 16
-        for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
-        for (int line = 0; line < t.ahead_lines; line++, ahead += 64)
-            _mm_prefetch(ahead, _MM_HINT_T1);
-        if (UNITS) {
+            for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
+            for (int line = 0; line < t.ahead_lines; line++, ahead += 64)
+                _mm_prefetch(ahead, _MM_HINT_T1);
+            if (UNITS) {
 #pragma GCC unroll 16
-            for (int u = 0; u < UNITS; u++) unit<T, M>(sum, at, u * 4, weights + u * 128);
-        } else {
+                for (int u = 0; u < UNITS; u++) unit<T, M>(sum, at, u * 4, weights + u * 128);
+            } else {
 #pragma GCC unroll 1
-            for (int u = 0; u < units; u++) unit<T, M>(sum, at, u * 4, weights + u * 128);
+                for (int u = 0; u < units; u++) unit<T, M>(sum, at, u * 4, weights + u * 128);
+            }
+            weights += units * 128;
         }
-        weights += units * 128;
+        if (T::kind == FR_BFLOAT16) break;
+        if (first) put_together<M>(sum, aside);
+        if (end < t.step_count) put_aside<M>(sum, aside);
     }
     if (is_plain(t)) {
         const __m512 floor = floor_of(t);
