@@ -50,9 +50,11 @@ FR_WITH_AMX FR_INLINE void multiply(const Tile &t) {
     const char *weights = t.weights;
     const char *ahead = t.ahead;
     const int64_t row_step = t.row_step, step_bytes = (int64_t)t.step_units * 128;
-    for (int s = 0; s < t.step_count; s++, weights += step_bytes) {
-        const int64_t offset = (int64_t)t.steps[s] * 4;
-        for (int line = 0; line < t.ahead_lines; line++, ahead += 64)
+    const int32_t *const end = t.steps + t.step_count;
+    const int ahead_lines = t.ahead_lines;
+    for (const int32_t *step = t.steps; step < end; step++, weights += step_bytes) {
+        const int64_t offset = (int64_t)*step * 4;
+        for (int line = 0; line < ahead_lines; line++, ahead += 64)
             _mm_prefetch(ahead, _MM_HINT_T1);
         _tile_loadd(6, weights, 128);
         _tile_loadd(4, first + offset, row_step);

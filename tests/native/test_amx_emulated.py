@@ -95,24 +95,24 @@ def test_sums_do_not_depend_on_where_a_pixel_lies() -> None:
 
 
 def innermost_loops(listing: str, holding: str) -> list[list[str]]:
-    """Mnemonics of each stretch of code that ends with a jump back to its start.
+    """Mnemonics of the smallest stretches that hold an instruction and end with a jump back.
 
-    Only of those with an instruction ``holding``, and of these none that has another in it.
+    Raises:
+        AssertionError: an instruction ``holding`` is in no such stretch.
     """
     code = re.findall(r"^\s*([0-9a-f]+):\s+([a-z0-9]+)\s*([0-9a-f]*)", listing, re.MULTILINE)
-    addresses = [int(address, 16) for address, _, _ in code]
-    index = {address: i for i, address in enumerate(addresses)}
     names = [name for _, name, _ in code]
-    found: list[tuple[int, int]] = []
-    for end, (_, mnemonic, target) in enumerate(code):
-        start = index.get(int(target, 16)) if mnemonic.startswith("j") and target else None
-        if start is not None and holding in names[start : end + 1]:
-            found.append((start, end + 1))
-    return [
-        names[start:end]
-        for start, end in found
-        if not any((a, b) != (start, end) and start <= a and b <= end for a, b in found)
-    ]
+    index = {int(address, 16): i for i, (address, _, _) in enumerate(code)}
+    jumps = [(i, target) for i, (_, name, target) in enumerate(code) if name[0] == "j" and target]
+    starts = [(index.get(int(target, 16), i), i) for i, target in jumps]
+    backwards = [range(start, end + 1) for start, end in starts if start < end]
+    loops: list[range] = []
+    for i, name in enumerate(names):
+        if name == holding:
+            around = [loop for loop in backwards if i in loop]
+            assert around, f"{holding} at {code[i][0]} is in no loop"
+            loops.append(min(around, key=len))
+    return [names[loop.start : loop.stop] for loop in dict.fromkeys(loops)]
 
 
 def test_main_loop() -> None:
