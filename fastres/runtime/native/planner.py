@@ -165,7 +165,7 @@ class Planner:
                     maker is not None
                     and maker.kind == "convolution"
                     and maker.residual is None
-                    and not uses_winograd(maker, self.isa)  # it stores whole lines
+                    and not uses_winograd(maker, self.isa, self.images)  # it stores whole lines
                     and source.layout.height * source.layout.width == 1
                     and readers == [op]
                     and self.output_dtypes[op.outside] == torch.float32
