@@ -3,6 +3,7 @@
 // As for AVX-512 (tiles_avx512.cpp), with half as many registers of half the length: a panel's 32
 // channels are two passes of 16 over its weights. Three pixels and fewer take all 32 at once.
 
+#include <algorithm>
 #include <cmath>
 
 #include "target.h"
@@ -98,6 +99,32 @@ FR_WITH_AVX2 FR_INLINE void unit(__m256 (&sum)[M][VECTORS], const char *const (&
     }
 }
 
+// A sum is one of sums of at most so many products: rounding grows with the length of a chain.
+constexpr int kChain = 256;
+
+template <int M, int VECTORS>
+FR_WITH_AVX2 FR_INLINE void put_aside(__m256 (&sum)[M][VECTORS], float (&sums)[M][VECTORS][8]) {
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) {
+            _mm256_store_ps(sums[i][v], sum[i][v]);
+            sum[i][v] = _mm256_setzero_ps();
+        }
+    }
+}
+
+template <int M, int VECTORS>
+FR_WITH_AVX2 FR_INLINE void put_together(__m256 (&sum)[M][VECTORS],
+                                         const float (&sums)[M][VECTORS][8]) {
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            sum[i][v] = _mm256_add_ps(sum[i][v], _mm256_load_ps(sums[i][v]));
+    }
+}
+
 // M pixels, `VECTORS` eights of channels from the panel's `first`. UNITS: of a step; 0 where it is
 // not known before. `ahead_lines`: what to read ahead in this pass.
 template <int M, int VECTORS, int UNITS>
@@ -112,19 +139,26 @@ FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
     const char *ahead = t.ahead;
     const int units = UNITS ? UNITS : t.step_units;
     constexpr int kUnroll = UNITS ? 4 : 1;
-    for (int s = 0; s < t.step_count; s++) {
-        const char *start = t.input + (int64_t)t.steps[s] * 4;
-        const char *at[M];
+    const int chain = std::max(1, kChain / units);
+    alignas(32) float sums[M][VECTORS][8];
+    for (int begin = 0; begin < t.step_count; begin += chain) {
+        const int end = std::min(begin + chain, t.step_count);
+        for (int s = begin; s < end; s++) {
+            const char *start = t.input + (int64_t)t.steps[s] * 4;
+            const char *at[M];
 #pragma GCC unroll 6
-        for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
-        for (int line = 0; line < ahead_lines; line++, ahead += 64)
-            _mm_prefetch(ahead, _MM_HINT_T1);
+            for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
+            for (int line = 0; line < ahead_lines; line++, ahead += 64)
+                _mm_prefetch(ahead, _MM_HINT_T1);
 #pragma GCC unroll 1
-        for (int u = 0; u < units; u += kUnroll, weights += kUnroll * 128) {
+            for (int u = 0; u < units; u += kUnroll, weights += kUnroll * 128) {
 #pragma GCC unroll 4
-            for (int k = 0; k < kUnroll; k++)
-                unit<M, VECTORS>(sum, at, (u + k) * 4, weights + k * 128);
+                for (int k = 0; k < kUnroll; k++)
+                    unit<M, VECTORS>(sum, at, (u + k) * 4, weights + k * 128);
+            }
         }
+        if (begin) put_together(sum, sums);
+        if (end < t.step_count) put_aside(sum, sums);
     }
     if (t.channels >= (first + VECTORS) * 8 && !t.rows && t.before == FR_NONE &&
         t.after <= FR_RELU) {
@@ -146,12 +180,7 @@ FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
         }
         return;
     }
-    alignas(32) float sums[M][VECTORS][8];
-#pragma GCC unroll 6
-    for (int i = 0; i < M; i++) {
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) _mm256_store_ps(sums[i][v], sum[i][v]);
-    }
+    put_aside(sum, sums);
     finish_any(t, M, first, VECTORS, sums[0][0]);
 }
 

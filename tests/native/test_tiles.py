@@ -78,3 +78,18 @@ def test_not_a_number_stays_where_it_is(channels: int, after: str, isa: str) -> 
     result = setting.run(loaded())
     assert np.isnan(result.expected[5, :channels]).all()
     result.check()
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("units", [16, 14])
+def test_rounding_does_not_grow_with_the_length_of_a_sum(units: int, isa: str) -> None:
+    """Of 9216 products of one sign: one chain would be off by about 20 units of rounding."""
+    if isa not in loaded().isas:
+        pytest.skip(f"needs a processor with {isa}")
+    setting = Setting(Case(pixels(14), steps=9216 // units, units=units), isa)
+    np.abs(setting.inputs, out=setting.inputs)
+    np.abs(setting.weights, out=setting.weights)
+    result = setting.run(loaded())
+    result.check()
+    error = np.abs(result.values - result.expected) / result.expected
+    assert error.mean() < 4 * 2.0**-24
