@@ -6,6 +6,8 @@
 // channels, and VDPBF16PS adds both products (Intel Architecture Instruction Set Extensions Programming
 // Reference, "VDPBF16PS").
 
+#include <algorithm>
+
 #include "finish_avx512.h"
 
 #ifdef FR_X86
