@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastres.spec import ConvSpec
 from fastres.target import cpu
 
 TILE_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32}
@@ -79,8 +80,11 @@ class Load:
     image_bytes: int
 
 
-# Bytes per nanosecond and core, measured loosely; only their relations matter.
+# Bytes, and multiplications of float32, per nanosecond and core, measured loosely on a Zen 5 core: only
+# their relations matter.
 _FROM_SECOND, _FROM_SHARED, _FROM_MEMORY = 100.0, 20.0, 8.0
+_STREAMED = 15.0  # weights that are read in order and ahead
+_MULTIPLIED = 115.0
 
 
 def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Caches) -> int:
@@ -106,6 +110,19 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
         return again + moved / speed
 
     return min(range(1, images + 1), key=time_per_image)
+
+
+def winograd_pays(conv: ConvSpec, images: int) -> bool:
+    """Whether F(2x2, 3x3) is faster than the direct convolution, for so many images at a time.
+
+    It multiplies 16 numbers for 4 outputs where that takes 36, with the transforms about as if it were
+    21; but it reads 16 weights instead of 9, and with few pixels reading is what takes the time.
+    """
+    tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * images
+    weights = conv.c * conv.k
+    direct = max(conv.p * conv.q * images * 9 * weights / _MULTIPLIED, 36 * weights / _STREAMED)
+    winograd = max(tiles * 21 * weights / _MULTIPLIED, 64 * weights / _STREAMED)
+    return winograd < direct
 
 
 def winograd_blocking(
