@@ -1,4 +1,4 @@
-// Instruction sets by function: the library is built for any x86-64; each kernel says what it needs.
+// Instruction sets by function: the library is for any x86-64, and each kernel says what it needs.
 
 #ifndef FASTRES_TARGET_H
 #define FASTRES_TARGET_H
