@@ -20,6 +20,7 @@ class EagerEngine:
 
     name = "eager"
     device_types: tuple[str, ...] = ()
+    plans_threads = False
 
     def renewed(self) -> EagerEngine:
         """The same engine; it keeps nothing of the weights."""

@@ -22,10 +22,12 @@ class Engine(Protocol):
     Attributes:
         name: what ``engine=...`` calls it.
         device_types: where ``"auto"`` considers it; elsewhere it runs only if asked for by name.
+        plans_threads: whether an executable is for one number of threads; one is built for each.
     """
 
     name: str
     device_types: tuple[str, ...]
+    plans_threads: bool
 
     def renewed(self) -> Engine:
         """The same engine for weights that changed: without what it has packed."""

@@ -49,6 +49,7 @@ class OneDnnEngine:
 
     name = "onednn"
     device_types: tuple[str, ...] = ("cpu",)
+    plans_threads = False
 
     def __init__(self) -> None:
         self._packed = PackedWeights()

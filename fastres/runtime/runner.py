@@ -130,7 +130,8 @@ class Runner:
             with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():
                 return (self._eager if empty else engine).build(self.module, inputs)
 
-        return prepared.cache.get((engine.name, *map(_fingerprint, inputs)), build)
+        threads = self.limit.threads if engine.plans_threads else None
+        return prepared.cache.get((engine.name, threads, *map(_fingerprint, inputs)), build)
 
     def _weights_version(self) -> tuple[Hashable, ...]:
         """Changes with every write that torch counts, and with every tensor put in a place.

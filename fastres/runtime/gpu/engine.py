@@ -58,6 +58,7 @@ class TritonEngine:
 
     name = "triton"
     device_types: tuple[str, ...] = ("cuda",)
+    plans_threads = False
 
     def __init__(self, options: Options | None = None, product: Gpu | None = None) -> None:
         self._options = options or Options()

@@ -45,6 +45,7 @@ class NativeEngine:
 
     name = "native"
     device_types: tuple[str, ...] = ("cpu",)
+    plans_threads = True
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()
