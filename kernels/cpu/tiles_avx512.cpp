@@ -1,10 +1,10 @@
 // Convolution tiles for AVX-512: up to 14 pixels by 32 channels in 28 registers.
 //
 // Per unit of K: two loads of weights, and for each pixel one broadcast and two multiply-adds. The
-// pixels' addresses are arbitrary; they are computed once per step, which is 16 units long in all layers
-// but the stem. float32 and bfloat16 differ in the multiply-add only: a unit of bfloat16 is a pair of
-// channels, and VDPBF16PS adds both products (Intel Architecture Instruction Set Extensions Programming
-// Reference, "VDPBF16PS").
+// pixels' addresses are arbitrary; they are computed once per step, which is 16 units long in all
+// layers but the stem. float32 and bfloat16 differ in the multiply-add only: a unit of bfloat16 is
+// a pair of channels, and VDPBF16PS adds both products (Intel Architecture Instruction Set
+// Extensions Programming Reference, "VDPBF16PS").
 
 #include <algorithm>
 
@@ -41,7 +41,8 @@ FR_BF16 FR_INLINE void unit(__m512 (&sum)[M][2], const char *const (&at)[M], int
     }
 }
 
-// A float32 sum is one of sums of at most so many products: rounding grows with the length of a chain.
+// A float32 sum is one of sums of at most so many products: rounding grows with the length of a
+// chain.
 constexpr int kChain = 256;
 
 template <int M>
