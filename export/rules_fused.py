@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from fastres import ops
@@ -183,10 +184,26 @@ def _bottleneck(b: Builder, node: fx.Node) -> list[str]:
     return [wide, b.emit("Relu", convolve(b, wide, weight, bias, once, none, once, 1, "next"))]
 
 
+def _normalised(
+    b: Builder, node: fx.Node, pixels: str, scale: Any, shift: Any, dtype: torch.dtype
+) -> str:
+    """Of [N, H, W, C], computed in the dtype of its constants: [N, C, H, W] in ``dtype``."""
+    module = node.meta.get("module") or node.name
+    factors = b.constant(b.weight_of(scale), f"{module}.scale")
+    offsets = b.constant(b.weight_of(shift), f"{module}.shift")
+    y = b.emit("Add", b.emit("Mul", b.cast(pixels, b.dtype(factors)), factors), offsets)
+    return b.cast(b.emit("Transpose", y, perm=[0, 3, 1, 2]), dtype)
+
+
 def _conv2d_max_pool2d(b: Builder, node: fx.Node) -> str:
-    x, _, _, stride, padding, activation, kernel, pool_stride, pool_padding = arguments(node)
+    x, _, _, stride, padding, activation, kernel, pool_stride, pool_padding, scale, shift = (
+        arguments(node)
+    )
     weight, bias = _named(b, node, 1, "weight"), _named(b, node, 2, "bias")
-    y = activate(b, convolve(b, b.tensor(x), weight, bias, stride, padding, (1, 1), 1), activation)
+    image = b.tensor(x)
+    if scale is not None:
+        image = _normalised(b, node, image, scale, shift, b.dtype(weight))
+    y = activate(b, convolve(b, image, weight, bias, stride, padding, (1, 1), 1), activation)
     top, left = pool_padding
     return b.emit(
         "MaxPool",

@@ -16,7 +16,8 @@ linear             ``activation(x @ weight.T + bias)``
 pool_linear        ``linear(global_avg_pool(x))``, for engines with such a kernel
 bottleneck         3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU), for engines with
                    such a kernel
-conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise
+conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise; also of an image as it is
+                   decoded, which it normalises
 resize_crop        the middle of an image resized by its shorter side
 =================  ======================================================================
 """
@@ -46,7 +47,7 @@ _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     "int groups) -> Tensor[]",
     reference.conv2d_max_pool2d: "(Tensor x, Tensor weight, Tensor? bias, int[2] stride, "
     "int[4] padding, str activation, int[2] pool_kernel, int[2] pool_stride, "
-    "int[2] pool_padding) -> Tensor",
+    "int[2] pool_padding, Tensor? scale, Tensor? shift) -> Tensor",
     reference.resize_crop: "(Tensor image, int resize, int crop, str interpolation, "
     "bool antialias) -> Tensor",
 }

@@ -113,13 +113,15 @@ class BottleneckSpec:
 class StemSpec:
     """A convolution whose activated output is only max-pooled, ``fastres::conv2d_max_pool2d``.
 
-    The pooling's ``padding`` is (vertical, horizontal), the same on both sides.
+    The pooling's ``padding`` is (vertical, horizontal), the same on both sides. ``uint8``: the
+    image comes as bytes [N, H, W, C], which the kernel normalises.
     """
 
     conv: ConvSpec
     pool_kernel: Pair
     pool_stride: Pair
     pool_padding: Pair
+    uint8: bool = False
 
     @property
     def p(self) -> int:

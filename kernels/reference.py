@@ -152,13 +152,21 @@ def conv2d_max_pool2d(
     pool_kernel: Sequence[int],
     pool_stride: Sequence[int],
     pool_padding: Sequence[int],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """The stem: ``max_pool2d(activation(conv(x, weight) + bias))``.
+
+    With ``scale`` and ``shift``, [C] both, ``x`` is an image as it is decoded, uint8 [N, H, W, C],
+    which :func:`normalise` makes the network's: ``x * scale + shift``, rounded to the dtype of
+    ``weight``.
 
     The convolution is as in :func:`conv2d`, without dilation and groups; the pool as in
     :func:`max_pool2d`, without dilation and ceil mode. The result is [N, K, P', Q'], where P' and
     Q' count the pool's windows.
     """
+    if scale is not None and shift is not None:
+        x = normalise(x, scale, shift).to(weight.dtype)
     y = conv2d(x, weight, bias, None, stride, padding, (1, 1), 1, "none", activation)
     return max_pool2d(y, pool_kernel, pool_stride, pool_padding, (1, 1), False)
 

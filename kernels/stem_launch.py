@@ -20,6 +20,7 @@ from fastres.kernels.checks import check_activation, check_tensor, described, wi
 from fastres.kernels.configs.stem import (
     StemConfig,
     choose_stem,
+    image_bytes,
     row_layout,
     supports,
     tiles,
@@ -31,19 +32,17 @@ from fastres.kernels.stem import stem_kernel
 from fastres.spec import ConvSpec, StemSpec
 
 
-def pack_stem(
-    weight: Tensor, spec: StemSpec, uint8: bool = False, precision: str | None = None
-) -> Tensor:
+def pack_stem(weight: Tensor, spec: StemSpec, precision: str | None = None) -> Tensor:
     """[K, C, R, S] -> [K, R * ROW] as ``stem_calls`` takes it; a copy.
 
     Args:
         weight: the convolution's.
-        spec: the stem; how many numbers a row takes depends on the image's width and padding.
-        uint8: whether the image is.
+        spec: the stem; how many numbers a row takes depends on the image's width, padding and
+            bytes.
         precision: what it is multiplied in; as in ``packing.pack_conv2d``.
     """
     weight = rounded(weight, precision)
-    layout = row_layout(spec, 1 if uint8 else weight.element_size())
+    layout = row_layout(spec, image_bytes(spec, weight.element_size()))
     k, c, r, s = weight.shape
     packed = weight.new_zeros(k, r, layout.size)
     packed[:, :, layout.lead : layout.lead + s * c] = weight.permute(0, 2, 3, 1).flatten(2)
@@ -65,8 +64,8 @@ def stem_calls(
     """Launches of ``max_pool2d(activation(conv(x) + bias))`` into ``out``: one, or none if empty.
 
     Args:
-        x: [N, C, H, W], channels-last and dense, in ``precision``'s dtype; also on "meta". With
-            ``scale`` and ``shift``: uint8 [N, H, W, C], contiguous.
+        x: [N, C, H, W], channels-last and dense, in ``precision``'s dtype; also on "meta". Of a
+            stem of bytes: uint8 [N, H, W, C], contiguous.
         packed: the weight as :func:`pack_stem` gives it, in ``precision``'s dtype.
         bias: [K] float32, or None.
         out: [N, K, P', Q'], channels-last and dense, in ``precision``'s dtype.
@@ -74,7 +73,7 @@ def stem_calls(
         activation: of :data:`fastres.spec.ACTIVATIONS`.
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
-        scale, shift: [C] float32, both or neither.
+        scale, shift: [C] float32, of a stem of bytes.
 
     Raises:
         InputError: a tensor has another shape, dtype, device or memory format.
@@ -87,12 +86,13 @@ def stem_calls(
     if precision not in DTYPES:
         raise OptionError(f"precision={precision!r}: expected one of {', '.join(DTYPES)}")
     check_activation(activation)
-    if (scale is None) != (shift is None):
-        raise InputError("scale and shift: expected both or neither")
+    if {scale is not None, shift is not None} != {spec.uint8}:
+        raise InputError(
+            "scale and shift: expected both for a stem of bytes (spec.uint8), else neither"
+        )
     conv, dtype = spec.conv, DTYPES[precision]
-    uint8 = scale is not None
-    layout = row_layout(spec, 1 if uint8 else dtype.itemsize)
-    if uint8:
+    layout = row_layout(spec, image_bytes(spec, dtype.itemsize))
+    if spec.uint8:
         if x.dtype != torch.uint8 or tuple(x.shape) != (conv.n, conv.h, conv.w, conv.c):
             raise InputError(
                 f"x is {described(x)}: expected {[conv.n, conv.h, conv.w, conv.c]} of torch.uint8 "
@@ -151,7 +151,7 @@ def stem_calls(
                 "POOL_PAD_W": spec.pool_padding[1],
                 "ACTIVATION": activation,
                 "HAS_BIAS": bias is not None,
-                "NORMALISE": uint8,
+                "NORMALISE": spec.uint8,
                 "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
                 "TILE_H": config.tile_h,
                 "TILE_W": config.tile_w,
@@ -184,7 +184,7 @@ def conv2d_max_pool2d(
     """``reference.conv2d_max_pool2d`` by this kernel: packs, allocates, chooses and runs.
 
     Args:
-        scale, shift: [C]; with them ``x`` is uint8 [N, H, W, C] and is normalised first.
+        scale, shift: as ``reference.conv2d_max_pool2d`` takes them.
         config: how to launch, or None for what ``choose_stem`` says.
         precision: None for that of ``weight``'s dtype; ``tf32`` is only taken when asked for.
         gpu: whose data sheet the choice is made by; an A100's unless told.
@@ -213,6 +213,7 @@ def conv2d_max_pool2d(
         (pool_kernel[0], pool_kernel[1]),
         (pool_stride[0], pool_stride[1]),
         (pool_padding[0], pool_padding[1]),
+        uint8,
     )
     if min(conv.p, conv.q) < 1 or min(spec.p, spec.q) < 1:
         raise InputError(
@@ -221,14 +222,14 @@ def conv2d_max_pool2d(
         )
     precision = precision or precision_of(weight.dtype)
     gpu = gpu or by_name("a100")
-    config = config or choose_stem(spec, precision, gpu, uint8)
+    config = config or choose_stem(spec, precision, gpu)
     if config is None:
         refusal = supports(spec) or f"nothing fits {gpu.name} in {precision}"
         raise OptionError(f"{spec}: {refusal}; run convolution and pool one by one")
     out = weight.new_empty(n, spec.p, spec.q, k).permute(0, 3, 1, 2)
     for call in stem_calls(
         x.contiguous() if uint8 else channels_last(x),
-        pack_stem(weight, spec, uint8, precision),
+        pack_stem(weight, spec, precision),
         None if bias is None else bias.float().contiguous(),
         out,
         spec,

@@ -169,7 +169,11 @@ def conv2d_max_pool2d(
     pool_kernel: Sequence[int],
     pool_stride: Sequence[int],
     pool_padding: Sequence[int],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
+    if scale is not None and shift is not None:
+        x = scale_shift(x.permute(0, 3, 1, 2).double(), scale, shift, "none")
     y = conv2d(x, weight, bias, None, stride, padding, (1, 1), 1, "none", activation)
     return max_pool2d(y, pool_kernel, pool_stride, pool_padding, (1, 1), False)
 

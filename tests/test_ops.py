@@ -141,7 +141,14 @@ def bottleneck_arguments(
 def stem_arguments(case: Conv, size: int, step: int, border: int) -> tuple[Any, ...]:
     x, weight, bias, _, stride, padding, *_ = case.arguments()
     pool = ([size, size], [step, step], [border, border])
-    return (x, weight, bias, stride, padding, "relu", *pool)
+    return (x, weight, bias, stride, padding, "relu", *pool, None, None)
+
+
+def pixel_stem_arguments(case: Conv, size: int, step: int, border: int) -> tuple[Any, ...]:
+    """Of bytes, with a mean that is far from zero at the border."""
+    x, *rest, _, _ = stem_arguments(case, size, step, border)
+    n, c, h, w = x.shape
+    return (torch.randint(0, 256, (n, h, w, c), dtype=torch.uint8), *rest, random(c), random(c) - 9)
 
 
 def pool_arguments(size: tuple[int, ...], *window: Any) -> tuple[Any, ...]:
@@ -180,6 +187,7 @@ def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
         add("bottleneck", f"{name}, shortcut and next", bottleneck_arguments, block, 7, step)
     for name, stem in STEMS.items():
         add("conv2d_max_pool2d", name, stem_arguments, *stem)
+        add("conv2d_max_pool2d", f"{name}, bytes", pixel_stem_arguments, *stem)
     for name, resizing in RESIZINGS.items():
         add("resize_crop", name, pool_arguments, *resizing)
     images: list[tuple[int, ...]] = [(2, 3, 5, 7), (3, 1, 1, 1), (0, 3, 4, 4)]
@@ -214,7 +222,9 @@ def case(request: pytest.FixtureRequest) -> tuple[str, tuple[Any, ...]]:
 
 
 def in_dtype(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    return tuple(a.to(dtype) if isinstance(a, Tensor) else a for a in arguments)
+    """Whatever is no image of bytes."""
+    wide = (isinstance(a, Tensor) and a.is_floating_point() for a in arguments)
+    return tuple(a.to(dtype) if w else a for a, w in zip(arguments, wide, strict=True))
 
 
 def each(result: Tensor | list[Tensor]) -> list[Tensor]:
@@ -255,6 +265,7 @@ def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
         *("global_avg_pool: (2, 3, 5, 7), True", "linear: (3, 5), bias, none"),
         *("bottleneck: plain", "bottleneck: plain, shortcut and next", "conv2d: empty batch"),
         *("conv2d_max_pool2d: 7x7", "pool_linear: (2, 3, 5, 7), bias, none"),
+        "conv2d_max_pool2d: 7x7, bytes",
         *("resize_crop: smaller", "resize_crop: bicubic", "resize_crop: nearest"),
     ],
 )
@@ -405,7 +416,9 @@ class EveryOperator(nn.Module):
         ends = (y, None, [1, 1], weights.square, weights.bias)
         wide, y = ops.bottleneck(y, weights.narrow, None, weights.wide, weights.bias, *ends, *none)
         pool = ([2, 2], [1, 1], [1, 1])
-        y = ops.conv2d_max_pool2d(wide + y, weights.square, None, *none[:2], "relu", *pool)
+        y = ops.conv2d_max_pool2d(
+            wide + y, weights.square, None, *none[:2], "relu", *pool, None, None
+        )
         y = ops.max_pool2d(ops.add_relu(y, -y), [2, 2], [2, 2], [0, 0], [1, 1], True)
         pooled: Tensor = ops.global_avg_pool(y, False)
         classes: Tensor = ops.linear(pooled, weights.head, None, "hardswish")

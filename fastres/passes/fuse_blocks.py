@@ -6,12 +6,15 @@
     relu(... + conv1x1(r))                      -> bottleneck(x, residual=r, shortcut_weight=...)
     y = bottleneck(...); relu(conv1x1(y))       -> y, next = bottleneck(..., next_weight=...)
     max_pool2d(act(conv(x)))                    -> conv2d_max_pool2d(x)
+    conv2d_max_pool2d(normalised(pixels))       -> conv2d_max_pool2d(pixels, scale, shift)
     act(linear(global_avg_pool(x)))             -> pool_linear(x)
 
 Checks: nobody else reads the value that disappears; weights are constants; the 1x1 convolutions
-have stride 1, no padding and no groups (a shortcut may have a stride); summands have one shape; and
-the caller's predicate finds that the fused kernel pays. It is asked for the largest form first,
-then for smaller ones: without the next block's convolution, without the shortcut's, without both.
+have stride 1, no padding and no groups (a shortcut may have a stride); summands have one shape;
+``normalised`` is ``scale_shift(pixels.permute(0, 3, 1, 2).to(dtype))`` of an argument of the model,
+uint8 [N, H, W, C], in the dtype of the weights; and the caller's predicate finds that the fused
+kernel pays. It is asked for the largest form first, then for smaller ones: without the next block's
+convolution, without the shortcut's, without both; without the normalisation.
 
 Unlike the passes of :mod:`fastres.passes` this one needs known sizes. It is run by the engine, for
 one set of input shapes, on a graph of its own; :func:`copy` makes one.
@@ -21,9 +24,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, fx
 
 from fastres import ops
@@ -40,6 +44,8 @@ from fastres.graph import (
 )
 from fastres.report import Remark
 from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+
+aten = torch.ops.aten
 
 BlockSpec: TypeAlias = "BottleneckSpec | StemSpec | PoolLinearSpec"
 
@@ -327,16 +333,76 @@ def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
         reason = f"{module_of(conv.node)} has groups or dilation"
     else:
         spec = StemSpec(_spec(conv, context), tuple(kernel), tuple(stride), tuple(padding))
+        image = _normalised(conv, context)
+        if image is not None:
+            reason = context.worth(replace(spec, uint8=True))
+            if reason is None:
+                _write_stem(node, conv, image)
+                return
+            context.refuse(
+                image.steps[0], "normalisation", f"not in the convolution's kernel: {reason}"
+            )
         reason = context.worth(spec)
     if reason is not None:
         context.refuse(node, "max-pool", f"not in the convolution's kernel: {reason}")
         return
+    _write_stem(node, conv)
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image as it is decoded, on its way to the network.
+
+    Attributes:
+        pixels: uint8 [N, H, W, C], an argument of the model.
+        scale, shift: constants.
+        steps: what is done to it, last first.
+    """
+
+    pixels: fx.Node
+    scale: fx.Node
+    shift: fx.Node
+    steps: tuple[fx.Node, ...]
+
+
+def _normalised(conv: _Conv, context: BlockContext) -> _Image | None:
+    """The image behind a convolution, where nobody else reads what becomes of it."""
+    if not is_call(conv.x, ops.scale_shift):
+        return None
+    cast, scale, shift, activation = arguments(conv.x)
+    if not is_call(cast, aten.to.dtype) or not is_call(arguments(cast)[0], aten.permute.default):
+        return None
+    moved = arguments(cast)[0]
+    pixels, axes = arguments(moved)
+    image = _Image(pixels, scale, shift, (conv.x, cast, moved))
+    fact = _fact(pixels, context)
+    if (
+        pixels.op != "placeholder"
+        or (fact.dtype, fact.dim(), [axis % 4 for axis in axes]) != (torch.uint8, 4, [0, 3, 1, 2])
+        or activation != "none"
+        or any(constant(each) is None for each in (scale, shift))
+        or any(len(step.users) != 1 for step in image.steps)
+        or {_fact(step, context).dtype for step in (conv.x, cast)} != {_dtype(conv)}
+    ):
+        return None
+    return image
+
+
+def _dtype(conv: _Conv) -> torch.dtype:
+    weight = constant(conv.weight)
+    assert weight is not None
+    return weight.dtype
+
+
+def _write_stem(node: fx.Node, conv: _Conv, image: _Image | None = None) -> None:
+    _, kernel, stride, padding, _, _ = arguments(node)
     args = (
-        *(conv.x, conv.weight, conv.bias, conv.stride, conv.padding, conv.activation),
-        *(kernel, stride, padding),
+        *(conv.x if image is None else image.pixels, conv.weight, conv.bias),
+        *(conv.stride, conv.padding, conv.activation, kernel, stride, padding),
+        *((None, None) if image is None else (image.scale, image.shift)),
     )
     _stand_for(node, ops.conv2d_max_pool2d, args, named_after=conv.node)
-    erase_unused([conv.node])
+    erase_unused([conv.node, *(() if image is None else image.steps)])
 
 
 def _fuse_head(node: fx.Node, context: BlockContext) -> None:

@@ -159,9 +159,11 @@ def _bottleneck(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool
 
 
 def _stem(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, stride, padding, _, *pool = arguments(node)
-    conv = conv_spec(facts[x], facts[weight], (stride, padding, (1, 1), 1))
-    return StemSpec(conv, *(tuple(each) for each in pool)), False
+    x, weight, _, stride, padding, _, *pool, scale, _ = arguments(node)
+    image = facts[x] if scale is None else facts[x].permute(0, 3, 1, 2)
+    conv = conv_spec(image, facts[weight], (stride, padding, (1, 1), 1))
+    kernel, pool_stride, pool_padding = map(tuple, pool)
+    return StemSpec(conv, kernel, pool_stride, pool_padding, scale is not None), False
 
 
 def _pool_linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:

@@ -133,6 +133,16 @@ def seconds_apart(spec: Spec, precision: str, gpu: Gpu) -> float:
             rest = replace(spec, shortcut=None)
             found.append(_fastest(rest, precision, gpu) + _alone(spec.shortcut, precision, gpu))
         return min(found)
+    if isinstance(spec, StemSpec) and spec.uint8:
+        # The image cast by torch, then normalised, then what a stem of numbers takes.
+        image = spec.conv.n * spec.conv.c * spec.conv.h * spec.conv.w
+        size = ELEMENT_BYTES[precision]
+        before = (image * (1 + size), image * 2 * size)
+        numbers = replace(spec, uint8=False)
+        return sum(streaming(moved, 0.0, gpu).seconds for moved in before) + min(
+            modelled(numbers, precision, gpu).estimate.seconds,
+            seconds_apart(numbers, precision, gpu),
+        )
     if isinstance(spec, StemSpec):
         conv = spec.conv
         between = conv.n * conv.k * conv.p * conv.q

@@ -102,6 +102,11 @@ def row_layout(spec: StemSpec, element_bytes: int) -> RowLayout:
     return RowLayout(power_of_two_from(max(16, lead + numbers)), lead, alignment)
 
 
+def image_bytes(spec: StemSpec, element_bytes: int) -> int:
+    """Of one of the image's numbers, where others take ``element_bytes``."""
+    return 1 if spec.uint8 else element_bytes
+
+
 def supports(spec: StemSpec) -> str | None:
     """None, or why no GPU runs this stem as one kernel."""
     conv = spec.conv
@@ -114,7 +119,7 @@ def supports(spec: StemSpec) -> str | None:
         )
     if conv.r > LARGEST_FILTER:
         return f"a filter {conv.r} pixels high is more than {LARGEST_FILTER}"
-    if row_layout(spec, 2).size > LARGEST_ROW:
+    if row_layout(spec, image_bytes(spec, 2)).size > LARGEST_ROW:
         return f"{conv.s} pixels of {conv.c} channels are more than {LARGEST_ROW} numbers"
     return None
 
@@ -139,14 +144,8 @@ def recomputation(spec: StemSpec, config: StemConfig) -> float:
     return down * across * config.tile_h * config.tile_w / (spec.conv.p * spec.conv.q)
 
 
-def candidates(
-    spec: StemSpec, precision: str, gpu: Gpu, uint8: bool = False
-) -> Iterator[StemConfig]:
-    """Every configuration worth considering: those that fit the stem and the GPU.
-
-    Args:
-        uint8: whether the image is, and is normalised here.
-    """
+def candidates(spec: StemSpec, precision: str, gpu: Gpu) -> Iterator[StemConfig]:
+    """Every configuration worth considering: those that fit the stem and the GPU."""
     target = gpu.architecture
     if supports(spec) is not None or (
         not on_matrix_units(precision, target) and precision != "fp32"
@@ -165,32 +164,27 @@ def candidates(
         if (
             lowest <= pixels <= 256
             and 8 <= sums <= most
-            and shared_bytes(spec, config, precision, target, uint8)
-            <= target.shared_bytes_per_block
+            and shared_bytes(spec, config, precision, target) <= target.shared_bytes_per_block
         ):
             yield config
 
 
 @functools.lru_cache(maxsize=4096)
-def choose_stem(spec: StemSpec, precision: str, gpu: Gpu, uint8: bool = False) -> StemConfig | None:
+def choose_stem(spec: StemSpec, precision: str, gpu: Gpu) -> StemConfig | None:
     """The candidate that the cost model finds fastest, None if nothing fits."""
     return min(
-        candidates(spec, precision, gpu, uint8),
-        key=lambda config: estimate_stem(spec, config, precision, gpu, uint8).seconds,
+        candidates(spec, precision, gpu),
+        key=lambda config: estimate_stem(spec, config, precision, gpu).seconds,
         default=None,
     )
 
 
 def shared_bytes(
-    spec: StemSpec,
-    config: StemConfig,
-    precision: str,
-    architecture: Architecture,
-    uint8: bool = False,
+    spec: StemSpec, config: StemConfig, precision: str, architecture: Architecture
 ) -> int:
     """A bound on the shared memory of a program: filter rows in flight, later the tile."""
     size = ELEMENT_BYTES[precision]
-    row = row_layout(spec, 1 if uint8 else size).size
+    row = row_layout(spec, image_bytes(spec, size)).size
     pixels = config.tile_h * config.tile_w
     deeper = multiplies_asynchronously(precision, architecture)
     buffers = max(config.num_stages - (0 if deeper else 1), 1)
@@ -198,9 +192,7 @@ def shared_bytes(
     return max(loop, pixels * config.block_n * size) + 1024
 
 
-def estimate_stem(
-    spec: StemSpec, config: StemConfig, precision: str, gpu: Gpu, uint8: bool = False
-) -> Estimate:
+def estimate_stem(spec: StemSpec, config: StemConfig, precision: str, gpu: Gpu) -> Estimate:
     """The modelled time of the kernel; see :mod:`fastres.kernels.configs.cost`.
 
     Instructions are fitted to the machine code for sm_80, of 256 pixels, 64 filters and 8 warps.
@@ -211,13 +203,13 @@ def estimate_stem(
     if conv.n * conv.k * spec.p * spec.q == 0:
         return NOTHING
     size = ELEMENT_BYTES[precision]
-    pixel_bytes = 1 if uint8 else size
+    pixel_bytes = image_bytes(spec, size)
     layout = row_layout(spec, pixel_bytes)
     pixels = config.tile_h * config.tile_w
     threads = config.num_warps * gpu.architecture.warp_size
     numbers, sums = pixels * layout.size / threads, pixels * config.block_n / threads
     per_row = 55 + 8 * numbers / layout.alignment
-    if uint8:
+    if spec.uint8:
         per_row += 8 * numbers
     elif layout.lead or (layout.lead + conv.s * conv.c) % layout.alignment:
         per_row += 2.3 * numbers
@@ -240,14 +232,13 @@ def estimate_stem(
             stages=1000,
         ),
     )
-    image = conv.n * conv.c * conv.h * conv.w
     work = Work(
         programs=conv.n * down * across * math.ceil(conv.k / config.block_n),
         num_warps=config.num_warps,
         registers=min(round(60 + 2.1 * sums), gpu.architecture.registers_per_thread),
-        shared_bytes=shared_bytes(spec, config, precision, gpu.architecture, uint8),
+        shared_bytes=shared_bytes(spec, config, precision, gpu.architecture),
         loops=loops,
-        bytes=float(least_bytes(spec, precision) - image * (size - pixel_bytes)),
+        bytes=float(least_bytes(spec, precision)),
         flops=2.0 * conv.multiply_adds,
     )
     return estimate(work, precision, gpu)

@@ -22,7 +22,11 @@ def least_bytes(spec: Spec, precision: str, residual: bool = False) -> int:
         residual: whether a convolution's epilogue reads a tensor like its output. A bottleneck
             always does.
     """
-    return _elements(spec, residual) * ELEMENT_BYTES[precision]
+    size = ELEMENT_BYTES[precision]
+    total = _elements(spec, residual) * size
+    if isinstance(spec, StemSpec) and spec.uint8:
+        total -= _image(spec.conv) * (size - 1)
+    return total
 
 
 def flops(spec: Spec) -> int:
@@ -52,6 +56,11 @@ def _elements(spec: Spec, residual: bool) -> int:
 
 def _read(spec: ConvSpec) -> int:
     """Elements of image and filters that a convolution reads."""
-    pixels = min(spec.h * spec.w, spec.p * spec.q * spec.r * spec.s)
     filters = spec.k * spec.r * spec.s * (spec.c // spec.groups)
-    return spec.n * spec.c * pixels + filters
+    return _image(spec) + filters
+
+
+def _image(spec: ConvSpec) -> int:
+    """Elements of the image that a convolution reads."""
+    pixels = min(spec.h * spec.w, spec.p * spec.q * spec.r * spec.s)
+    return spec.n * spec.c * pixels

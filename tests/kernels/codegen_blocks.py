@@ -35,7 +35,6 @@ class Case:
     spec: BottleneckSpec | StemSpec
     config: BottleneckConfig | StemConfig | None = None
     precision: str = "fp16"
-    uint8: bool = False
     gpus: tuple[str, ...] = ("a100", "h100")
 
 
@@ -101,12 +100,12 @@ SMALL = BottleneckConfig(64, 32, 32, 4, 3)
 IMAGE = ConvSpec(32, 3, 224, 224, 64, 7, 7, (2, 2), (3, 3, 3, 3))
 
 
-def pooled(conv: ConvSpec) -> StemSpec:
-    return StemSpec(conv, (3, 3), (2, 2), (1, 1))
+def pooled(conv: ConvSpec, uint8: bool = False) -> StemSpec:
+    return StemSpec(conv, (3, 3), (2, 2), (1, 1), uint8)
 
 
-def channels(c: int, w: int = 224) -> StemSpec:
-    return pooled(ConvSpec(32, c, 224, w, 64, 7, 7, (2, 2), (3, 3, 3, 3)))
+def channels(c: int, w: int = 224, uint8: bool = False) -> StemSpec:
+    return pooled(ConvSpec(32, c, 224, w, 64, 7, 7, (2, 2), (3, 3, 3, 3)), uint8)
 
 
 CASES = {
@@ -132,10 +131,10 @@ CASES = {
         BottleneckSpec(ConvSpec(1024, 64, 112, 112, 64, 3, 3, padding=SAME), 256, None, 64)
     ),
     "stem": Case(channels(3), gpus=("a100", "h100", "mi300x")),
-    "stem of bytes": Case(channels(3), uint8=True),
+    "stem of bytes": Case(channels(3, uint8=True)),
     "stem of one channel": Case(channels(1)),
     "stem of four channels": Case(channels(4)),
-    "stem of four channels of bytes": Case(channels(4), uint8=True),
+    "stem of four channels of bytes": Case(channels(4, uint8=True)),
     "stem of odd width": Case(channels(3, 223)),
     "stem in tf32": Case(channels(3), precision="tf32"),
     "awkward stem": Case(
@@ -177,10 +176,8 @@ def bottleneck_launch(
     )
 
 
-def stem_launch(
-    spec: StemSpec, config: StemConfig, precision: str, uint8: bool
-) -> list[KernelCall]:
-    conv, dtype = spec.conv, DTYPES[precision]
+def stem_launch(spec: StemSpec, config: StemConfig, precision: str) -> list[KernelCall]:
+    conv, dtype, uint8 = spec.conv, DTYPES[precision], spec.uint8
     x = images(conv.n, conv.c, conv.h, conv.w, torch.uint8 if uint8 else dtype)
     layout = stem.row_layout(spec, x.element_size())
     vectors = [torch.empty(conv.c, device="meta")] * 2 if uint8 else []
@@ -202,9 +199,9 @@ def launch(case: Case, gpu: Gpu) -> tuple[KernelCall, int]:
         config = config or bottleneck.choose_bottleneck(spec, precision, gpu)
         (call,) = bottleneck_launch(spec, config, precision)
         return call, bottleneck.shared_bytes(spec, config, precision, target)
-    config = config or stem.choose_stem(spec, precision, gpu, case.uint8)
-    (call,) = stem_launch(spec, config, precision, case.uint8)
-    return call, stem.shared_bytes(spec, config, precision, target, case.uint8)
+    config = config or stem.choose_stem(spec, precision, gpu)
+    (call,) = stem_launch(spec, config, precision)
+    return call, stem.shared_bytes(spec, config, precision, target)
 
 
 def main() -> None:

@@ -221,9 +221,8 @@ def normalisation(c: int, device: str) -> tuple[Tensor, Tensor]:
 def judge_normalised(got: Tensor, given: tuple[Any, ...], precision: str) -> None:
     """``given``: x, scale, shift, weight, bias and the attributes."""
 
-    def oracle(x: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        normal = reference.normalise(x, scale, shift).to(weight.dtype)
-        return reference.conv2d_max_pool2d(normal, weight, *rest)
+    def oracle(x: Tensor, scale: Tensor, shift: Tensor, *rest: Any) -> Tensor:
+        return reference.conv2d_max_pool2d(*(x, *rest, scale, shift))
 
     wanted = oracle(*in_float64(given))
     x, scale, shift, *rest = given
@@ -308,6 +307,7 @@ def test_nothing_else_is_read_or_written(name: str, device: str) -> None:
 
 
 def meta_call(spec: StemSpec, uint8: bool = False, config: StemConfig = SMALL) -> KernelCall:
+    spec = replace(spec, uint8=uint8)
     conv, half = spec.conv, torch.float16
 
     def images(n: int, c: int, h: int, w: int) -> Tensor:
@@ -419,7 +419,7 @@ def test_a_choice_for_every_gpu(name: str) -> None:
     resnet = stem(ConvSpec(32, 3, 224, 224, 64, 7, 7, (2, 2), (3, 3, 3, 3)))
     for precision in PRECISIONS:
         for uint8 in (False, True):
-            assert choose_stem(resnet, precision, by_name(name), uint8) is not None
+            assert choose_stem(replace(resnet, uint8=uint8), precision, by_name(name)) is not None
 
 
 @pytest.mark.parametrize(
@@ -455,9 +455,19 @@ def test_unfit_stems_are_refused(spec: StemSpec, message: str) -> None:
         ),
         ({"packed": torch.zeros(20, 147).half()}, InputError, r"packed weight .*\[20, 224\]"),
         ({"bias": torch.zeros(19)}, InputError, r"bias is \[19\].*expected \[20\]"),
-        ({"scale": torch.zeros(3)}, InputError, "scale and shift: expected both or neither"),
+        ({"scale": torch.zeros(3)}, InputError, "scale and shift: expected both for a stem"),
         (
             {"scale": torch.zeros(3), "shift": torch.zeros(3)},
+            InputError,
+            r"of bytes \(spec.uint8\), else neither",
+        ),
+        ({"spec": replace(STEMS["ResNet's"], uint8=True)}, InputError, "expected both for a stem"),
+        (
+            {
+                "scale": torch.zeros(3),
+                "shift": torch.zeros(3),
+                "spec": replace(STEMS["ResNet's"], uint8=True),
+            },
             InputError,
             r"x is .*expected \[2, 17, 14, 3\] of torch.uint8 where it is normalised",
         ),

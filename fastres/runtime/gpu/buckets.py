@@ -67,11 +67,16 @@ def why_mixed(module: fx.GraphModule, facts: Mapping[fx.Node, Any], size: int) -
         if not isinstance(fact, (Tensor, list, tuple)):  # a size
             if any(user.target is not aten.reshape.default for user in node.users):
                 return f"{module_of(node)} computes with a size"
-        elif node.target not in _IMAGE_BY_IMAGE:
+        elif node.target not in _IMAGE_BY_IMAGE and not _moves_pixels(node):
             return f"{module_of(node)} ({node.target}) may mix images"
         elif any(not _keeps_batch(facts[each], size) for each in (node, *_activations(node))):
             return f"{module_of(node)} ({node.target}) has tensors without the batch"
     return None
+
+
+def _moves_pixels(node: fx.Node) -> bool:
+    """Whether a node is a permutation of the axes behind the batch: NHWC to NCHW."""
+    return node.target is aten.permute.default and arguments(node)[1][0] == 0
 
 
 def _activations(node: fx.Node) -> list[fx.Node]:

@@ -56,6 +56,12 @@ def dense(name: str, shape: Sequence[int], dtype: torch.dtype) -> Value:
     if len(sizes) == 4:
         _, c, h, w = sizes
         return Value(name, sizes, (c * h * w, 1, c * w, c), dtype)
+    return row_major(name, sizes, dtype)
+
+
+def row_major(name: str, shape: Sequence[int], dtype: torch.dtype) -> Value:
+    """A value without gaps, the last axis innermost."""
+    sizes = tuple(int(size) for size in shape)
     strides = tuple(math.prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
     return Value(name, sizes, strides, dtype)
 

@@ -28,6 +28,7 @@ from fastres.runtime.gpu.plan import (
     TorchStep,
     Value,
     dense,
+    row_major,
 )
 
 aten = torch.ops.aten
@@ -93,16 +94,23 @@ class Planner:
 
     def input(self, argument: fx.Node) -> str:
         """Name of a value as kernels read it: without gaps, channels-last if it is an image."""
-        name = self._known[argument].name
-        if name in self._values:
-            return str(name)
+        return self._in_layout(argument, dense, "to channels-last")
+
+    def pixels(self, argument: fx.Node) -> str:
+        """Name of a value as an image is decoded: without gaps, its last axis innermost."""
+        return self._in_layout(argument, row_major, "to row-major")
+
+    def _in_layout(self, argument: fx.Node, layout: Callable[..., Value], operation: str) -> str:
+        name = str(self._known[argument].name)
         fact = self.facts[argument]
-        value = dense(f"{name}:dense", fact.shape, fact.dtype)
+        value = layout(f"{name}:{operation}", fact.shape, fact.dtype)
+        if name in self._values and self._values[name].strides == value.strides:
+            return name
         if value.name not in self._others:
             self._others[value.name] = value
             self._to_make[value.name] = self._torch(
                 argument,
-                "to channels-last",
+                operation,
                 _with_strides,
                 (Ref(name), value.strides),
                 {},
@@ -269,7 +277,9 @@ class Planner:
     def _copied_in(self, node: fx.Node, dtype: torch.dtype) -> Ref:
         name = f"{node.name}:{str(dtype).removeprefix('torch.')}"
         if name not in self._values:
-            self._values[name] = dense(name, self.facts[node].shape, dtype)
+            # What is no number yet is an image as it is decoded, and no kernel reads it otherwise.
+            layout = dense if dtype.is_floating_point else row_major
+            self._values[name] = layout(name, self.facts[node].shape, dtype)
             self._inputs.append((self._numbers[node], self._values[name]))
         return Ref(name)
 

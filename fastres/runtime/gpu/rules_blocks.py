@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from fastres import ops
@@ -142,14 +143,14 @@ class BlockRules:
         return planner.append(node, self.tactics.decide(layer))
 
     def stem(self, planner: Planner, node: fx.Node) -> bool:
-        """Convolution and max-pool."""
-        x, weight, bias, stride, padding, activation, kernel, pool_stride, pool_padding = arguments(
-            node
-        )
-        fact, filters = planner.facts[x], constant(weight)
+        """Convolution and max-pool; of pixels as they come, their normalisation too."""
+        x, weight, bias, stride, padding, activation, *pool, scale, shift = arguments(node)
+        fact, filters, uint8 = planner.facts[x], constant(weight), scale is not None
         assert filters is not None
-        conv = conv_spec(fact, filters, (stride, padding, (1, 1), 1))
-        spec = StemSpec(conv, pair(kernel), pair(pool_stride), pair(pool_padding))
+        image_fact = fact.permute(0, 3, 1, 2) if uint8 else fact
+        conv = conv_spec(image_fact, filters, (stride, padding, (1, 1), 1))
+        kernel, pool_stride, pool_padding = map(pair, pool)
+        spec = StemSpec(conv, kernel, pool_stride, pool_padding, uint8)
         precision = self.arithmetic.of_convolution(filters.dtype)
         gpu = self.tactics.gpu
         reason = stem_configs.supports(spec)
@@ -158,31 +159,37 @@ class BlockRules:
             chosen = stem_configs.choose_stem(spec, precision, gpu)
             if chosen is None:
                 reason = f"its tiles do not fit on {gpu.name}"
-        if filters.dtype not in FLOATING or fact.dtype != filters.dtype:
+        wanted = torch.uint8 if uint8 else filters.dtype
+        if filters.dtype not in FLOATING or fact.dtype != wanted:
             reason = f"the kernels do not take {fact.dtype} with weights of {filters.dtype}"
         if reason is not None:
             planner.remark(node, "convolution and max-pool", reason)
             return False
         form = f"stem of {in_words(spec)}, {precision}"
-        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec, precision=precision))
-        shift = planner.bias(bias)
-        image, out = planner.input(x), planner.output(node)
+        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec, precision))
+        vectors = [planner.bias(each) for each in (bias, scale, shift)]
+        image = planner.pixels(x) if uint8 else planner.input(x)
+        out = planner.output(node)
 
         def step(config: stem_configs.StemConfig) -> KernelStep:
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
+                addend, *normalisation = (_read(tensors, each) for each in vectors)
                 return stem_calls(
                     tensors[image],
                     tensors[packed.name],
-                    _read(tensors, shift),
+                    addend,
                     tensors[out.name],
                     spec,
                     activation,
                     config,
                     precision,
+                    *normalisation,
                 )
 
             return planner.kernel_step(
-                *(node, [image], [out], calls), constants=(packed, shift), tactic=in_words(config)
+                *(node, [image], [out], calls),
+                constants=(packed, *vectors),
+                tactic=in_words(config),
             )
 
         layer = Layer(
