@@ -88,7 +88,7 @@ FR_INLINE void max_pool_row(const Work &work, int64_t chunk) {
                 for (int v = 0; v < kVectors<DTYPE>; v++) {
                     Lanes value;
                     load<DTYPE>(from + y * op.input.row + x * op.input.pixel, v, value);
-                    best[v] = (value > best[v]) | (value != value) ? value : best[v];  // NaN wins
+                    best[v] = ((value > best[v]) | (value != value)) ? value : best[v];  // NaN wins
                 }
             }
         }

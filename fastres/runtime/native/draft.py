@@ -62,7 +62,7 @@ class Op:
 
 @dataclass
 class Draft:
-    """A piece: its operations in order, the nodes whose tensors go in and come out, in what dtypes."""
+    """A piece: operations in order, and the nodes whose tensors go in and come out."""
 
     inputs: list[fx.Node] = field(default_factory=list)
     outputs: list[fx.Node] = field(default_factory=list)
@@ -220,7 +220,9 @@ class _Drafting:
         if known is not None and small:
             return known
         # An image may be wanted in both forms.
-        value = Value(Layout(layout.channels, layout.height, layout.width, layout.dtype, small=small))
+        value = Value(
+            Layout(layout.channels, layout.height, layout.width, layout.dtype, small=small)
+        )
         self.values[node] = value
         self.result.ops.append(
             Op("import", node, None, value, outside=self.result.inputs.index(node))

@@ -1,13 +1,13 @@
 """The engine ``native``: kernels of our own on the CPU.
 
 The fused graph is cut into pieces that the library runs in one call each, threads, order and memory
-planned beforehand; a ResNet is one piece. What the library has no operation for runs as in the oneDNN
-engine, and the receipt says so. The library computes float32 with AVX2 or AVX-512 and bfloat16 with
-AVX-512's bfloat16 instructions or AMX, whichever the processor has.
+planned beforehand; a ResNet is one piece. What the library has no operation for runs as in the
+oneDNN engine, and the receipt says so. The library computes float32 with AVX2 or AVX-512 and
+bfloat16 with AVX-512's bfloat16 instructions or AMX, whichever the processor has.
 
 NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the
-zeros that fill up channel blocks over a pixel. The program therefore looks at its inputs as oneDNN's
-does, and what is not ordinary is answered by the eager engine.
+zeros that fill up channel blocks over a pixel. The program therefore looks at its inputs as
+oneDNN's does, and what is not ordinary is answered by the eager engine.
 """
 
 from __future__ import annotations
@@ -79,9 +79,7 @@ class NativeEngine:
         def make(draft: Draft, sources: list[torch.dtype]) -> Piece:
             isa = _isa(library, draft.dtype)
             assert isa is not None
-            pieces.append(
-                Piece(draft, sources, facts, library, self._packed, isa, threads)
-            )
+            pieces.append(Piece(draft, sources, facts, library, self._packed, isa, threads))
             return pieces[-1]
 
         outer = rewrite(module, where.pieces, facts, make)

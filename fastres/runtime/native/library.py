@@ -2,8 +2,8 @@
 
 It is compiled by ``pip install`` where there is a C++ compiler. Two environment variables are for
 tests: ``FASTRES_NATIVE_LIBRARY`` is the path of another build, ``FASTRES_NATIVE_ISA`` the highest
-instruction set to use (``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``), so that what an older
-processor would do can be seen.
+instruction set to use (``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``), so that what an
+older processor would do can be seen.
 """
 
 from __future__ import annotations

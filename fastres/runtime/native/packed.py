@@ -42,15 +42,19 @@ class PackedPanels:
     ) -> Panels:
         """``weight`` [K, C / groups, R, S] as ``"panels"``, ``"small"`` or ``"winograd"``."""
         key = (name, form, channels, groups)
-        return self._once(key, lambda: _pack(weight.detach(), dtype, form, channels, groups))
+        packed: Panels = self._once(
+            key, lambda: _pack(weight.detach(), dtype, form, channels, groups)
+        )
+        return packed
 
     def bias(self, bias: tuple[str, Tensor] | None, channels: int) -> Tensor:
         """[K] in float32, in whole panels."""
         name, value = (None, None) if bias is None else bias
-        return self._once(
+        whole: Tensor = self._once(
             (name, "bias", channels),
             lambda: weights.pack_bias(None if value is None else value.detach(), channels),
         )
+        return whole
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         with self._lock:

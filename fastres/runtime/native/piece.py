@@ -164,5 +164,3 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (shape[1], 1)
     _, c, h, w = shape
     return (c * h * w, 1, c * w, c)
-
-

@@ -1,8 +1,8 @@
 """Which parts of a fused graph the engine runs in one call each, and the graph of those calls.
 
 A piece is a run of nodes that the engine has operations for, all for as many images; the first node
-that it has none for and that reads from the piece ends it. What is left between pieces is lowered as
-for the oneDNN engine.
+that it has none for and that reads from the piece ends it. What is left between pieces is lowered
+as for the oneDNN engine.
 """
 
 from __future__ import annotations
@@ -116,15 +116,14 @@ def _cast_behind(node: fx.Node) -> fx.Node | None:
     return users[0] if casts and arguments(users[0])[1] in _DTYPES else None
 
 
-def _source(
-    node: fx.Node, piece: Sequence[fx.Node], facts: Mapping[fx.Node, Any]
-) -> fx.Node:
+def _source(node: fx.Node, piece: Sequence[fx.Node], facts: Mapping[fx.Node, Any]) -> fx.Node:
     """What a piece reads for an input: in front of a cast that nobody else reads, its argument."""
     if node.target is aten.to.dtype and all(user in piece for user in node.users):
         before = arguments(node)[0]
-        fact = facts[before] if isinstance(before, fx.Node) else None
-        if isinstance(fact, Tensor) and fact.dtype in _DTYPES:
-            return before
+        if isinstance(before, fx.Node):
+            fact = facts[before]
+            if isinstance(fact, Tensor) and fact.dtype in _DTYPES:
+                return before
     return node
 
 

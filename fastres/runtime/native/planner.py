@@ -1,8 +1,9 @@
-"""From a drafted piece to a plan: borders, buffers, phases, tables, and the library's structures."""
+"""From a drafted piece to a plan: borders, buffers, phases, tables, the library's structures."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,12 +27,14 @@ from fastres.runtime.native.interface import (
 )
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.tables import for_images, pixel_offsets, runs
 from fastres.runtime.native.weights import panels
 from fastres.spec import ConvSpec
 
 PAGE = 4096
-SLACK = 2048
-"""Bytes behind each buffer that may be read: of a tile's last rows, and of read-ahead."""
+SLACK = 8192
+"""Bytes behind each buffer that may be read: by the rows of AMX's last run that have no pixel, and
+ahead."""
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
@@ -134,6 +137,7 @@ class Planner:
         self.guards: list[tuple[int, int]] = []
         self.end = 0
         self._tables: dict[Any, npt.NDArray[np.int32]] = {}
+        self._made: dict[Any, Any] = {}
         self._rows = self._merge_exports()
         self.kinds = [
             "winograd" if op.kind == "convolution" and uses_winograd(op, isa, images) else op.kind
@@ -147,8 +151,8 @@ class Planner:
         self._allocate(phases)
         structures = [self._structure(i, phase) for phase in phases for i in _within(phase)]
         return Plan(
-            self.images, self.isa, self.drafted, self.kinds, (COp * len(structures))(*structures), phases,
-            self.buffers, max(self.end, LINE), self.guards, self.kept,
+            self.images, self.isa, self.drafted, self.kinds, (COp * len(structures))(*structures),
+            phases, self.buffers, max(self.end, LINE), self.guards, self.kept,
         )  # fmt: skip
 
     # A matrix product whose float32 result leaves the piece writes it where the caller wants it.
@@ -159,7 +163,9 @@ class Planner:
             source = op.input
             if op.kind == "export" and source is not None:
                 makers = [i for i, other in enumerate(merged) if other.output is source]
-                readers = [other for other in self.drafted if source in (other.input, other.residual)]
+                readers = [
+                    other for other in self.drafted if source in (other.input, other.residual)
+                ]
                 maker = merged[makers[0]] if makers else None
                 fits = (
                     maker is not None
@@ -187,9 +193,7 @@ class Planner:
                     layouts[value] = value.layout
             if op.conv is not None and op.input is not None:
                 wanted.setdefault(op.input, []).append(_border(op.conv, kind == "winograd"))
-        return {
-            value: layout.bordered(wanted.get(value, ())) for value, layout in layouts.items()
-        }
+        return {value: layout.bordered(wanted.get(value, ())) for value, layout in layouts.items()}
 
     def _phases(self) -> list[Phase]:
         cuts = [0]
@@ -201,7 +205,7 @@ class Planner:
             pixels = size if size is not None else pixels
         cuts.append(len(self.drafted))
         phases = []
-        for first, end in zip(cuts, cuts[1:], strict=False):
+        for first, end in itertools.pairwise(cuts):
             ops = self.drafted[first:end]
             loads = [self._load(op) for op in ops]
             live = max(self._live(op) for op in ops)
@@ -296,8 +300,8 @@ class Planner:
         if not self.guarded:
             self.end += size + SLACK
             return
-        # The end against the fence, as near as lines go; what kernels may read ahead is prefetched only.
-        filled = math.ceil((size + LINE) / PAGE) * PAGE
+        # What AMX's last rows read beyond the end stays in front of the fence.
+        filled = math.ceil((size + (SLACK if self.isa == "amx_bf16" else LINE)) / PAGE) * PAGE
         self.end += filled
         self.guards.append((self.end, PAGE))
         self.end += PAGE
@@ -321,7 +325,9 @@ class Planner:
             self._convolution(out, op, kind, index, phase)
         elif kind == "max_pool":
             assert op.window is not None
-            for name, pair in zip(("kernel", "stride", "padding", "dilation"), op.window, strict=True):
+            for name, pair in zip(
+                ("kernel", "stride", "padding", "dilation"), op.window, strict=True
+            ):
                 setattr(out, name, (ctypes.c_int32 * 2)(*pair))
         elif kind in ("import", "export"):
             self._outside(out, op)
@@ -362,16 +368,8 @@ class Planner:
         if kind == "winograd":
             self._winograd(out, conv, source, phase)
             return
-        target = None if op.output is None else self.layouts[op.output]
-        out.pixels = conv.p * conv.q
+        self._pixels(out, op, source, phase.images)
         n = phase.images
-        out.input_px = self._pixels(source, conv.p, conv.q, conv.stride, n)
-        if target is None:
-            out.output_px = self._keep(("rows", conv.k, n), lambda: np.arange(n) * conv.k)
-        else:
-            out.output_px = self._pixels(target, conv.p, conv.q, (1, 1), n)
-        if op.residual is not None:
-            out.residual_px = self._pixels(self.layouts[op.residual], conv.p, conv.q, (1, 1), n)
         steps, out.step_units = _steps(source, conv, weight.blocks)
         out.step_count = len(steps)
         out.steps = self._keep(("steps", tuple(steps)), lambda: np.array(steps))
@@ -398,18 +396,43 @@ class Planner:
         out.scratch_offset = self._reserve(0)
         self._reserve_bytes(out.scratch_bytes * self.threads)
 
-    def _pixels(
-        self, layout: Layout, rows: int, columns: int, stride: tuple[int, int], images: int
-    ) -> int:
-        """A table of the offsets of pixels, in units of 4 bytes from the first one."""
+    def _pixels(self, out: COp, op: Op, source: Layout, images: int) -> None:
+        """The tables of where output pixels read and write."""
+        conv = op.conv
+        assert conv is not None
+        size = (conv.p, conv.q)
+        if self.isa == "amx_bf16":
+            rows = self._shared(("runs", source, conv), lambda: runs(source, conv))
+            read, out.row_step = rows.input_px, rows.step
+        else:
+            rows, read = None, pixel_offsets(source, *size, conv.stride)
+        out.pixels = len(read)
 
-        def offsets() -> npt.NDArray[Any]:
-            image = np.arange(images)[:, None, None] * layout.image
-            row = np.arange(rows)[None, :, None] * stride[0] * layout.row
-            column = np.arange(columns)[None, None, :] * stride[1] * layout.pixel
-            return (image + row + column).reshape(-1) // 4
+        def table(key: Any, image_bytes: int, one: npt.NDArray[Any]) -> int:
+            return self._keep(
+                (key, conv.stride, size, self.isa, source, images),
+                lambda: for_images(one, image_bytes, images),
+            )
 
-        return self._keep((layout, rows, columns, stride, images), offsets)
+        def written(layout: Layout) -> npt.NDArray[Any]:
+            one = pixel_offsets(layout, *size, (1, 1))
+            return one if rows is None else rows.output_px(one)
+
+        out.input_px = table("read", source.image, read)
+        if op.output is None:  # [image][channel] of float32 in the caller's memory
+            out.output_px = table(("rows", conv.k), conv.k * 4, written(source))
+        else:
+            layout = self.layouts[op.output]
+            out.output_px = table(("written", layout), layout.image, written(layout))
+        if op.residual is not None:
+            layout = self.layouts[op.residual]
+            out.residual_px = table(("written", layout), layout.image, written(layout))
+
+    def _shared(self, key: Any, make: Any) -> Any:
+        """What ``make`` makes, once."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _keep(self, key: Any, make: Any) -> int:
         """The address of a table that lives as long as the plan; equal ones are one."""

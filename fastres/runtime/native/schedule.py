@@ -1,10 +1,10 @@
 """In which order a plan goes through images, tiles and panels: a cost model on the cache sizes.
 
 What there is to decide is where data comes from. A convolution reads each tile of activations once
-for every panel of weights, and each panel once for every group of tiles. Groups are as large as lets
-their activations stay near while the panels go by. Layers are grouped into phases, and a phase runs
-for a few images at a time where that keeps its activations in the second-level cache; where its weights
-are larger than that cache, more images at a time share one reading of them.
+for every panel of weights, and each panel once for every group of tiles. Groups are as large as
+lets their activations stay near while the panels go by. Layers are grouped into phases, and a phase
+runs for a few images at a time where that keeps its activations in the second-level cache; where
+its weights are larger than that cache, more images at a time share one reading of them.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Load:
     image_bytes: int
 
 
-# Bytes, and multiplications of float32, per nanosecond and core, measured loosely on a Zen 5 core: only
-# their relations matter.
+# Bytes, and multiplications of float32, per nanosecond and core, measured loosely on a Zen 5 core:
+# only their relations matter.
 _FROM_SECOND, _FROM_SHARED, _FROM_MEMORY = 100.0, 20.0, 8.0
 _STREAMED = 15.0  # weights that are read in order and ahead
 _MULTIPLIED = 115.0
@@ -115,8 +115,8 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
 def winograd_pays(conv: ConvSpec, images: int) -> bool:
     """Whether F(2x2, 3x3) is faster than the direct convolution, for so many images at a time.
 
-    It multiplies 16 numbers for 4 outputs where that takes 36, with the transforms about as if it were
-    21; but it reads 16 weights instead of 9, and with few pixels reading is what takes the time.
+    It multiplies 16 numbers for 4 outputs where that takes 36, with the transforms about as if it
+    were 21; but it reads 16 weights instead of 9, and with few pixels reading takes the time.
     """
     tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * images
     weights = conv.c * conv.k

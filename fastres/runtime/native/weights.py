@@ -1,8 +1,8 @@
 """Weights as the kernels read them: panels of 32 output channels, in the order of the K-steps.
 
 A panel is [step][unit][32]: a unit is one input channel in float32 and a pair of them in bfloat16,
-whose 32 entries are then pairs. A step is one filter tap of a channel block, channel block by channel
-block; for an image that is kept pixel by pixel it is one row of the filter.
+whose 32 entries are then pairs. A step is one filter tap of a channel block, channel block by
+channel block; for an image that is kept pixel by pixel it is one row of the filter.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def pack(weight: Tensor, lanes: int) -> Tensor:
 
 def pack_small(weight: Tensor) -> Tensor:
     """[K, C, R, S] -> [panel][R][unit][32]([2]), a unit for each number of a filter's row."""
-    k, c, r, s = weight.shape
+    k, c, r, _ = weight.shape
     pair = 2 if weight.dtype == torch.bfloat16 else 1
     whole = F.pad(weight, (0, 0, 0, 0, 0, c % pair, 0, panels(k) * PANEL - k))
     rows = whole.permute(0, 2, 3, 1).reshape(panels(k), PANEL, r, -1, pair)
@@ -56,8 +56,8 @@ def pack_small(weight: Tensor) -> Tensor:
 def spread_groups(weight: Tensor, channels: int, groups: int, lanes: int) -> tuple[Tensor, Tensor]:
     """A grouped convolution's weight for whole channel blocks.
 
-    Each panel reads the channel blocks in which its groups' channels lie; the weights of other groups
-    are zero.
+    Each panel reads the channel blocks in which its groups' channels lie; the weights of other
+    groups are zero.
 
     Args:
         weight: [K, C / groups, R, S].
