@@ -145,6 +145,10 @@ class OptimizedModule(nn.Module):
         with torch.no_grad(), self._runner.limit():
             return profile.measure(executable, lambda: self(*args, **kwargs), flat, rounds)
 
+    def program(self, *args: Any, **kwargs: Any) -> str:
+        """What a call with these arguments runs, to be read: the engine's calls, and its plans."""
+        return self._runner.executable(self._flatten(args, kwargs)).code
+
     def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
         """Every operator's result for flattened arguments, computed by the engine itself."""
         tapped = _with_taps(self.graph_module)

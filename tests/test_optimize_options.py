@@ -27,7 +27,7 @@ def small_model() -> nn.Module:
     [
         ({"precision": "int8"}, "precision='int8': expected None (the model's own) or one of 'fp"),
         ({"precision": torch.bfloat16}, "precision=torch.bfloat16: expected None"),
-        ({"engine": "fast"}, "engine='fast': expected one of 'auto', 'triton', 'onedn"),
+        ({"engine": "fast"}, "engine='fast': expected one of 'auto', 'triton', 'nativ"),
         ({"strict": "yes"}, "strict='yes': expected True or False"),
         ({"tune": 1}, "tune=1: expected True or False"),
         ({"batch_buckets": 8}, "batch_buckets=8: expected a sequence of batch sizes"),

@@ -20,7 +20,6 @@ from torch import Tensor, fx
 
 from fastres.graph import module_of
 from fastres.options import Options
-from fastres.report import Remark
 from fastres.runtime.executable import Executable
 from fastres.runtime.known_shapes import shapes
 from fastres.runtime.lowering import Lowering, Rule, keep
@@ -85,11 +84,17 @@ class NativeEngine:
         outer = rewrite(module, where.pieces, facts, make)
         rules: dict[Any, Rule] = {**self._beside.rules(), "placeholder": _placeholder}
         lowering = Lowering(outer, inputs)
-        for node, reason in where.left:
-            lowering.remarks.append(
-                Remark(module_of(node), "convolution", f"{reason}; it runs as in the onednn engine")
-            )
         executable = lowering.run(self.name, rules, keep_and_look)
+        told = {remark.module for remark in executable.remarks}
+        executable.notes += [
+            f"{module_of(node)}: {reason} for the native engine; it runs as in the onednn engine"
+            for node, reason in where.left
+            if module_of(node) not in told
+        ]
+        for number, piece in enumerate(pieces):
+            executable.code += "\n".join(
+                ("", f"# native piece {number}", *(f"#   {line}" for line in piece.describe()), "")
+            )
         executable.peak_bytes += sum(piece.arena_bytes for piece in pieces)
         return executable
 

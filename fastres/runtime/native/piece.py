@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fastres.errors import OutOfMemory
-from fastres.runtime.native.draft import Draft
+from fastres.runtime.native.describe import described
+from fastres.runtime.native.draft import Draft, Op
 from fastres.runtime.native.interface import COp, COutside
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.packed import PackedPanels
@@ -118,6 +119,18 @@ class Piece:
         results = self._run(inputs, None)
         return results[0] if len(results) == 1 else results
 
+    def describe(self) -> list[str]:
+        """Its plans in words, line by line."""
+        alone, together = self.plans
+        lines = (
+            []
+            if alone is None
+            else described(alone.plan, f"each of {self._threads} threads by itself")
+        )
+        if together is not None:
+            lines += described(together.plan, f"{self._threads} threads together")
+        return lines
+
     def timed(self, *inputs: Tensor) -> tuple[Any, list[tuple[str, str, int]]]:
         """The same with (module, operation, nanoseconds) for each operation.
 
@@ -129,11 +142,11 @@ class Piece:
         began = time.perf_counter_ns()
         results = self._run(inputs, times)
         rest = time.perf_counter_ns() - began - sum(times)
-        rows = [
-            (str(op.node.meta.get("module", "")), kind, took)
-            for op, kind, took in zip(drafted, compiled.plan.kinds, times, strict=True)
+        rows = [("", "start and wait for threads", max(rest, 0))]
+        rows += [
+            (str(op.node.meta.get("module") or ""), _operation(op), took)
+            for op, took in zip(drafted, times, strict=True)
         ]
-        rows.append(("", "start and wait for threads", max(rest, 0)))
         return (results[0] if len(results) == 1 else results), rows
 
     def _run(self, inputs: Sequence[Tensor], times: Any) -> tuple[Tensor, ...]:
@@ -150,6 +163,13 @@ class Piece:
         if status:
             raise MemoryError(f"{_FAILURES[status]} for a call of the native engine")
         return outputs
+
+
+def _operation(op: Op) -> str:
+    """Its name in profiles: the fused graph's operator."""
+    if op.kind in ("import", "export"):
+        return "into lines" if op.kind == "import" else "out of lines"
+    return str(op.node.target).removesuffix(".default")
 
 
 def _outside(tensor: Tensor) -> COutside:

@@ -68,6 +68,7 @@ class Plan:
 
     Attributes:
         kinds: what each of ``drafted`` runs as.
+        layouts: of the values, borders included.
         ops: the library's structures, one for each of ``drafted``.
         phases: in order.
         buffers: for tests, which fill and fence them.
@@ -78,6 +79,7 @@ class Plan:
     isa: str
     drafted: list[Op]
     kinds: list[str]
+    layouts: dict[Value, Layout]
     ops: Any
     phases: list[Phase]
     buffers: list[Buffer]
@@ -151,8 +153,9 @@ class Planner:
         self._allocate(phases)
         structures = [self._structure(i, phase) for phase in phases for i in _within(phase)]
         return Plan(
-            self.images, self.isa, self.drafted, self.kinds, (COp * len(structures))(*structures),
-            phases, self.buffers, max(self.end, LINE), self.guards, self.kept,
+            self.images, self.isa, self.drafted, self.kinds, self.layouts,
+            (COp * len(structures))(*structures), phases, self.buffers, max(self.end, LINE),
+            self.guards, self.kept,
         )  # fmt: skip
 
     # A matrix product whose float32 result leaves the piece writes it where the caller wants it.

@@ -1,0 +1,66 @@
+"""A plan in words: order, images at a time, blocks, and how many bytes come from where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fastres.runtime.native import schedule
+from fastres.runtime.native.draft import Op
+from fastres.runtime.native.planner import Phase, Plan
+
+
+def described(plan: Plan, who: str) -> list[str]:
+    """One line for the plan, one per phase and one per operation.
+
+    The bytes are expected, from the sizes of tensors and caches, not measured: activations that a
+    phase keeps in the second-level cache and those from behind it, and weights likewise.
+    """
+    near = schedule.caches()
+    lines = [
+        f"{who}: {_images(plan.images)}, {plan.isa}, {len(plan.drafted)} operations, "
+        f"arena {plan.arena_bytes / 2**20:.1f} MiB"
+    ]
+    for phase in plan.phases:
+        lines.append(f"  {_images(phase.images)} at a time:")
+        lines += (f"    {line}" for line in _operations(plan, phase, near))
+    return lines
+
+
+def _operations(plan: Plan, phase: Phase, near: schedule.Caches) -> Iterator[str]:
+    live = max(_activations(plan, i) for i in range(phase.first, phase.end)) * phase.images
+    second = near.second * 0.75
+    for i in range(phase.first, phase.end):
+        op, structure = plan.drafted[i], plan.ops[i]
+        where = _level(live, second, near)
+        text = f"{_name(op)}: {plan.kinds[i]}"
+        if op.conv is not None:
+            conv = op.conv
+            text += f" {conv.c}->{conv.k} {conv.r}x{conv.s}/{conv.stride[0]}"
+            text += f", tiles of {structure.tile} by {structure.group}"
+            text += f", {structure.chunk_panels} of {structure.panels} panels"
+        text += f"; activations {_activations(plan, i) * phase.images / 2**10:.0f} KiB from {where}"
+        weights = structure.panel_bytes * structure.panels
+        if weights:
+            text += f", weights {weights / 2**10:.0f} KiB from {_level(weights, second, near)}"
+        yield text
+
+
+def _activations(plan: Plan, index: int) -> int:
+    """Bytes of an operation's activations for one image."""
+    op = plan.drafted[index]
+    values = {value for value in (op.input, op.output, op.residual) if value is not None}
+    return sum(plan.layouts[value].image for value in values)
+
+
+def _level(size: int, second: float, near: schedule.Caches) -> str:
+    if size <= second:
+        return "L2"
+    return "L3" if size <= near.shared / 2 else "memory"
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _name(op: Op) -> str:
+    return str(op.node.meta.get("module") or "(model)")
