@@ -229,3 +229,6 @@ MOVES_DATA: tuple[Any, ...] = (
     ),
 )
 """Operations that compute nothing: no reason to list them as left to torch."""
+
+KERNELS_OF_SOME: tuple[Any, ...] = (torch.ops.aten.avg_pool2d.default,)
+"""What torch can do and some engines have kernels for: each says itself what it leaves to torch."""

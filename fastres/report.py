@@ -52,7 +52,8 @@ class Report:
         threads: threads per call, None where the engine does not decide.
         found, done: counts per key of :data:`KINDS`.
         refused: rewrites that a pass refused.
-        left: operations that no operator of fastres covers and that run in torch.
+        left: operations that run in torch: no operator of fastres covers them, or this engine has
+            no kernel for them.
         notes: sentences about the whole.
         layers: (module, operator, dtype) per operator, in order.
         check: the comparison with the model, None before it was made.

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.graph import (
+    KERNELS_OF_SOME,
     MOVES_DATA,
     add_constant,
     arguments,
@@ -178,5 +179,5 @@ def _list(node: fx.Node, context: Context) -> None:
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )
-    elif node.target not in MOVES_DATA and not node.meta.get("asked"):
+    elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("asked"):
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

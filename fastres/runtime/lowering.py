@@ -15,7 +15,14 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.errors import OutOfMemory
-from fastres.graph import aliases, arguments, copy_meta, module_of, output_nodes
+from fastres.graph import (
+    KERNELS_OF_SOME,
+    aliases,
+    arguments,
+    copy_meta,
+    module_of,
+    output_nodes,
+)
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, compile_graph, dead_after
 from fastres.runtime.known_shapes import shapes
@@ -72,6 +79,8 @@ class Lowering:
                     node.op if node.op == "placeholder" else node.target, otherwise or keep
                 )
                 self._values[node] = copy_meta(rule(self, node), node)
+                if node.target in KERNELS_OF_SOME and node.target not in rules:
+                    self.remark(node, str(node.target), f"the {engine} engine has no kernel for it")
         self.graph.eliminate_dead_code()
         self.graph.lint()
         return compile_graph(self.graph, self.constants, engine, needed, self.remarks, self.notes)
@@ -116,8 +125,10 @@ class Lowering:
         )
 
     def remark(self, node: fx.Node, what: str, reason: str) -> None:
-        """Say on the receipt that a part of ``node`` runs in torch."""
-        self.remarks.append(Remark(module_of(node), what, reason))
+        """Say on the receipt that a part of ``node`` runs in torch; the same is said once."""
+        remark = Remark(module_of(node), what, reason)
+        if remark not in self.remarks:
+            self.remarks.append(remark)
 
     def _return(self, output: fx.Node) -> None:
         results = output_nodes(self.source.graph)

@@ -20,7 +20,7 @@ from small import Net, assert_right, conv, images, measured, net
 from torch import Tensor, fx, nn
 
 import fastres
-from fastres.errors import FastresWarning, OutOfMemory, TargetError
+from fastres.errors import FastresWarning, NotOptimizedError, OutOfMemory, TargetError
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.gpu import buckets, engine
@@ -237,6 +237,48 @@ def test_weights_computed_from_the_input_are_left_to_torch() -> None:
     fast = optimize(net(function, conv=conv()), images(2), engine="triton")
     (remark,) = [r for r in fast.report.left if r.what == "convolution"]
     assert remark.reason == "its weight is computed from the input"
+
+
+def average_shortcut() -> nn.Module:
+    """ResNet-D's: an average pooling before the shortcut's convolution."""
+
+    def function(m: Any, x: Tensor) -> Any:
+        y = F.relu(m.first(x))
+        return F.relu(m.second(y) + m.side(m.down(y)))
+
+    return net(
+        function,
+        first=conv(4, 16),
+        second=conv(16, 16, stride=2),
+        down=nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+        side=conv(16, 16, 1),
+    )
+
+
+def test_average_pooling_is_left_to_torch_where_it_is() -> None:
+    model = average_shortcut()
+    fast = optimize(model, images(2), engine="triton", strict=True)
+    assert fast.report.complete
+    assert all(isinstance(s, KernelStep) for s in executable(fast, images(2)).plan.steps)
+    for x in (images(2), images(3, height=11, width=7)):
+        assert_right(model, fast, x)
+    for name in ("onednn", "eager"):
+        other = optimize(model, images(2), engine=name)
+        assert [str(remark) for remark in other.report.left] == [
+            f"down: aten.avg_pool2d.default: the {name} engine has no kernel for it"
+        ]
+        with pytest.raises(NotOptimizedError, match=r"down: .*has no kernel for it"):
+            fastres.optimize(model, images(2), engine=name, strict=True)
+
+
+def test_average_pooling_that_the_kernel_does_not_take_is_told_about() -> None:
+    def function(m: Any, x: Tensor) -> Any:
+        y = m.conv(x).flatten(1, 2)  # [N, C * H, W]: no image
+        return F.avg_pool2d(y, 2) + F.avg_pool2d(y, 2)
+
+    fast = optimize(net(function, conv=conv()), images(2), engine="triton")
+    (remark,) = [r for r in fast.report.left if r.what == "aten.avg_pool2d.default"]
+    assert remark.reason == "the kernel takes images [N, C, H, W] of floats"
 
 
 # What it keeps.

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from fastres import ops
-from fastres.graph import aliases, arguments, constant, module_of, output_nodes
+from fastres.graph import (
+    KERNELS_OF_SOME,
+    aliases,
+    arguments,
+    constant,
+    module_of,
+    output_nodes,
+)
 from fastres.kernels.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.gpu.plan import (
@@ -223,6 +230,8 @@ class Planner:
 
     def leave(self, node: fx.Node) -> bool:
         """Let torch compute ``node`` by the operator's own meaning."""
+        if node.target in KERNELS_OF_SOME:
+            self.remark(node, str(node.target), "the kernel takes images [N, C, H, W] of floats")
         return self.append(node, self.torch_step(node))
 
     def value(self, name: str) -> Value:
@@ -230,8 +239,10 @@ class Planner:
         return self._values[name] if name in self._values else self._others[name]
 
     def remark(self, node: fx.Node, what: str, reason: str) -> None:
-        """Say on the receipt that a part of ``node`` runs in torch."""
-        self.remarks.append(Remark(module_of(node), what, reason))
+        """Say on the receipt that a part of ``node`` runs in torch; the same is said once."""
+        remark = Remark(module_of(node), what, reason)
+        if remark not in self.remarks:
+            self.remarks.append(remark)
 
     # What the walk uses.
 
