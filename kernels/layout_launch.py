@@ -1,4 +1,16 @@
-"""Images from one memory format and dtype to another: what stands at a network's two ends."""
+"""Images from one memory format and dtype to another.
+
+The GPU engine transposes with these kernels what torch computed between two of its steps (see
+:mod:`fastres.runtime.gpu.layouts`): a transposition in tiles moves whole cache lines on both sides.
+
+A call's arguments and results are copied by torch even where they change their format. Their
+addresses are new with every call, and a result's format is the caller's input's, so these copies
+cannot be part of the recorded graph: each is work for the host, of which a launch of Triton's, made
+in Python, takes more than a copy of torch's, and a small batch waits for the host. Nor would bytes
+be saved: torch casts and changes the format in the same pass. An image of three channels is
+transposed as well by either: neighbouring threads write neighbours, and read along three rows at
+once. What a kernel could gain is a large result of many channels in NCHW, and only the copy of it.
+"""
 
 from __future__ import annotations
 

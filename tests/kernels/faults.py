@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from fastres.errors import VerificationError
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -60,6 +62,14 @@ def with_patch(test: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
             test(*arguments, patch)
 
     return call
+
+
+def in_network(check: Callable[..., Any], *arguments: Any) -> None:
+    """A check of an optimised network, which ``optimize`` itself may find wrong and not return."""
+    try:
+        check(*arguments)
+    except VerificationError as error:
+        raise AssertionError(str(error)) from error
 
 
 @contextmanager

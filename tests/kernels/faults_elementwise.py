@@ -6,8 +6,9 @@ from functools import partial
 
 import test_elementwise_kernel as elementwise
 import test_layout_kernel as layout
+import test_layouts_engine as layouts_engine
 import torch
-from faults import Fault, Replacements
+from faults import Fault, Replacements, in_network
 
 CPU = "cpu"
 
@@ -68,6 +69,12 @@ ELEMENTWISE: Replacements = [
         convert,
     ),
     ("rows for columns", "offs_c[None, :] * rows", "offs_c[None, :] * columns", convert),
+    (
+        "always the first image, in a network",
+        "first = image * rows * columns",
+        "first = 0",
+        partial(in_network, layouts_engine.check_shuffled, "fp16"),
+    ),
     ("one row too many", "(offs_r < rows)", "(offs_r <= rows)", convert),
     ("one column too many", "(offs_c < columns)", "(offs_c <= columns)", convert),
     ("always the first image", "first = image * rows * columns", "first = 0", convert),

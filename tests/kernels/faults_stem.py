@@ -6,8 +6,9 @@ import math
 from functools import partial
 
 import test_kernel_bounds as bounds
+import test_pixels_engine as pixels_engine
 import test_stem_kernel as stem
-from faults import Fault, Replacements
+from faults import Fault, Replacements, in_network
 
 CPU = "cpu"
 
@@ -90,6 +91,12 @@ STEM: Replacements = [
         "tl.where(inside & used[None, :], normal, 0.0)",
         "tl.where(used[None, :], normal, 0.0)",
         partial(stem.test_the_border_is_zero_after_normalisation, CPU),
+    ),
+    (
+        "border of the pixels normalised, in a network",
+        "tl.where(inside & used[None, :], normal, 0.0)",
+        "tl.where(used[None, :], normal, 0.0)",
+        partial(in_network, pixels_engine.check_border, "fp16", CPU),
     ),
     ("no shift of the pixels", " + shift[None, :]", "", pixels),
     ("another channel's scale", "(j + (C - LEAD % C)) % C", "j % C", pixels),

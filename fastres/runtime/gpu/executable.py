@@ -171,6 +171,7 @@ class GpuExecutable:
         return next(int(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim() == 4)
 
     def _copy_in(self, inputs: Sequence[Any]) -> None:
+        """By torch, as copying out: :mod:`fastres.kernels.layout_launch` says why."""
         for number, value in self.plan.inputs:
             source, target = inputs[number], self._tensors[value.name]
             if source.dim() == 0 or source.shape[0] == target.shape[0]:

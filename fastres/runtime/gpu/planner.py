@@ -25,6 +25,7 @@ from fastres.graph import (
 )
 from fastres.kernels.call import KernelCall
 from fastres.report import Remark
+from fastres.runtime.gpu.layouts import laid_out
 from fastres.runtime.gpu.plan import (
     Constant,
     KernelStep,
@@ -118,7 +119,7 @@ class Planner:
             self._to_make[value.name] = self._torch(
                 argument,
                 operation,
-                _with_strides,
+                laid_out,
                 (Ref(name), value.strides),
                 {},
                 result=value.name,
@@ -352,15 +353,6 @@ def _collect(tree: Any, names: list[str]) -> None:
     elif isinstance(tree, dict):
         for item in tree.values():
             _collect(item, names)
-
-
-def _with_strides(value: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``value`` with exactly these strides: itself, if it has them."""
-    if value.stride() == strides:
-        return value
-    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(
-        value
-    )
 
 
 def _on_meta(node: fx.Node) -> Tensor:
