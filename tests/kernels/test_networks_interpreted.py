@@ -89,4 +89,7 @@ def assert_same_counts(fast: Any, other: Any) -> None:
     for kind in KINDS:
         assert fast.report.count(kind) == other.report.count(kind)
     assert [str(r) for r in fast.report.refused] == [str(r) for r in other.report.refused]
-    assert [str(r) for r in fast.report.left] == [str(r) for r in other.report.left]
+    # What engines leave beside that is their own affair: the other one lacks an average pooling.
+    ours, others = (each.report.without_engine().left for each in (fast, other))
+    assert [str(r) for r in ours] == [str(r) for r in others]
+    assert fast.report.engine_left == []
