@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from onnx_nets import IMAGE, NETWORKS, fixed_pooling, network
+from optimizing import optimize
 from small import Net, conv, net
 from torch import nn
 
@@ -17,6 +19,9 @@ from fastres.errors import ModelError
 from fastres.export import to_onnx
 from fastres.export.onnx_rules import RULES
 from fastres.export.tensorrt_operators import OPERATORS
+from fastres.passes import fuse_blocks
+from fastres.runtime.propagate import propagate
+from fastres.transforms import Transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -60,6 +65,24 @@ def test_every_opset_has_what_is_written(opset: int, tmp_path: Path) -> None:
 
 def test_every_operator_of_fastres_has_a_translation() -> None:
     assert ops.REFERENCE.keys() - RULES.keys() == set()
+
+
+@pytest.mark.parametrize("uint8", [False, True])
+def test_a_stem_as_one_operator(uint8: bool, tmp_path: Path) -> None:
+    """Engines make it, from the graph that is exported; here it is exported itself."""
+    x = torch.rand(2, 3, 13, 12)
+    given: dict[str, Any] = {}
+    if uint8:
+        x = torch.randint(0, 256, (2, 13, 12, 3), dtype=torch.uint8)
+        given = {"input_format": "uint8_nhwc", "transforms": Transforms()}
+    model = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)).eval()
+    fast = optimize(model, x, engine="eager", **given)
+    graph = fast.graph_module
+    fuse_blocks.run(graph, fuse_blocks.BlockContext(propagate(graph, [x]), lambda spec: None))
+    (node,) = graph.graph.find_nodes(op="call_function", target=ops.conv2d_max_pool2d)
+    assert (node.args[-1] is not None) == uint8
+    report = to_onnx(fast, tmp_path / "m.onnx")
+    assert all(ratio <= 2 for _, _, ratio in report.errors.values())
 
 
 @pytest.mark.parametrize(

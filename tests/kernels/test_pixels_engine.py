@@ -165,6 +165,37 @@ def test_where_something_is_missing_the_image_is_normalised_before(name: str) ->
     assert_as_accurate(reference, fast, pixels(*shape))
 
 
+class Own(nn.Module):
+    """A network that normalises bytes itself, with its axes in some order."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, axes: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.axes, self.network = axes, stem()
+        self.register_buffer("mean", torch.tensor([90.0, 140.0, 120.0]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([3.0, 4.0, 5.0]).view(1, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network((x.permute(self.axes).float() - self.mean) * self.std)
+
+
+@pytest.mark.parametrize(("axes", "taken"), [((0, 3, 1, 2), True), ((0, 3, 2, 1), False)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_network_that_normalises_bytes_itself(
+    axes: tuple[int, int, int, int], taken: bool, precision: str
+) -> None:
+    """Turned by 90 degrees, a square image has the same shape."""
+    model = Own(axes).eval()
+    fast = optimize(model, pixels(2, 32, 32, 3), engine="triton", precision=precision)
+    for x in (pixels(2, 32, 32, 3), pixels(1, 35, 30, 3)):
+        assert takes_bytes(plan_of(fast, x)) == taken
+        with torch.no_grad():
+            wanted = in_precision(model, torch.float64)(x) if precision == "fp32" else model(x)
+        assert deviation(fast(x), wanted.double()).max() < {"fp32": 1e-5, "fp16": 5e-3}[precision]
+
+
 def test_batch_buckets_take_bytes_too() -> None:
     model = stem()
     plain = bytes_in(model)
