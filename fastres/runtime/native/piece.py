@@ -18,8 +18,10 @@ from fastres.runtime.native.interface import COp, COutside
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.planner import Plan, Planner
+from fastres.runtime.ordinary import NotOrdinary
 from fastres.target import available_memory
 
+UNUSUAL = 3
 _FAILURES = {1: "the system refused memory", 2: "the system refused a thread"}
 
 
@@ -40,6 +42,7 @@ class CompiledPlan:
         if not self.handle:
             raise OutOfMemory("the system refused memory for a plan of the native engine")
         self._destroy = weakref.finalize(self, library.plan_destroy, self.handle)
+        self._destroy.atexit = False  # a thread may still run it while the process ends
 
     def _set_outside(self, dtypes: Sequence[torch.dtype]) -> None:
         ops: Sequence[COp] = self.plan.ops
@@ -52,9 +55,11 @@ class Piece:
 
     Attributes:
         returns_fresh: its results are new memory, for :func:`fastres.graph.aliases`.
+        looks_itself: for NaN and infinity in what goes in and out; see ``fastres.runtime.ordinary``.
     """
 
     returns_fresh = True
+    looks_itself = True
 
     def __init__(
         self,
@@ -115,7 +120,11 @@ class Piece:
         return results[0] if len(results) == 1 else results
 
     def __call__(self, *inputs: Tensor) -> Any:
-        """The outputs, images channels-last; one tensor, or a tuple of several."""
+        """The outputs, images channels-last; one tensor, or a tuple of several.
+
+        Raises:
+            NotOrdinary: a number that goes in or comes out is NaN, infinite or huge.
+        """
         results = self._run(inputs, None)
         return results[0] if len(results) == 1 else results
 
@@ -160,6 +169,8 @@ class Piece:
             (COutside * len(inputs))(*map(_outside, inputs)), len(inputs),
             (COutside * len(outputs))(*map(_outside, outputs)), len(outputs), times,
         )  # fmt: skip
+        if status == UNUSUAL:
+            raise NotOrdinary
         if status:
             raise MemoryError(f"{_FAILURES[status]} for a call of the native engine")
         return outputs
