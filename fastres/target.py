@@ -159,6 +159,16 @@ def cpu(root: Path = ROOT) -> CpuTarget:
     )
 
 
+def shared_libraries(root: Path = ROOT) -> set[Path]:
+    """The shared libraries in this process; empty where the system does not tell."""
+    found = set()
+    for line in (text(root / "proc/self/maps") or "").splitlines():
+        path = line.partition("/")[2]
+        if ".so" in path:
+            found.add(Path(f"/{path}"))
+    return found
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be allocated now without swapping and within the control groups' limits.
 

@@ -59,4 +59,4 @@ _KEEPS_ORDINARY: frozenset[Any] = frozenset(
 
 def may_break(target: Any) -> bool:
     """Whether an operation of torch's may make NaN, infinity or huge numbers of ordinary ones."""
-    return target not in _KEEPS_ORDINARY
+    return target not in _KEEPS_ORDINARY and not getattr(target, "looks_itself", False)

@@ -31,6 +31,19 @@ TileFunction function_for(const fr_op &op, int pixels) {
     return avx512_float32(pixels, op.step_units);
 }
 
+// What goes out without an export is looked at here.
+void look_at_rows(const Work &work, int64_t begin, int64_t end, int first_panel, int end_panel) {
+    const fr_op &op = *work.op;
+    const int channels = std::min(end_panel * 32, op.output.channels);
+    bool ordinary = true;
+    for (int64_t i = begin; i < end; i++) {
+        if (op.output_px[i] < 0) continue;  // a row of a tile without a pixel
+        const float *row = (const float *)(work.at(op.output) + (int64_t)op.output_px[i] * 4);
+        for (int k = first_panel * 32; k < channels; k++) ordinary &= is_ordinary(row[k]);
+    }
+    if (!ordinary) work.data->unusual->store(true, std::memory_order_relaxed);
+}
+
 }  // namespace
 
 int64_t convolution_chunks(const Work &work) {
@@ -100,6 +113,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
         }
     }
     if (op.isa == FR_AMX_BF16) amx_release();
+    if (op.rows) look_at_rows(work, begin_of(first), begin_of(end), first_panel, end_panel);
 }
 
 }  // namespace fastres

@@ -158,15 +158,19 @@ FR_INLINE void import_row(const Work &work, int64_t chunk) {
                        (work.first + image) * strides[0] + row * strides[2];
     char *line = work.at(to) + image * to.image + row * to.row;
     const int64_t step = strides[3];
+    bool ordinary = true;
     for (int channel = 0; channel < to.channels; channel++) {
         const auto *source = from + channel * strides[1];
         char *target = op.small ? line + channel * sizeof(typename N::Stored)
                                 : line + channel / N::kLanes * to.plane +
                                       channel % N::kLanes * sizeof(typename N::Stored);
-        for (int x = 0; x < to.width; x++)
-            N::store((typename N::Stored *)(target + x * to.pixel),
-                     Outside::load(source + x * step));
+        for (int x = 0; x < to.width; x++) {
+            const float value = Outside::load(source + x * step);
+            ordinary &= is_ordinary(value);
+            N::store((typename N::Stored *)(target + x * to.pixel), value);
+        }
     }
+    if (!ordinary) work.data->unusual->store(true, std::memory_order_relaxed);
 }
 
 // One row of one image into the caller's tensor.
@@ -181,13 +185,18 @@ FR_INLINE void export_row(const Work &work, int64_t chunk) {
     auto *to = (typename Outside::Stored *)work.at(op.output) + (work.first + image) * strides[0] +
                row * strides[2];
     const char *line = work.at(from) + image * from.image + row * from.row;
+    bool ordinary = true;
     for (int x = 0; x < from.width; x++, line += from.pixel, to += strides[3])
         for (int block = 0; block < blocks(from, DTYPE); block++) {
             const auto *lanes = (const typename N::Stored *)(line + block * from.plane);
             auto *target = to + block * N::kLanes * strides[1];
-            for (int i = 0; i < lanes_of<DTYPE>(from, block); i++)
-                Outside::store(target + i * strides[1], N::load(lanes + i));
+            for (int i = 0; i < lanes_of<DTYPE>(from, block); i++) {
+                const float value = N::load(lanes + i);
+                ordinary &= is_ordinary(value);
+                Outside::store(target + i * strides[1], value);
+            }
         }
+    if (!ordinary) work.data->unusual->store(true, std::memory_order_relaxed);
 }
 
 // The op's dtype, and the dtype of the caller's tensor.

@@ -119,6 +119,9 @@ FR_API int32_t fr_abi(void);
 FR_API int64_t fr_op_bytes(void);
 // Bit i is set where the processor and the system allow fr_isa i.
 FR_API uint32_t fr_isas(void);
+// From now on threads are those of an OpenMP runtime in the process: its GOMP_parallel,
+// omp_get_thread_num and omp_get_num_threads. Without this call they are the library's own.
+FR_API void fr_use_openmp(void *parallel, void *thread, void *count);
 // Copies ops and phases; tables and weights stay the caller's and must outlive the plan.
 // `arena_bytes` of zeroed memory are taken per concurrent run. `guards` are (offset, bytes) pairs
 // of pages that nobody may touch. NULL where memory is short.
@@ -133,7 +136,9 @@ FR_API int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t rang
 // Runs `alone` (or NULL) on every thread by itself, thread t on the images [t * n, (t + 1) * n)
 // with n the images of that plan; then `together` (or NULL) on the images behind them with all
 // threads. `times` gets nanoseconds per op of the plan that runs (thread 0's for `alone`), or is
-// NULL. 0: done; 1: no memory for an arena; 2: the system refused a thread.
+// NULL. 0: done; 1: no memory for an arena; 2: the system refused a thread; 3: done, but a number
+// that came in or went out is not below 2^64 in magnitude, and the kernels make nothing sensible of
+// such.
 FR_API int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
                       int32_t input_count, const fr_outside *outputs, int32_t output_count,
                       int64_t *times);

@@ -130,7 +130,7 @@ void go_through(const fr_plan &plan, const Data &data, Counter *counters, int th
                         }
                     }
                     counters += threads;
-                    barrier->wait();
+                    barrier->wait(threads);
                 }
                 if (times && thread == 0) times[index] += now() - began;
             }
@@ -140,24 +140,22 @@ void go_through(const fr_plan &plan, const Data &data, Counter *counters, int th
 
 struct Job {
     fr_plan *alone, *together;
-    int threads;
-    std::vector<Data> data;  // of `alone` per thread, then of `together`
+    int threads;             // that were asked for, and parts of `alone`
+    std::vector<Data> data;  // of `alone` part by part, then of `together`
     Counter *counters = nullptr;
     Barrier barrier;
     int64_t *times;
-
-    explicit Job(int count) : threads(count), barrier(count) {}
 };
 
-void run_job(void *context, int thread) {
+void run_job(void *context, int thread, int count) {
     Job &job = *(Job *)context;
     if (job.alone)
-        go_through(*job.alone, job.data[thread], nullptr, 0, 1, nullptr,
-                   thread == 0 ? job.times : nullptr);
-    if (job.together) {
-        go_through(*job.together, job.data.back(), job.counters, thread, job.threads, &job.barrier,
+        for (int part = thread; part < job.threads; part += count)
+            go_through(*job.alone, job.data[part], nullptr, 0, 1, nullptr,
+                       part == 0 ? job.times : nullptr);
+    if (job.together)
+        go_through(*job.together, job.data.back(), job.counters, thread, count, &job.barrier,
                    job.alone ? nullptr : job.times);
-    }
 }
 
 }  // namespace
@@ -223,7 +221,8 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outs
                int64_t *times) {
     using namespace fastres;
     try {
-        Job job(threads);
+        Job job;
+        job.threads = threads;
         job.alone = alone;
         job.together = together;
         job.times = times;
@@ -231,6 +230,7 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outs
         std::vector<std::unique_ptr<Room>> rooms;
         std::vector<std::vector<fr_outside>> from((size_t)parts), to((size_t)parts);
         int32_t status = 0;
+        std::atomic<bool> unusual{false};
         for (int part = 0; part < parts && !status; part++) {
             const bool is_together = together && part == parts - 1;
             const int64_t first = (int64_t)part * (alone ? alone->images : 0);
@@ -245,12 +245,12 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outs
                 for (fr_outside &tensor : *side)
                     tensor.data = (char *)tensor.data + first * tensor.image_bytes;
             if (is_together) job.counters = room->counters.get();
-            job.data.push_back({room->arena, from[part].data(), to[part].data()});
+            job.data.push_back({room->arena, from[part].data(), to[part].data(), &unusual});
             rooms.push_back(std::move(room));
         }
         if (!status) {
             if (threads == 1) {
-                run_job(&job, 0);
+                run_job(&job, 0, 1);
             } else if (const auto team = Team::of(threads)) {
                 team->run(run_job, &job);
             } else {
@@ -260,7 +260,7 @@ int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outs
         for (size_t part = 0; part < rooms.size(); part++)
             (together && (int)part == parts - 1 ? together : alone)
                 ->give_back(std::move(rooms[part]));
-        return status;
+        return !status && unusual.load() ? 3 : status;
     } catch (const std::bad_alloc &) {
         return 1;
     }

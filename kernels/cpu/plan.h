@@ -16,7 +16,11 @@ namespace fastres {
 struct Data {
     char *arena;
     const fr_outside *inputs, *outputs;  // at the run's first image
+    std::atomic<bool> *unusual;          // set where a number from or for outside is not ordinary
 };
+
+// Below 2^64 in magnitude, so neither infinity nor NaN: see fastres/runtime/ordinary.py.
+inline bool is_ordinary(float x) { return x < 0x1p64f && x > -0x1p64f; }
 
 // An op for some images of a run.
 struct Work {

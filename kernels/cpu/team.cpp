@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "native.h"
 #include "target.h"
 
 #if defined(__linux__)
@@ -59,7 +60,7 @@ public:
 
     ~Threads() override { stop(); }
 
-    void run(void (*job)(void *, int), void *context) override {
+    void run(void (*job)(void *, int, int), void *context) override {
         std::lock_guard<std::mutex> one_at_a_time(callers_);
         std::unique_lock<std::mutex> lock(mutex_);
         job_ = job;
@@ -79,7 +80,7 @@ private:
             if (stopping_) return;
             seen = round_;
             lock.unlock();
-            job_(context_, thread);
+            job_(context_, thread, (int)threads_.size());
             lock.lock();
             if (--busy_ == 0) done_.notify_one();
         }
@@ -97,11 +98,46 @@ private:
     std::mutex callers_, mutex_;
     std::condition_variable begin_, done_;
     std::vector<std::thread> threads_;
-    void (*job_)(void *, int) = nullptr;
+    void (*job_)(void *, int, int) = nullptr;
     void *context_ = nullptr;
     int busy_ = 0;
     unsigned round_ = 0;
     bool stopping_ = false;
+};
+
+// The entry points of an OpenMP runtime, as GCC's compiled code calls them; LLVM's and Intel's have
+// them too.
+struct OpenMp {
+    void (*parallel)(void (*)(void *), void *, unsigned, unsigned) = nullptr;
+    int (*thread)() = nullptr;
+    int (*count)() = nullptr;
+    long process = 0;
+};
+
+OpenMp &openmp() {
+    static OpenMp runtime;
+    return runtime;
+}
+
+class Region final : public Team {
+public:
+    explicit Region(int threads) : threads_(threads) {}
+
+    void run(void (*job)(void *, int, int), void *context) override {
+        struct Call {
+            void (*job)(void *, int, int);
+            void *context;
+        } call{job, context};
+        openmp().parallel(
+            [](void *given) {
+                const Call &call = *(const Call *)given;
+                call.job(call.context, openmp().thread(), openmp().count());
+            },
+            &call, (unsigned)threads_, 0);
+    }
+
+private:
+    const int threads_;
 };
 
 struct Key {
@@ -116,9 +152,9 @@ struct Key {
 
 }  // namespace
 
-void Barrier::wait() {
+void Barrier::wait(int threads) {
     const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
         arrived_.store(0, std::memory_order_relaxed);
         round_.store(round + 1, std::memory_order_release);
         return;
@@ -140,6 +176,8 @@ std::shared_ptr<Team> Team::of(int threads) {
     // not in it.
     static auto &lock = *new std::mutex;
     static auto &teams = *new std::map<Key, std::shared_ptr<Team>>;
+    if (openmp().parallel && openmp().process == process())
+        return std::make_shared<Region>(threads);
     Key key{process(), threads, processors()};
     std::lock_guard<std::mutex> guard(lock);
     auto &team = teams[key];
@@ -154,3 +192,11 @@ std::shared_ptr<Team> Team::of(int threads) {
 }
 
 }  // namespace fastres
+
+extern "C" void fr_use_openmp(void *parallel, void *thread, void *count) {
+    auto &runtime = fastres::openmp();
+    runtime.thread = (int (*)())thread;
+    runtime.count = (int (*)())count;
+    runtime.process = fastres::process();
+    runtime.parallel = (void (*)(void (*)(void *), void *, unsigned, unsigned))parallel;
+}

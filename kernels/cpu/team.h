@@ -12,18 +12,19 @@ namespace fastres {
 // work is microseconds away, and let others run where that turns out wrong.
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(threads) {}
-    void wait();
+    void wait(int threads);
 
 private:
-    const int threads_;
     std::atomic<int> arrived_{0};
     std::atomic<unsigned> round_{0};
 };
 
-// A fixed number of threads, asleep between jobs. Where there are as many as the process has
+// Where the process has an OpenMP runtime (torch has), the team is that runtime's: its threads wait
+// in a loop for a while after torch's last operation, and threads of our own would share processors
+// with them. Otherwise, and in a child after fork(), which such a runtime does not survive, it is a
+// fixed number of threads, asleep between jobs. Where there are as many as the process has
 // processors, each keeps to its own. The caller sleeps while they work, so that it takes no
-// processor from them.
+// processor from them; one job at a time, further callers wait.
 class Team {
 public:
     // The team of that many threads for this process and its present affinity; made on first use,
@@ -31,9 +32,9 @@ public:
     static std::shared_ptr<Team> of(int threads);
 
     virtual ~Team() = default;
-    // Runs job(context, thread) on every thread and returns when all are done. One job at a time:
-    // further callers wait.
-    virtual void run(void (*job)(void *, int), void *context) = 0;
+    // Runs job(context, thread, count) on every thread and returns when all are done. `count` is
+    // how many there are: those asked for, or fewer.
+    virtual void run(void (*job)(void *, int, int), void *context) = 0;
 };
 
 }  // namespace fastres

@@ -6,8 +6,11 @@ oneDNN engine, and the receipt says so. The library computes float32 with AVX2 o
 bfloat16 with AVX-512's bfloat16 instructions or AMX, whichever the processor has.
 
 NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the
-zeros that fill up channel blocks over a pixel. The program therefore looks at its inputs as
-oneDNN's does, and what is not ordinary is answered by the eager engine.
+zeros that fill up channel blocks over a pixel. The library therefore looks at what goes in and out,
+and a call with numbers that are not ordinary is answered by the eager engine.
+
+An image's answer does not depend on the other images of its batch, nor on the number of threads:
+each sum is made in the same order whatever is computed beside it.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fastres.graph import module_of
 from fastres.options import Options
@@ -29,7 +32,6 @@ from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.pieces import cut, rewrite
 from fastres.runtime.onednn import OneDnnEngine, keep_and_look, placeholder
-from fastres.runtime.ordinary import ordinary
 from fastres.runtime.threads import ThreadLimit
 
 FIRST_CHOICE = {
@@ -104,11 +106,7 @@ def _isa(library: Library, dtype: torch.dtype) -> str | None:
 
 
 def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
-    """The look for NaN; a piece takes any layout."""
-    fact = lowering.facts[node]
-    if not all(isinstance(user.target, Piece) for user in node.users):
-        return placeholder(lowering, node)
-    new = keep(lowering, node)
-    if isinstance(fact, Tensor) and fact.is_floating_point():
-        new = lowering.call(ordinary, (new,), node, "look for NaN")
-    return new
+    """A piece takes any layout, and looks at its inputs itself."""
+    if all(isinstance(user.target, Piece) for user in node.users):
+        return keep(lowering, node)
+    return placeholder(lowering, node)

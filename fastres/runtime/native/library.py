@@ -11,12 +11,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 from ctypes import POINTER, c_int32, c_int64, c_uint32, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import torch
+
 from fastres import kernels
 from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
+from fastres.target import shared_libraries
 
 STEM = "_native"
 
@@ -35,6 +39,7 @@ class Library:
                 f"{path} was built from other sources than this fastres; install fastres again"
             )
         self._functions.fr_isas.restype = c_uint32
+        self._share_threads()
         self.plan_create = self._functions.fr_plan_create
         self.plan_create.restype = c_void_p
         self.plan_create.argtypes = [
@@ -57,6 +62,16 @@ class Library:
         self._functions.fr_op_bytes.restype = c_int64
         return int(self._functions.fr_op_bytes())
 
+    def _share_threads(self) -> None:
+        """Run in the OpenMP runtime that torch brought along, where there is one."""
+        runtime = _openmp()
+        if runtime is not None:
+            functions = (runtime.GOMP_parallel, runtime.omp_get_thread_num)
+            self._functions.fr_use_openmp.argtypes = [c_void_p] * 3
+            self._functions.fr_use_openmp(
+                *(ctypes.cast(f, c_void_p) for f in (*functions, runtime.omp_get_num_threads))
+            )
+
     @property
     def isas(self) -> frozenset[str]:
         """The instruction sets of :data:`ISAS` that the processor and the system allow."""
@@ -66,6 +81,19 @@ class Library:
             raise OSError(f"FASTRES_NATIVE_ISA={limit!r}: expected one of {', '.join(ISAS)}")
         names = ISAS[: ISAS.index(limit) + 1]
         return frozenset(name for i, name in enumerate(names) if allowed >> i & 1)
+
+
+def _openmp() -> ctypes.CDLL | None:
+    """torch's OpenMP runtime, None where it has none or it is no shared library of this process."""
+    if not torch.backends.openmp.is_available():
+        return None
+    folder = Path(torch.__file__).parent
+    loaded = {path for path in shared_libraries() if re.match(r"lib(gomp|iomp5|omp)\b", path.name)}
+    for path in sorted(loaded, key=lambda path: folder not in path.parents):
+        runtime = ctypes.CDLL(str(path))
+        if hasattr(runtime, "GOMP_parallel"):
+            return runtime
+    return None
 
 
 def find() -> Path | None:

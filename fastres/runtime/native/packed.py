@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastres.runtime.native import weights
+from fastres.runtime.native.pages import Pages
 
 LANES = {torch.float32: 16, torch.bfloat16: 32}
 
@@ -36,6 +37,7 @@ class PackedPanels:
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
         self._lock = threading.Lock()
+        self._pages = Pages()
 
     def weight(
         self, name: str, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int
@@ -43,9 +45,15 @@ class PackedPanels:
         """``weight`` [K, C / groups, R, S] as ``"panels"``, ``"small"`` or ``"winograd"``."""
         key = (name, form, channels, groups)
         packed: Panels = self._once(
-            key, lambda: _pack(weight.detach(), dtype, form, channels, groups)
+            key, lambda: self._pack(weight.detach(), dtype, form, channels, groups)
         )
         return packed
+
+    def _pack(
+        self, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int
+    ) -> Panels:
+        made = _packed(weight, dtype, form, channels, groups)
+        return replace(made, panels=self._pages.copy(made.panels))
 
     def bias(self, bias: tuple[str, Tensor] | None, channels: int) -> Tensor:
         """[K] in float32, in whole panels."""
@@ -63,7 +71,7 @@ class PackedPanels:
             return self._known[key]
 
 
-def _pack(weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int) -> Panels:
+def _packed(weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int) -> Panels:
     lanes = LANES[dtype]
     blocks = -(-channels // lanes)
     if form == "small":

@@ -55,7 +55,7 @@ class Piece:
 
     Attributes:
         returns_fresh: its results are new memory, for :func:`fastres.graph.aliases`.
-        looks_itself: for NaN and infinity in what goes in and out; see ``fastres.runtime.ordinary``.
+        looks_itself: for NaN and infinity, as :mod:`fastres.runtime.ordinary` does.
     """
 
     returns_fresh = True

@@ -94,7 +94,7 @@ class Plan:
         )
 
 
-def uses_winograd(op: Op, isa: str, images: int) -> bool:
+def uses_winograd(op: Op, isa: str) -> bool:
     """Whether a convolution runs as Winograd's F(2x2, 3x3)."""
     conv = op.conv
     assert conv is not None and op.input is not None
@@ -107,7 +107,7 @@ def uses_winograd(op: Op, isa: str, images: int) -> bool:
         and conv.c >= 32
         and conv.k >= 32
         and conv.padding == (1, 1, 1, 1)
-        and schedule.winograd_pays(conv, images)
+        and schedule.winograd_pays(conv)
     )
 
 
@@ -142,7 +142,7 @@ class Planner:
         self._made: dict[Any, Any] = {}
         self._rows = self._merge_exports()
         self.kinds = [
-            "winograd" if op.kind == "convolution" and uses_winograd(op, isa, images) else op.kind
+            "winograd" if op.kind == "convolution" and uses_winograd(op, isa) else op.kind
             for op in self.drafted
         ]
         self.layouts = self._bordered()
@@ -174,7 +174,7 @@ class Planner:
                     maker is not None
                     and maker.kind == "convolution"
                     and maker.residual is None
-                    and not uses_winograd(maker, self.isa, self.images)  # it stores whole lines
+                    and not uses_winograd(maker, self.isa)  # it stores whole lines
                     and source.layout.height * source.layout.width == 1
                     and readers == [op]
                     and self.output_dtypes[op.outside] == torch.float32

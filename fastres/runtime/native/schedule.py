@@ -112,15 +112,16 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
     return min(range(1, images + 1), key=time_per_image)
 
 
-def winograd_pays(conv: ConvSpec, images: int) -> bool:
-    """Whether F(2x2, 3x3) is faster than the direct convolution, for so many images at a time.
+def winograd_pays(conv: ConvSpec) -> bool:
+    """Whether F(2x2, 3x3) is faster than the direct convolution of one image.
 
     It multiplies 16 numbers for 4 outputs where that takes 36, with the transforms about as if it
-    were 21; but it reads 16 weights instead of 9, and with few pixels reading takes the time.
+    were 21; but it reads 16 weights instead of 9, and with few pixels reading takes the time. Both
+    round differently, so one image decides for all batches.
     """
-    tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * images
+    tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2)
     weights = conv.c * conv.k
-    direct = max(conv.p * conv.q * images * 9 * weights / _MULTIPLIED, 36 * weights / _STREAMED)
+    direct = max(conv.p * conv.q * 9 * weights / _MULTIPLIED, 36 * weights / _STREAMED)
     winograd = max(tiles * 21 * weights / _MULTIPLIED, 64 * weights / _STREAMED)
     return winograd < direct
 
