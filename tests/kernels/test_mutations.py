@@ -39,7 +39,8 @@ def test_a_seeded_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
 
 def described(check: Callable[[], Any]) -> str:
     if isinstance(check, partial):
-        return f"{check.func.__name__}{check.args}"
+        said = ", ".join(getattr(arg, "__name__", None) or repr(arg) for arg in check.args)
+        return f"{check.func.__name__}({said})"
     return check.__qualname__
 
 
