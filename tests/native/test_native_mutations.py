@@ -1,0 +1,43 @@
+"""The tests of the native engine's tests: each seeded fault turns small checks of it red."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cxx import needs_compiler
+from native.emulator import loaded
+from native.native_faults import FAULTS, PLANNER_FAULTS, Fault, compiled
+from native.separate import not_under_sanitizers, separately
+
+pytestmark = [needs_compiler, not_under_sanitizers]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the checks say of each fault, and of "none"."""
+    loaded()
+    libraries = compiled(FAULTS, tmp_path_factory.mktemp("faults"))
+    pairs = [f"{name}={path}" for name, path in libraries.items()]
+    code = f"from native.native_faults import main; main({pairs!r})"
+    said = [line.partition("=") for line in separately(code).splitlines()]
+    return {name: text for name, _, text in said}
+
+
+def test_without_a_fault_the_checks_pass(outcomes: dict[str, str]) -> None:
+    assert outcomes["none"] == "passed"
+
+
+@pytest.mark.parametrize("name", [*(fault.name for fault in FAULTS), *PLANNER_FAULTS])
+def test_a_seeded_fault_is_noticed(name: str, outcomes: dict[str, str]) -> None:
+    needed = {"winograd": "avx512", "tiles_avx512": "avx512", "finish": "avx512", "pairs": "bf16"}
+    for part, isa in needed.items():
+        if part in name and not any(isa in known for known in loaded().isas):
+            pytest.skip(f"needs a processor with {isa}")
+    assert outcomes[name].startswith(("noticed: ", "crashed by signal ")), outcomes[name]
+
+
+def test_a_fault_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
+    gone = Fault("numbers.h", "nothing", "no such text", "", ("features.cpp",))
+    with pytest.raises(AssertionError, match=r"found 0 times in numbers\.h"):
+        compiled([gone], tmp_path)
