@@ -15,11 +15,15 @@ namespace fastres {
 
 #define FR_BF16 FR_WITH_AVX512_BF16
 
+// What a kernel multiplies, and what its lines hold.
 struct Float32 {
-    static constexpr int kind = FR_FLOAT32;
+    static constexpr int kind = FR_FLOAT32, stored = FR_FLOAT32;
 };
 struct Bfloat16 {
-    static constexpr int kind = FR_BFLOAT16;
+    static constexpr int kind = FR_BFLOAT16, stored = FR_BFLOAT16;
+};
+struct Bfloat16Sums {
+    static constexpr int kind = FR_BFLOAT16, stored = FR_FLOAT32;
 };
 
 // NaN stays NaN: MAXPS and MINPS return their second operand where either is NaN.
@@ -57,7 +61,7 @@ template <class T>
 FR_BF16 FR_INLINE void add_residual(const Tile &t, int i, bool has_high, __m512 &low,
                                     __m512 &high) {
     const char *from = t.residual + (int64_t)t.residual_px[i] * 4;
-    if (T::kind == FR_FLOAT32) {
+    if (T::stored == FR_FLOAT32) {
         low = _mm512_add_ps(low, _mm512_load_ps((const float *)from));
         if (has_high)
             high = _mm512_add_ps(high, _mm512_load_ps((const float *)(from + t.residual_plane)));
@@ -71,7 +75,7 @@ FR_BF16 FR_INLINE void add_residual(const Tile &t, int i, bool has_high, __m512 
 template <class T>
 FR_BF16 FR_INLINE void store(const Tile &t, int i, bool has_high, __m512 low, __m512 high) {
     char *to = t.output + (int64_t)t.output_px[i] * 4;
-    if (T::kind == FR_FLOAT32) {
+    if (T::stored == FR_FLOAT32) {
         _mm512_store_ps((float *)to, low);
         if (has_high) _mm512_store_ps((float *)(to + t.output_plane), high);
     } else {

@@ -34,6 +34,8 @@ constexpr int kMostSteps = 1024;  // channel blocks of a Winograd convolution
 // By number of pixels, 1 to kMostPixels; null beyond what an instruction set's registers hold.
 TileFunction avx512_float32(int pixels, int step_units);
 TileFunction avx512_bfloat16(int pixels, int step_units);
+// Products of bfloat16 whose sums are stored as float32, for Winograd's matrix products.
+TileFunction avx512_bfloat16_sums(int pixels);
 TileFunction avx2_float32(int pixels, int step_units);
 
 // 32 pixels. The thread's tile registers must be configured for the units of a step, 16 at most.

@@ -137,6 +137,8 @@ TileFunction avx512_bfloat16(int pixels, int step_units) {
     return step_units == 16 ? choose<Bfloat16, 16>(pixels) : choose<Bfloat16, 0>(pixels);
 }
 
+TileFunction avx512_bfloat16_sums(int pixels) { return choose<Bfloat16Sums, 16>(pixels); }
+
 }  // namespace fastres
 
 #endif

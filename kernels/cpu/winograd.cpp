@@ -5,11 +5,13 @@
 // plan is. For a block of tiles the 16 products are 16 matrix products over the channels, by the
 // tiles of every other convolution. Numbers grow fourfold at most on the way, and sums are nine
 // times shorter than the direct convolution's, so that the error is about that of the direct one.
+// In bfloat16 the transforms compute in float32; what they give is rounded once more than in the
+// direct convolution.
 
 #include <algorithm>
 
+#include "finish_avx512.h"
 #include "plan.h"
-#include "target.h"
 
 #ifdef FR_X86
 
@@ -23,7 +25,7 @@ struct Block {
     int64_t first, end;  // tiles
     int channel_blocks;
     char *transformed;  // [frequency][channel block][tile] lines
-    char *products;     // [frequency][half of a panel][tile] lines
+    char *products;     // [frequency][half of a panel][tile] lines of float32
 };
 
 int high(const fr_op &op) { return (op.output.height + 1) / 2; }
@@ -31,52 +33,98 @@ int wide(const fr_op &op) { return (op.output.width + 1) / 2; }
 
 Block block_of(const Work &work, int64_t index) {
     const fr_op &op = *work.op;
+    const int lanes = op.dtype == FR_BFLOAT16 ? 32 : 16;
     Block b;
     b.tiles_high = high(op);
     b.tiles_wide = wide(op);
     const int64_t tiles = (int64_t)work.images * b.tiles_high * b.tiles_wide;
     b.first = index * op.group;
     b.end = std::min<int64_t>(b.first + op.group, tiles);
-    b.channel_blocks = (op.input.channels + 15) / 16;
+    b.channel_blocks = (op.input.channels + lanes - 1) / lanes;
     b.transformed = work.data->arena + op.scratch_offset + work.thread * op.scratch_bytes;
     b.products = b.transformed + (int64_t)kFrequencies * b.channel_blocks * op.group * 64;
     return b;
 }
 
-FR_WITH_AVX512 FR_INLINE void to_frequencies(__m512 &a, __m512 &b, __m512 &c, __m512 &d) {
+// Goes from tile to tile of a block.
+struct Cursor {
+    const Block &b;
+    int64_t image;
+    int row, column;  // of tiles
+
+    explicit Cursor(const Block &block) : b(block) {
+        const int64_t in_image = b.first % ((int64_t)b.tiles_high * b.tiles_wide);
+        image = b.first / ((int64_t)b.tiles_high * b.tiles_wide);
+        row = (int)(in_image / b.tiles_wide);
+        column = (int)(in_image % b.tiles_wide);
+    }
+
+    void next() {
+        if (++column < b.tiles_wide) return;
+        column = 0;
+        if (++row < b.tiles_high) return;
+        row = 0;
+        image++;
+    }
+
+    // Bytes to the tile's first output pixel.
+    int64_t offset(const fr_tensor &tensor) const {
+        return image * tensor.image + 2 * (row * tensor.row + column * tensor.pixel);
+    }
+};
+
+FR_BF16 FR_INLINE void to_frequencies(__m512 &a, __m512 &b, __m512 &c, __m512 &d) {
     const __m512 first = _mm512_sub_ps(a, c), second = _mm512_add_ps(b, c);
     const __m512 third = _mm512_sub_ps(c, b), fourth = _mm512_sub_ps(b, d);
     a = first, b = second, c = third, d = fourth;
 }
 
+// 16 channels: all of a line of float32, or half of one of bfloat16.
+template <class T>
+FR_BF16 FR_INLINE __m512 load_channels(const char *from) {
+    if (T::stored == FR_FLOAT32) return _mm512_load_ps(from);
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)from)), 16));
+}
+
+template <class T>
+FR_BF16 FR_INLINE void store_channels(char *to, __m512 x) {
+    if (T::stored == FR_FLOAT32)
+        _mm512_store_ps(to, x);
+    else
+        _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
 // B' d B for every tile of the block.
-FR_WITH_AVX512 void transform(const Work &work, const Block &b) {
+template <class T>
+FR_BF16 void transform(const Work &work, const Block &b) {
     const fr_op &op = *work.op;
     const char *input = work.at(op.input) - op.input.row - op.input.pixel;  // padded by one
     const int64_t count = b.end - b.first;
     const int64_t frequency = b.channel_blocks * count * 64;
-    for (int64_t tile = 0; tile < count; tile++) {
-        const int64_t index = b.first + tile;
-        const int64_t image = index / (b.tiles_high * b.tiles_wide);
-        const int in_image = (int)(index % (b.tiles_high * b.tiles_wide));
-        const char *corner = input + image * op.input.image +
-                             (int64_t)(in_image / b.tiles_wide) * 2 * op.input.row +
-                             (int64_t)(in_image % b.tiles_wide) * 2 * op.input.pixel;
+    constexpr int kStep = T::stored == FR_FLOAT32 ? 64 : 32;
+    Cursor cursor(b);
+    for (int64_t tile = 0; tile < count; tile++, cursor.next()) {
+        const char *corner = input + cursor.offset(op.input);
         char *to = b.transformed + tile * 64;
         for (int block = 0; block < b.channel_blocks; block++) {
-            __m512 d[4][4];
+            for (int byte = 0; byte < 64; byte += kStep) {
+                __m512 d[4][4];
 #pragma GCC unroll 4
-            for (int y = 0; y < 4; y++) {
+                for (int y = 0; y < 4; y++) {
 #pragma GCC unroll 4
-                for (int x = 0; x < 4; x++)
-                    d[y][x] = _mm512_load_ps(corner + y * op.input.row + x * op.input.pixel);
-                to_frequencies(d[y][0], d[y][1], d[y][2], d[y][3]);
-            }
+                    for (int x = 0; x < 4; x++)
+                        d[y][x] =
+                            load_channels<T>(corner + y * op.input.row + x * op.input.pixel + byte);
+                    to_frequencies(d[y][0], d[y][1], d[y][2], d[y][3]);
+                }
 #pragma GCC unroll 4
-            for (int x = 0; x < 4; x++) {
-                to_frequencies(d[0][x], d[1][x], d[2][x], d[3][x]);
+                for (int x = 0; x < 4; x++) {
+                    to_frequencies(d[0][x], d[1][x], d[2][x], d[3][x]);
 #pragma GCC unroll 4
-                for (int y = 0; y < 4; y++) _mm512_store_ps(to + (y * 4 + x) * frequency, d[y][x]);
+                    for (int y = 0; y < 4; y++)
+                        store_channels<T>(to + (y * 4 + x) * frequency + byte, d[y][x]);
+                }
             }
             corner += op.input.plane;
             to += count * 64;
@@ -84,69 +132,69 @@ FR_WITH_AVX512 void transform(const Work &work, const Block &b) {
     }
 }
 
-FR_WITH_AVX512 FR_INLINE __m512 activate(__m512 x, int kind) {
-    const __m512 zero = _mm512_setzero_ps(), six = _mm512_set1_ps(6.0f);
-    switch (kind) {
-        case FR_RELU: return _mm512_max_ps(zero, x);
-        case FR_RELU6: return _mm512_min_ps(six, _mm512_max_ps(zero, x));
-        case FR_HARDSWISH: {
-            const __m512 gate = _mm512_add_ps(x, _mm512_set1_ps(3.0f));
-            const __m512 bounded = _mm512_min_ps(six, _mm512_max_ps(zero, gate));
-            return _mm512_div_ps(_mm512_mul_ps(x, bounded), six);
-        }
-        default: return x;
+// A' m A for 16 channels of a tile, with the bias.
+FR_BF16 FR_INLINE void to_pixels(const char *from, int64_t frequency, __m512 bias,
+                                 __m512 (&pixels)[2][2]) {
+    __m512 rows[2][4];
+#pragma GCC unroll 4
+    for (int x = 0; x < 4; x++) {
+        __m512 m[4];
+#pragma GCC unroll 4
+        for (int y = 0; y < 4; y++) m[y] = _mm512_load_ps(from + (y * 4 + x) * frequency);
+        rows[0][x] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
+        rows[1][x] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
+    }
+#pragma GCC unroll 2
+    for (int y = 0; y < 2; y++) {
+        const __m512 *m = rows[y];
+        pixels[y][0] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), _mm512_add_ps(m[2], bias));
+        pixels[y][1] = _mm512_add_ps(_mm512_sub_ps(m[1], m[2]), _mm512_sub_ps(bias, m[3]));
     }
 }
 
-// A' m A, bias, residual and activations for every tile of the block, one panel.
-FR_WITH_AVX512 void finish(const Work &work, const Block &b, int panel) {
+const int32_t kHere[1] = {0};
+
+// From products to output pixels, for every tile of the block, one panel.
+template <class T>
+FR_BF16 void finish(const Work &work, const Block &b, int panel) {
     const fr_op &op = *work.op;
+    constexpr int kBlocks = T::stored == FR_FLOAT32 ? 2 : 1;  // lines of a panel's pixel
     const int64_t count = b.end - b.first;
-    for (int half = 0; half < 2; half++) {
-        const int channels = op.output.channels - panel * 32 - half * 16;
-        if (channels <= 0) return;
-        const __mmask16 lanes = channels >= 16 ? 0xffff : (__mmask16)((1u << channels) - 1);
-        const __m512 bias = _mm512_loadu_ps(op.bias + panel * 32 + half * 16);
-        char *output = work.at(op.output) + (panel * 2 + half) * op.output.plane;
-        const char *residual = op.has_residual
-                                   ? work.at(op.residual) + (panel * 2 + half) * op.residual.plane
-                                   : nullptr;
-        for (int64_t tile = 0; tile < count; tile++) {
-            const char *from = b.products + half * count * 64 + tile * 64;
-            __m512 rows[2][4];
-#pragma GCC unroll 4
-            for (int x = 0; x < 4; x++) {
-                __m512 m[4];
-#pragma GCC unroll 4
-                for (int y = 0; y < 4; y++) m[y] = _mm512_load_ps(from + (y * 4 + x) * count * 128);
-                rows[0][x] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
-                rows[1][x] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
-            }
-            const int64_t index = b.first + tile;
-            const int64_t image = index / (b.tiles_high * b.tiles_wide);
-            const int in_image = (int)(index % (b.tiles_high * b.tiles_wide));
-            const int row = in_image / b.tiles_wide * 2, column = in_image % b.tiles_wide * 2;
+    Tile t{};
+    t.output_px = t.residual_px = kHere;
+    t.output_plane = op.output.plane;
+    t.residual_plane = op.residual.plane;
+    t.channels = std::min(32, op.output.channels - panel * 32);
+    t.before = op.before;
+    t.after = op.after;
+    const bool plain = is_plain(t);
+    const __m512 floor = floor_of(t);
+    const __m512 bias[2] = {_mm512_loadu_ps(op.bias + panel * 32),
+                            _mm512_loadu_ps(op.bias + panel * 32 + 16)};
+    char *output = work.at(op.output) + panel * kBlocks * op.output.plane;
+    const char *residual =
+        op.has_residual ? work.at(op.residual) + panel * kBlocks * op.residual.plane : nullptr;
+    Cursor cursor(b);
+    for (int64_t tile = 0; tile < count; tile++, cursor.next()) {
+        __m512 low[2][2], high[2][2];
+        const char *from = b.products + tile * 64;
+        to_pixels(from, count * 128, bias[0], low);
+        to_pixels(from + count * 64, count * 128, bias[1], high);
+        char *to = output + cursor.offset(op.output);
+        const char *addend = residual ? residual + cursor.offset(op.residual) : nullptr;
 #pragma GCC unroll 2
-            for (int y = 0; y < 2; y++) {
-                const __m512 *m = rows[y];
-                const __m512 pair[2] = {
-                    _mm512_add_ps(_mm512_add_ps(m[0], m[1]), _mm512_add_ps(m[2], bias)),
-                    _mm512_add_ps(_mm512_sub_ps(m[1], m[2]), _mm512_sub_ps(bias, m[3]))};
-                if (row + y >= op.output.height) continue;
+        for (int y = 0; y < 2; y++) {
+            if (cursor.row * 2 + y >= op.output.height) continue;
 #pragma GCC unroll 2
-                for (int x = 0; x < 2; x++) {
-                    if (column + x >= op.output.width) continue;
-                    __m512 value = activate(pair[x], op.before);
-                    if (residual)
-                        value = _mm512_add_ps(value,
-                                              _mm512_load_ps(residual + image * op.residual.image +
-                                                             (row + y) * op.residual.row +
-                                                             (column + x) * op.residual.pixel));
-                    value = _mm512_maskz_mov_ps(lanes, activate(value, op.after));
-                    _mm512_store_ps(output + image * op.output.image + (row + y) * op.output.row +
-                                        (column + x) * op.output.pixel,
-                                    value);
-                }
+            for (int x = 0; x < 2; x++) {
+                if (cursor.column * 2 + x >= op.output.width) continue;
+                t.output = to + y * op.output.row + x * op.output.pixel;
+                t.residual =
+                    addend ? addend + y * op.residual.row + x * op.residual.pixel : nullptr;
+                if (plain)
+                    finish_plain<T>(t, 0, floor, low[y][x], high[y][x]);
+                else
+                    finish_any<T>(t, 0, low[y][x], high[y][x]);
             }
         }
     }
@@ -175,9 +223,13 @@ void winograd_chunk(const Work &work, int64_t chunk) {
     const int64_t count = b.end - b.first;
     const int64_t parts = (count + op.tile - 1) / op.tile;
     const int smaller = (int)(count / parts);
-    const TileFunction functions[2] = {
-        avx512_float32(smaller, 16), smaller < op.tile ? avx512_float32(smaller + 1, 16) : nullptr};
-    transform(work, b);
+    const bool half = op.dtype == FR_BFLOAT16;
+    const auto function = [&](int pixels) {
+        return half ? avx512_bfloat16_sums(pixels) : avx512_float32(pixels, 16);
+    };
+    const TileFunction functions[2] = {function(smaller),
+                                       smaller < op.tile ? function(smaller + 1) : nullptr};
+    half ? transform<Bfloat16>(work, b) : transform<Float32>(work, b);
     // Steps go from one channel block to the next; a plan for a part of the last block has its own.
     int32_t steps[kMostSteps];
     for (int i = 0; i < b.channel_blocks; i++) steps[i] = (int32_t)(i * count * 16);
@@ -207,7 +259,7 @@ void winograd_chunk(const Work &work, int64_t chunk) {
                 if (read) read += (int64_t)tile.ahead_lines * b.channel_blocks * 64;
             }
         }
-        finish(work, b, panel);
+        half ? finish<Bfloat16>(work, b, panel) : finish<Float32>(work, b, panel);
     }
 }
 

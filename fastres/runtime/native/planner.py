@@ -99,7 +99,7 @@ def uses_winograd(op: Op, isa: str) -> bool:
     conv = op.conv
     assert conv is not None and op.input is not None
     return (
-        isa == "avx512"
+        isa in ("avx512", "avx512_bf16")
         and (conv.r, conv.s) == (3, 3)
         and conv.stride == conv.dilation == (1, 1)
         and conv.groups == 1
@@ -107,7 +107,7 @@ def uses_winograd(op: Op, isa: str) -> bool:
         and conv.c >= 32
         and conv.k >= 32
         and conv.padding == (1, 1, 1, 1)
-        and schedule.winograd_pays(conv)
+        and schedule.winograd_pays(conv, op.input.layout.dtype.itemsize)
     )
 
 

@@ -85,6 +85,7 @@ class Load:
 _FROM_SECOND, _FROM_SHARED, _FROM_MEMORY = 100.0, 20.0, 8.0
 _STREAMED = 15.0  # weights that are read in order and ahead
 _MULTIPLIED = 115.0
+_TRANSFORM = 11.0  # nanoseconds for 16 channels of a tile, in or out
 
 
 def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Caches) -> int:
@@ -112,18 +113,23 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
     return min(range(1, images + 1), key=time_per_image)
 
 
-def winograd_pays(conv: ConvSpec) -> bool:
+def winograd_pays(conv: ConvSpec, itemsize: int) -> bool:
     """Whether F(2x2, 3x3) is faster than the direct convolution of one image.
 
-    It multiplies 16 numbers for 4 outputs where that takes 36, with the transforms about as if it
-    were 21; but it reads 16 weights instead of 9, and with few pixels reading takes the time. Both
+    It multiplies 16 numbers for 4 outputs where that takes 36, and transforms what it reads and
+    writes; but it reads 16 weights instead of 9, and with few pixels reading takes the time. Both
     round differently, so one image decides for all batches.
+
+    Args:
+        itemsize: bytes of a number: 4, or 2 for bfloat16, of which twice as many are multiplied.
     """
+    multiplied = _MULTIPLIED * 4 / itemsize
     tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2)
     weights = conv.c * conv.k
-    direct = max(conv.p * conv.q * 9 * weights / _MULTIPLIED, 36 * weights / _STREAMED)
-    winograd = max(tiles * 21 * weights / _MULTIPLIED, 64 * weights / _STREAMED)
-    return winograd < direct
+    direct = max(conv.p * conv.q * 9 * weights / multiplied, 9 * itemsize * weights / _STREAMED)
+    transforms = tiles * (conv.c + conv.k) / 16 * _TRANSFORM
+    winograd = tiles * 16 * weights / multiplied + transforms
+    return max(winograd, 16 * itemsize * weights / _STREAMED) < direct
 
 
 def winograd_blocking(

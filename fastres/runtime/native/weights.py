@@ -94,11 +94,12 @@ _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 def pack_winograd(weight: Tensor, lanes: int) -> Tensor:
-    """[K, C, 3, 3] -> [panel][frequency 16][channel block * lanes][32], ``G g G'`` in float64."""
+    """[K, C, 3, 3] -> [panel][frequency 16][unit][32]([2]): ``G g G'``, made in float64."""
     k, c, _, _ = weight.shape
     g = torch.tensor(_G, dtype=torch.float64)
     frequencies = torch.einsum("ar,kcrs,bs->abkc", g, weight.double(), g).reshape(16, k, c)
     filled = math.ceil(c / lanes) * lanes
     whole = F.pad(frequencies, (0, filled - c, 0, panels(k) * PANEL - k))
-    cut = whole.view(16, panels(k), PANEL, filled)
-    return cut.permute(1, 0, 3, 2).to(weight.dtype).contiguous()
+    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    cut = whole.view(16, panels(k), PANEL, filled // pair, pair)
+    return cut.permute(1, 0, 3, 2, 4).to(weight.dtype).contiguous()
