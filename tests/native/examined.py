@@ -20,7 +20,7 @@ from torch import Tensor
 from fastres.runtime.native.interface import KINDS, OUTPUT, COp, COutside, CPhase, CTensor
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.piece import UNUSUAL, Piece, _outside, _strides
-from fastres.runtime.native.planner import Plan
+from fastres.runtime.native.plan import Plan
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

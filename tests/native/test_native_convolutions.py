@@ -94,7 +94,7 @@ def test_small_filters_of_many_channels(spec: ConvSpec, precision: str, isa: str
             check(spec, precision, isa, residual=True, before="relu6", threads=3)
 
 
-def always(_: ConvSpec) -> bool:
+def always(_: ConvSpec, itemsize: int) -> bool:
     """For ``winograd_pays``: wherever it fits."""
     return True
 
@@ -109,8 +109,8 @@ def test_where_winograd_is_used() -> None:
         made = piece(model, model.graph(False), given, "avx512")
         (op,) = [op for op in made.draft.ops if op.kind == "convolution"]
         fits = spec in WINOGRAD.values() or spec is large
-        assert uses_winograd(op, "avx512") == (fits and schedule.winograd_pays(spec)), spec
-    assert schedule.winograd_pays(large)
+        assert uses_winograd(op, "avx512") == (fits and schedule.winograd_pays(spec, 4)), spec
+    assert schedule.winograd_pays(large, 4)
 
 
 @each_set

@@ -13,7 +13,7 @@ from torch import fx
 from fastres import ops
 from fastres.runtime.native import schedule
 from fastres.runtime.native.piece import Piece
-from fastres.runtime.native.planner import Plan
+from fastres.runtime.native.plan import Plan
 from fastres.spec import ConvSpec
 
 AROUND = (1, 1, 1, 1)

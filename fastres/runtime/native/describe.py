@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fastres.runtime.native import schedule
 from fastres.runtime.native.draft import Op
-from fastres.runtime.native.planner import Phase, Plan
+from fastres.runtime.native.plan import Phase, Plan
 
 
 def described(plan: Plan, who: str) -> list[str]:
@@ -27,9 +27,9 @@ def described(plan: Plan, who: str) -> list[str]:
 
 
 def _operations(plan: Plan, phase: Phase, near: schedule.Caches) -> Iterator[str]:
-    live = max(_activations(plan, i) for i in range(phase.first, phase.end)) * phase.images
+    live = max(_activations(plan, i) for i in phase.ops) * phase.images
     second = near.second * 0.75
-    for i in range(phase.first, phase.end):
+    for i in phase.ops:
         op, structure = plan.drafted[i], plan.ops[i]
         where = _level(live, second, near)
         text = f"{_name(op)}: {plan.kinds[i]}"

@@ -17,7 +17,8 @@ from fastres.runtime.native.draft import Draft, Op
 from fastres.runtime.native.interface import COp, COutside
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.packed import PackedPanels
-from fastres.runtime.native.planner import Plan, Planner
+from fastres.runtime.native.plan import Plan
+from fastres.runtime.native.planner import Planner
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.target import available_memory
 

@@ -6,7 +6,7 @@ import ctypes
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastres.runtime.native import schedule
+from fastres.runtime.native.arena import PAGE, Arena
 from fastres.runtime.native.draft import Draft, Op, Value
 from fastres.runtime.native.interface import (
     ACTIVATIONS,
@@ -22,76 +23,16 @@ from fastres.runtime.native.interface import (
     KINDS,
     OUTPUT,
     COp,
-    CPhase,
     CTensor,
 )
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.tables import for_images, pixel_offsets, runs
 from fastres.runtime.native.weights import panels
 from fastres.spec import ConvSpec
 
-PAGE = 4096
-SLACK = 8192
-"""Bytes behind each buffer that may be read: by the rows of AMX's last run that have no pixel, and
-ahead."""
-
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Operations ``first`` to ``end`` run for ``images`` images at a time."""
-
-    first: int
-    end: int
-    images: int
-
-
-@dataclass
-class Buffer:
-    """A value's place in the arena."""
-
-    layout: Layout
-    images: int
-    offset: int
-
-    @property
-    def bytes(self) -> int:
-        """Its size."""
-        return self.layout.image * self.images
-
-
-@dataclass
-class Plan:
-    """Everything that the library needs for a number of images, and what must outlive it.
-
-    Attributes:
-        kinds: what each of ``drafted`` runs as.
-        layouts: of the values, borders included.
-        ops: the library's structures, one for each of ``drafted``.
-        phases: in order.
-        buffers: for tests, which fill and fence them.
-        guards: (offset, bytes) of pages that nobody may touch.
-    """
-
-    images: int
-    isa: str
-    drafted: list[Op]
-    kinds: list[str]
-    layouts: dict[Value, Layout]
-    ops: Any
-    phases: list[Phase]
-    buffers: list[Buffer]
-    arena_bytes: int
-    guards: list[tuple[int, int]]
-    kept: list[Any] = field(default_factory=list)
-
-    def c_phases(self) -> Any:
-        """The library's structures for the phases."""
-        return (CPhase * len(self.phases))(
-            *(CPhase(p.first, p.end - p.first, p.images) for p in self.phases)
-        )
 
 
 def uses_winograd(op: Op, isa: str) -> bool:
@@ -128,16 +69,12 @@ class Planner:
         guarded: bool = False,
     ) -> None:
         self.images, self.threads, self.isa = images, threads, isa
-        self.packed, self.guarded = packed, guarded
+        self.packed = packed
+        self.arena = Arena(images, isa, guarded)
         self.near = schedule.caches()
         self.drafted = [replace(op) for op in draft.ops]
         self.output_dtypes = draft.output_dtypes
-        self.buffers: list[Buffer] = []
-        self.places: dict[Value, Buffer] = {}
-        self.whole: set[Value] = set()
         self.kept: list[Any] = []
-        self.guards: list[tuple[int, int]] = []
-        self.end = 0
         self._tables: dict[Any, npt.NDArray[np.int32]] = {}
         self._made: dict[Any, Any] = {}
         self._rows = self._merge_exports()
@@ -150,12 +87,12 @@ class Planner:
     def plan(self) -> Plan:
         """The plan."""
         phases = self._phases()
-        self._allocate(phases)
-        structures = [self._structure(i, phase) for phase in phases for i in _within(phase)]
+        self.arena.allocate(phases, self.drafted, self.layouts)
+        structures = [self._structure(i, phase) for phase in phases for i in phase.ops]
         return Plan(
             self.images, self.isa, self.drafted, self.kinds, self.layouts,
-            (COp * len(structures))(*structures), phases, self.buffers, max(self.end, LINE),
-            self.guards, self.kept,
+            (COp * len(structures))(*structures), phases, self.arena.buffers,
+            max(self.arena.end, LINE), self.arena.guards, self.kept,
         )  # fmt: skip
 
     # A matrix product whose float32 result leaves the piece writes it where the caller wants it.
@@ -225,90 +162,6 @@ class Planner:
         values = {v for v in (op.input, op.output, op.residual) if v is not None}
         return sum(self.layouts[value].image for value in values)
 
-    def _allocate(self, phases: Sequence[Phase]) -> None:
-        last: dict[Value, int] = {}
-        made: dict[Value, int] = {}
-        for phase_index, phase in enumerate(phases):
-            for i in _within(phase):
-                op = self.drafted[i]
-                for value in (op.input, op.residual):
-                    if value is not None:
-                        last[value] = i
-                        if made[value] != phase_index:
-                            self.whole.add(value)
-                if op.output is not None:
-                    made[op.output] = phase_index
-                    last.setdefault(op.output, i)
-        free: dict[tuple[Layout, bool], list[Buffer]] = {}
-        for phase in phases:
-            held: list[tuple[tuple[Layout, bool], Buffer]] = []  # whole: free behind the phase
-            for i in _within(phase):
-                op = self.drafted[i]
-                reused = self._in_place(op, i, last)
-                if op.output is not None and not reused:
-                    whole = op.output in self.whole
-                    key = (self.layouts[op.output], whole)
-                    spare = free.get(key)
-                    self.places[op.output] = (
-                        spare.pop() if spare else self._buffer(key[0], whole, phase.images)
-                    )
-                for value in {op.input, op.residual, op.output}:
-                    if value is None or last[value] != i or value not in self.places:
-                        continue
-                    if reused and value is op.residual:
-                        continue
-                    key = (self.layouts[value], value in self.whole)
-                    if value in self.whole:
-                        held.append((key, self.places[value]))
-                    else:
-                        free.setdefault(key, []).append(self.places[value])
-            for key, buffer in held:
-                free.setdefault(key, []).append(buffer)
-            # Buffers of one sub-batch have the size of this phase's.
-            free = {key: buffers for key, buffers in free.items() if key[1]}
-
-    def _in_place(self, op: Op, index: int, last: dict[Value, int]) -> bool:
-        """Whether a sum goes where its residual is, which nobody reads later."""
-        residual, output = op.residual, op.output
-        if residual is None or output is None or residual is op.input:
-            return False
-        same = self.layouts[residual] == self.layouts[output]
-        if last[residual] != index or not same:
-            return False
-        if (residual in self.whole) != (output in self.whole):
-            return False
-        self.places[output] = self.places[residual]
-        return True
-
-    def _buffer(self, layout: Layout, whole: bool, images: int) -> Buffer:
-        buffer = Buffer(layout, self.images if whole else images, self._reserve(0))
-        self.end = buffer.offset
-        self._reserve_bytes(buffer.bytes)
-        self.buffers.append(buffer)
-        return buffer
-
-    def _reserve(self, size: int) -> int:
-        """The offset of the next free bytes, aligned; fenced on request."""
-        if not self.guarded:
-            # Buffers a multiple of 4 KiB apart would compete for the same sets of a cache.
-            start = math.ceil(self.end / LINE) * LINE + len(self.buffers) % 8 * 5 * LINE
-        else:
-            start = math.ceil(self.end / PAGE) * PAGE
-            self.guards.append((start, PAGE))
-            start += PAGE
-        self.end = start + size
-        return start
-
-    def _reserve_bytes(self, size: int) -> None:
-        if not self.guarded:
-            self.end += size + SLACK
-            return
-        # What AMX's last rows read beyond the end stays in front of the fence.
-        filled = math.ceil((size + (SLACK if self.isa == "amx_bf16" else LINE)) / PAGE) * PAGE
-        self.end += filled
-        self.guards.append((self.end, PAGE))
-        self.end += PAGE
-
     def _structure(self, index: int, phase: Phase) -> COp:
         op, kind = self.drafted[index], self.kinds[index]
         some = op.output or op.input
@@ -337,7 +190,9 @@ class Planner:
         return out
 
     def _tensor(self, value: Value) -> CTensor:
-        return self.layouts[value].tensor(self.places[value].offset, value in self.whole)
+        return self.layouts[value].tensor(
+            self.arena.places[value].offset, value in self.arena.whole
+        )
 
     def _outside(self, out: COp, op: Op) -> None:
         """The caller's side of an import or export; strides are filled in by the call's piece."""
@@ -396,8 +251,7 @@ class Planner:
         out.pixels, out.step_units = conv.p * conv.q, 16
         size = 16 * cut.group * (source.blocks + 2) * LINE
         out.scratch_bytes = math.ceil(size / PAGE) * PAGE + 5 * LINE
-        out.scratch_offset = self._reserve(0)
-        self._reserve_bytes(out.scratch_bytes * self.threads)
+        out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)
 
     def _pixels(self, out: COp, op: Op, source: Layout, images: int) -> None:
         """The tables of where output pixels read and write."""
@@ -446,10 +300,6 @@ class Planner:
             self._tables[key] = np.ascontiguousarray(table, dtype=np.int32)
             self.kept.append(self._tables[key])
         return int(self._tables[key].ctypes.data)
-
-
-def _within(phase: Phase) -> range:
-    return range(phase.first, phase.end)
 
 
 def _joined(phases: Sequence[Phase]) -> list[Phase]:

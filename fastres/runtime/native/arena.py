@@ -1,0 +1,124 @@
+"""Where a plan's activations lie: buffers by how long their values are read.
+
+A value that is read in another phase than it is made in has room for all images, any other for
+those of a sub-batch. Only values of the same layout share a buffer, so that its border stays zero:
+borders are zeroed once, with the whole arena.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fastres.runtime.native.draft import Op, Value
+from fastres.runtime.native.layout import LINE, Layout
+from fastres.runtime.native.plan import Buffer, Phase
+
+PAGE = 4096
+SLACK = 8192
+"""Bytes behind each buffer that may be read: by the rows of AMX's last run that have no pixel, and
+ahead."""
+
+
+class Arena:
+    """The places of a plan's values.
+
+    Attributes:
+        places: each value's buffer.
+        whole: the values with room for all images.
+        buffers, guards, end: see :class:`fastres.runtime.native.plan.Plan`.
+    """
+
+    def __init__(self, images: int, isa: str, guarded: bool) -> None:
+        self.images, self.isa, self.guarded = images, isa, guarded
+        self.places: dict[Value, Buffer] = {}
+        self.whole: set[Value] = set()
+        self.buffers: list[Buffer] = []
+        self.guards: list[tuple[int, int]] = []
+        self.end = 0
+
+    def allocate(
+        self, phases: Sequence[Phase], ops: Sequence[Op], layouts: Mapping[Value, Layout]
+    ) -> None:
+        """Give every value a place."""
+        last: dict[Value, int] = {}
+        made: dict[Value, int] = {}
+        for phase_index, phase in enumerate(phases):
+            for i in phase.ops:
+                op = ops[i]
+                for value in (op.input, op.residual):
+                    if value is not None:
+                        last[value] = i
+                        if made[value] != phase_index:
+                            self.whole.add(value)
+                if op.output is not None:
+                    made[op.output] = phase_index
+                    last.setdefault(op.output, i)
+        free: dict[tuple[Layout, bool], list[Buffer]] = {}
+        for phase in phases:
+            held: list[tuple[tuple[Layout, bool], Buffer]] = []  # whole: free behind the phase
+            for i in phase.ops:
+                op = ops[i]
+                reused = self._in_place(
+                    op, last[op.residual] == i if op.residual else False, layouts
+                )
+                if op.output is not None and not reused:
+                    whole = op.output in self.whole
+                    key = (layouts[op.output], whole)
+                    spare = free.get(key)
+                    self.places[op.output] = (
+                        spare.pop() if spare else self._buffer(key[0], whole, phase.images)
+                    )
+                for value in {op.input, op.residual, op.output}:
+                    if value is None or last[value] != i or value not in self.places:
+                        continue
+                    if reused and value is op.residual:
+                        continue
+                    key = (layouts[value], value in self.whole)
+                    if value in self.whole:
+                        held.append((key, self.places[value]))
+                    else:
+                        free.setdefault(key, []).append(self.places[value])
+            for key, buffer in held:
+                free.setdefault(key, []).append(buffer)
+            # Buffers of one sub-batch have the size of this phase's.
+            free = {key: buffers for key, buffers in free.items() if key[1]}
+
+    def _in_place(self, op: Op, is_last: bool, layouts: Mapping[Value, Layout]) -> bool:
+        """Whether a sum goes where its residual is, which nobody reads later."""
+        residual, output = op.residual, op.output
+        if residual is None or output is None or residual is op.input or not is_last:
+            return False
+        if layouts[residual] != layouts[output]:
+            return False
+        if (residual in self.whole) != (output in self.whole):
+            return False
+        self.places[output] = self.places[residual]
+        return True
+
+    def reserve(self, size: int) -> int:
+        """The offset of ``size`` bytes that are nobody else's; fenced on request."""
+        start = self._start()
+        if not self.guarded:
+            self.end = start + size + SLACK
+            return start
+        # What AMX's last rows read beyond the end stays in front of the fence.
+        behind = SLACK if self.isa == "amx_bf16" else LINE
+        self.end = start + math.ceil((size + behind) / PAGE) * PAGE
+        self.guards.append((self.end, PAGE))
+        self.end += PAGE
+        return start
+
+    def _start(self) -> int:
+        if not self.guarded:
+            # Buffers a multiple of 4 KiB apart would compete for the same sets of a cache.
+            return math.ceil(self.end / LINE) * LINE + len(self.buffers) % 8 * 5 * LINE
+        fence = math.ceil(self.end / PAGE) * PAGE
+        self.guards.append((fence, PAGE))
+        return fence + PAGE
+
+    def _buffer(self, layout: Layout, whole: bool, images: int) -> Buffer:
+        count = self.images if whole else images
+        buffer = Buffer(layout, count, self.reserve(layout.image * count))
+        self.buffers.append(buffer)
+        return buffer

@@ -1,0 +1,70 @@
+"""A plan: what the library runs, in its own structures, and what it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastres.runtime.native.draft import Op, Value
+from fastres.runtime.native.interface import CPhase
+from fastres.runtime.native.layout import Layout
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Operations ``first`` to ``end`` run for ``images`` images at a time."""
+
+    first: int
+    end: int
+    images: int
+
+    @property
+    def ops(self) -> range:
+        """The numbers of its operations."""
+        return range(self.first, self.end)
+
+
+@dataclass
+class Buffer:
+    """A value's place in the arena."""
+
+    layout: Layout
+    images: int
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return self.layout.image * self.images
+
+
+@dataclass
+class Plan:
+    """Everything that the library needs for a number of images, and what must outlive it.
+
+    Attributes:
+        kinds: what each of ``drafted`` runs as.
+        layouts: of the values, borders included.
+        ops: the library's structures, one for each of ``drafted``.
+        phases: in order.
+        buffers: for tests, which fill and fence them.
+        guards: (offset, bytes) of pages that nobody may touch.
+    """
+
+    images: int
+    isa: str
+    drafted: list[Op]
+    kinds: list[str]
+    layouts: dict[Value, Layout]
+    ops: Any
+    phases: list[Phase]
+    buffers: list[Buffer]
+    arena_bytes: int
+    guards: list[tuple[int, int]]
+    kept: list[Any] = field(default_factory=list)
+
+    def c_phases(self) -> Any:
+        """The library's structures for the phases."""
+        return (CPhase * len(self.phases))(
+            *(CPhase(p.first, p.end - p.first, p.images) for p in self.phases)
+        )
