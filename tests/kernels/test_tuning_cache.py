@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -112,6 +113,38 @@ def test_a_file_of_something_else_is_ignored(folder: Path, field: str) -> None:
     file_of(folder).write_text(json.dumps({**content, field: "else"}), encoding="utf-8")
     with pytest.warns(FastresWarning, match=f"it is for {field} 'else', this is"):
         assert TuningCache(IDENTITY, folder).get("conv") is None
+
+
+def test_damaged_files_are_ignored_or_read(folder: Path) -> None:
+    """Bits that flip, runs that are overwritten, brackets without end: a warning at most."""
+    TuningCache(IDENTITY, folder).put("conv", RESULT)
+    file = file_of(folder)
+    whole = file.read_bytes()
+    random.seed(0)
+    ignored = 0
+    for _ in range(500):
+        damaged = bytearray(whole)
+        if random.random() < 0.5:
+            damaged[random.randrange(len(whole))] ^= 1 << random.randrange(8)
+        else:
+            start = random.randrange(len(whole))
+            damaged[start : start + random.randrange(40)] = random.randbytes(random.randrange(40))
+        file.write_bytes(damaged)
+        ignored += is_ignored(folder)
+    for text in ("[" * 100_000, '{"entries":' * 50_000, "9" * 5000, "NaN", "", "\x00"):
+        file.write_text(text, encoding="utf-8")
+        assert is_ignored(folder), text[:20]
+    assert ignored > 250
+
+
+def is_ignored(folder: Path) -> bool:
+    """Whether the file is warned of; nothing else may happen."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache = TuningCache(IDENTITY, folder)
+    assert all(issubclass(warning.category, FastresWarning) for warning in caught)
+    assert not caught or len(cache) == 0
+    return bool(caught)
 
 
 def test_an_entry_without_a_tactic_is_ignored(folder: Path) -> None:

@@ -145,7 +145,7 @@ class TuningCache:
             return self._ignore("it is not text")
         try:
             content = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self._ignore("it is not JSON")
         wanted = {"format": FORMAT, **asdict(self.identity)}
         if not isinstance(content, dict) or not isinstance(content.get("entries"), dict):
