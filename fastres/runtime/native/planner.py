@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastres.errors import OutOfMemory
 from fastres.runtime.native import schedule
 from fastres.runtime.native.arena import PAGE, Arena
 from fastres.runtime.native.draft import Draft, Op, Value
@@ -296,7 +297,10 @@ class Planner:
         if key not in self._tables:
             table = make()
             if table.size and table.max() >= 2**31:
-                raise OverflowError("offsets beyond 8 GiB")
+                raise OutOfMemory(
+                    "one image's activations would take more than 8 GiB, which the native engine's "
+                    "tables do not reach: use a smaller image, or engine='onednn'"
+                )
             self._tables[key] = np.ascontiguousarray(table, dtype=np.int32)
             self.kept.append(self._tables[key])
         return int(self._tables[key].ctypes.data)

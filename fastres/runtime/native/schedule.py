@@ -88,6 +88,10 @@ _MULTIPLIED = 115.0
 _TRANSFORM = 11.0  # nanoseconds for 16 channels of a tile, in or out
 
 
+MOST_BYTES = 1 << 32
+"""Of a phase's activations: the tables' offsets reach twice as far."""
+
+
 def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Caches) -> int:
     """How many images a phase runs for at a time.
 
@@ -110,7 +114,8 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
             speed = _FROM_SHARED if live_bytes * count <= near.shared / 2 else _FROM_MEMORY
         return again + moved / speed
 
-    return min(range(1, images + 1), key=time_per_image)
+    most = max(1, min(images, MOST_BYTES // max(1, live_bytes)))
+    return min(range(1, most + 1), key=time_per_image)
 
 
 def winograd_pays(conv: ConvSpec, itemsize: int) -> bool:
