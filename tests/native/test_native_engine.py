@@ -203,7 +203,7 @@ def test_layout_of_the_input_is_that_of_the_result(precision: str) -> None:
 
 
 def test_the_result_does_not_depend_on_threads(precision: str, model: nn.Module) -> None:
-    """Nor on the run: bit for bit."""
+    """Nor on the run, nor on the other images of its batch: bit for bit."""
     fast = {n: native(model, image(), precision=precision, threads=n) for n in (1, 2, 3)}
     for batch in (1, 2, 3, 5, 7):
         x = image(batch)
@@ -211,6 +211,9 @@ def test_the_result_does_not_depend_on_threads(precision: str, model: nn.Module)
         for made in fast.values():
             for _ in range(3):
                 assert all(torch.equal(a, b) for a, b in zip(made(x), wanted, strict=True))
+        for index in range(batch):
+            alone = fast[2](x[index : index + 1])
+            assert all(torch.equal(a[0], b[index]) for a, b in zip(alone, wanted, strict=True))
 
 
 # ---- NaN and infinity ----------------------------------------------------------------------------

@@ -15,18 +15,18 @@ def described(plan: Plan, who: str) -> list[str]:
     The bytes are expected, from the sizes of tensors and caches, not measured: activations that a
     phase keeps in the second-level cache and those from behind it, and weights likewise.
     """
-    near = schedule.caches()
     lines = [
         f"{who}: {_images(plan.images)}, {plan.isa}, {len(plan.drafted)} operations, "
         f"arena {plan.arena_bytes / 2**20:.1f} MiB"
     ]
     for phase in plan.phases:
         lines.append(f"  {_images(phase.images)} at a time:")
-        lines += (f"    {line}" for line in _operations(plan, phase, near))
+        lines += (f"    {line}" for line in _operations(plan, phase))
     return lines
 
 
-def _operations(plan: Plan, phase: Phase, near: schedule.Caches) -> Iterator[str]:
+def _operations(plan: Plan, phase: Phase) -> Iterator[str]:
+    near = plan.near
     live = max(_activations(plan, i) for i in phase.ops) * phase.images
     second = near.second * 0.75
     for i in phase.ops:

@@ -85,7 +85,7 @@ class Piece:
             if not images:
                 self.plans.append(None)
                 continue
-            plan = Planner(draft, images, team, isa, packed, guarded).plan()
+            plan = Planner(draft, images, team, isa, packed, threads // team, guarded).plan()
             outside = [
                 sources[op.outside]
                 if op.kind == "import"

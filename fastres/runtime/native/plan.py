@@ -8,6 +8,7 @@ from typing import Any
 from fastres.runtime.native.draft import Op, Value
 from fastres.runtime.native.interface import CPhase
 from fastres.runtime.native.layout import Layout
+from fastres.runtime.native.schedule import Caches
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Plan:
     """Everything that the library needs for a number of images, and what must outlive it.
 
     Attributes:
+        near: the caches that it was made for.
         kinds: what each of ``drafted`` runs as.
         layouts: of the values, borders included.
         ops: the library's structures, one for each of ``drafted``.
@@ -53,6 +55,7 @@ class Plan:
 
     images: int
     isa: str
+    near: Caches
     drafted: list[Op]
     kinds: list[str]
     layouts: dict[Value, Layout]

@@ -57,6 +57,8 @@ class Planner:
     """Makes the plan of a piece for a number of images and threads.
 
     Args:
+        threads: that work on it together.
+        sharing: plans that run side by side.
         guarded: fence every buffer with pages that nobody may touch, for tests.
     """
 
@@ -67,12 +69,13 @@ class Planner:
         threads: int,
         isa: str,
         packed: PackedPanels,
+        sharing: int = 1,
         guarded: bool = False,
     ) -> None:
         self.images, self.threads, self.isa = images, threads, isa
         self.packed = packed
         self.arena = Arena(images, isa, guarded)
-        self.near = schedule.caches()
+        self.near = schedule.caches(sharing)
         self.drafted = [replace(op) for op in draft.ops]
         self.output_dtypes = draft.output_dtypes
         self.kept: list[Any] = []
@@ -91,7 +94,7 @@ class Planner:
         self.arena.allocate(phases, self.drafted, self.layouts)
         structures = [self._structure(i, phase) for phase in phases for i in phase.ops]
         return Plan(
-            self.images, self.isa, self.drafted, self.kinds, self.layouts,
+            self.images, self.isa, self.near, self.drafted, self.kinds, self.layouts,
             (COp * len(structures))(*structures), phases, self.arena.buffers,
             max(self.arena.end, LINE), self.arena.guards, self.kept,
         )  # fmt: skip

@@ -29,11 +29,16 @@ class Caches:
     shared: int
 
 
-def caches() -> Caches:
-    """Of this machine; where the system does not tell, of a small one."""
+def caches(sharing: int) -> Caches:
+    """Of this machine; where the system does not tell, of a small one.
+
+    Args:
+        sharing: threads that work side by side on images of their own, each with its part of what
+            all share.
+    """
     told = cpu()
     second = told.l2_bytes or 1 << 20
-    return Caches(told.l1d_bytes or 32 << 10, second, max(told.l3_bytes or 0, second))
+    return Caches(told.l1d_bytes or 32 << 10, second, max((told.l3_bytes or 0) // sharing, second))
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
         return again + moved / speed
 
     most = max(1, min(images, MOST_BYTES // max(1, live_bytes)))
-    return min(range(1, most + 1), key=time_per_image)
+    even = {math.ceil(images / parts) for parts in range(math.ceil(images / most), images + 1)}
+    return min(sorted(even), key=time_per_image)
 
 
 def winograd_pays(conv: ConvSpec, itemsize: int) -> bool:
