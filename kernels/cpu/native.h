@@ -28,7 +28,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 1  // changes with every change of this file
+#define FR_ABI 2  // changes with every change of this file
 
 enum fr_isa { FR_AVX2 = 0, FR_AVX512 = 1, FR_AVX512_BF16 = 2, FR_AMX_BF16 = 3 };
 enum fr_dtype { FR_FLOAT32 = 0, FR_BFLOAT16 = 1 };
@@ -142,6 +142,11 @@ FR_API int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t rang
 FR_API int32_t fr_run(fr_plan *alone, fr_plan *together, int32_t threads, const fr_outside *inputs,
                       int32_t input_count, const fr_outside *outputs, int32_t output_count,
                       int64_t *times);
+
+// Multiply-adds per second of all threads together that do nothing else, in registers, for so many
+// milliseconds; bfloat16's with FR_AVX512_BF16 and FR_AMX_BF16, else float32's. 0 where the
+// processor has no such instructions or the system refuses a thread.
+FR_API double fr_peak(int32_t isa, int32_t threads, int32_t milliseconds);
 
 #ifdef __cplusplus
 }

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import os
 import re
-from ctypes import POINTER, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, c_double, c_int32, c_int64, c_uint32, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -57,6 +57,8 @@ class Library:
             *(POINTER(COutside), c_int32, POINTER(COutside), c_int32),
             POINTER(c_int64),
         ]
+        self._functions.fr_peak.restype = c_double
+        self._functions.fr_peak.argtypes = [c_int32, c_int32, c_int32]
 
     def _op_bytes(self) -> int:
         self._functions.fr_op_bytes.restype = c_int64
@@ -81,6 +83,16 @@ class Library:
             raise OSError(f"FASTRES_NATIVE_ISA={limit!r}: expected one of {', '.join(ISAS)}")
         names = ISAS[: ISAS.index(limit) + 1]
         return frozenset(name for i, name in enumerate(names) if allowed >> i & 1)
+
+    def peak(self, isa: str, threads: int, milliseconds: int = 200) -> float:
+        """Multiply-adds per second of so many threads together that do nothing else, in registers.
+
+        Measured for so many milliseconds; in bfloat16 with ``avx512_bf16`` and ``amx_bf16``, else
+        in float32. 0 where the instruction set is not among :attr:`isas`.
+        """
+        if isa not in self.isas:
+            return 0.0
+        return float(self._functions.fr_peak(ISAS.index(isa), threads, milliseconds))
 
 
 def _openmp() -> ctypes.CDLL | None:
