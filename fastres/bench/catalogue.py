@@ -13,6 +13,17 @@ from fastres.bench import (
 from fastres.bench.contender import OURS, Contender
 from fastres.errors import OptionError
 
+ONEDNN = Contender(
+    "fastres-onednn",
+    "fastres, oneDNN engine",
+    fastres_contender.prepare_onednn,
+    refuses=fastres_contender.onednn_refuses,
+    devices=("cpu",),
+    bound=OURS,
+    alternative=False,
+)
+"""fastres without kernels of its own, to see what those are worth."""
+
 REFERENCE = Contender("eager", "torch eager NCHW", torch_contenders.eager)
 """What everything is compared with, in float32: the model as its user has it."""
 
@@ -70,6 +81,7 @@ PEERS = {
             missing=tensorrt_contender.missing_in_torch,
             devices=("cuda",),
         ),
+        ONEDNN,
     )
 }
 

@@ -83,6 +83,8 @@ class Contender:
         refuses: why it does not compute in a precision on a kind of device, or None.
         devices: the kinds that it is for.
         bound: the largest multiple of eager's own error that passes.
+        alternative: whether a user would take it instead of fastres; the others take part only
+            where they are asked for.
     """
 
     name: str
@@ -92,3 +94,4 @@ class Contender:
     refuses: Callable[[str, str], str | None] = lambda precision, device: None
     devices: tuple[str, ...] = ("cpu", "cuda")
     bound: float = PEERS
+    alternative: bool = True

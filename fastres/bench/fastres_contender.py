@@ -1,15 +1,33 @@
-"""fastres itself."""
+"""fastres itself, with the engine that it chooses or with one by name."""
 
 from __future__ import annotations
 
 import warnings
 
-from fastres.bench.contender import Job, Ready
+from fastres import target
+from fastres.bench.contender import DTYPES, Job, Ready
 from fastres.errors import FastresWarning
 
 
 def prepare(job: Job) -> Ready:
     """Optimise for the precision, with the first batch as the example."""
+    return _prepare(job, "auto")
+
+
+def prepare_onednn(job: Job) -> Ready:
+    """The same with the oneDNN engine, also where another one would be chosen."""
+    return _prepare(job, "onednn")
+
+
+def onednn_refuses(precision: str, device: str) -> str | None:
+    """Whether torch's oneDNN computes in that precision on this processor."""
+    dtype = DTYPES[precision]
+    if target.onednn_supports(dtype):
+        return None
+    return f"oneDNN has no {str(dtype).removeprefix('torch.')} kernels on this machine"
+
+
+def _prepare(job: Job, engine: str) -> Ready:
     import fastres
 
     with warnings.catch_warnings(record=True) as caught:
@@ -18,6 +36,7 @@ def prepare(job: Job) -> Ready:
             job.model,
             job.example,
             device=job.device,
+            engine=engine,
             # TF32 is float32 under a flag of torch's, which the bench sets.
             precision="fp32" if job.precision == "tf32" else job.precision,
             threads=job.threads,

@@ -123,10 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--peers",
         nargs="+",
-        default=["all"],
         metavar="PEER",
-        help=f"none, all, or some of {', '.join(catalogue.PEERS)} (default: all; the table names "
-        "those that are not installed)",
+        help=f"none, all, or some of {', '.join(catalogue.PEERS)} (default: all but fastres-onednn; "
+        "the table names those that are not installed)",
     )
     add(
         "--cold",
@@ -168,9 +167,14 @@ def _precisions(given: Sequence[str] | None, device: str) -> tuple[str, ...]:
     return _distinct("--precision", given)
 
 
-def _peers(given: Sequence[str], device: str) -> tuple[str, ...]:
-    """Names of peers. Those asked for by name must be there; "all" may not, the table says so."""
+def _peers(given: Sequence[str] | None, device: str) -> tuple[str, ...]:
+    """Names of peers; None for what a user would take instead of fastres.
+
+    Those asked for by name must be there; others may not, the table says so.
+    """
     known = catalogue.peers(device)
+    if given is None:
+        return tuple(name for name, peer in known.items() if peer.alternative)
     words = _distinct("--peers", given)
     for word in ("none", "all"):
         if word in words and len(words) > 1:

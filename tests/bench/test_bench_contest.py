@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import bench
+from fastres import bench, target
 from fastres.bench import (
     answers,
     catalogue,
@@ -93,6 +93,19 @@ def test_the_reference_is_first_and_each_row_says_its_precision() -> None:
         *("eager-bf16", "onnxruntime-bf16", "fastres-bf16"),
     ]
     assert keys("--precision bf16 --peers none") == ["eager-fp32", "fastres-bf16"]
+
+
+def test_both_engines_stand_in_one_table(tmp_path: Path) -> None:
+    found = rows(hold(tmp_path, words="--precision fp32 fp16 --threads 1 --peers fastres-onednn"))
+    ours = found["fastres-onednn-fp32"]
+    assert ours.status == "timed"
+    assert ours.title == "fastres, oneDNN engine"
+    assert ours.notes[0] == "engine onednn"
+    assert found["fastres-fp32"].status == "timed"
+    if not target.onednn_supports(torch.float16):
+        half = found["fastres-onednn-fp16"]
+        assert half.status == "unavailable"
+        assert half.reason == "oneDNN has no float16 kernels on this machine"
 
 
 def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

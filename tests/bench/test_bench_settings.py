@@ -26,7 +26,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.size == 224
     assert given.threads == 3
     assert given.device == torch.device("cpu")
-    assert given.peers == tuple(catalogue.peers("cpu"))
+    assert (*given.peers, "fastres-onednn") == tuple(catalogue.peers("cpu"))
     assert given.reference == "eager-fp32"
     assert given.precisions[0] == "fp32"
     assert ("bf16" in given.precisions) == target.onednn_supports(torch.bfloat16)
@@ -121,6 +121,16 @@ def test_help_names_all_peers(capsys: pytest.CaptureFixture[str]) -> None:
     assert raised.value.code == 0
     said = "".join(capsys.readouterr().out.split())  # lines are broken at hyphens too
     assert all(name in said for name in catalogue.PEERS)
+
+
+def test_our_other_engine_takes_part_where_it_is_asked_for() -> None:
+    name = catalogue.ONEDNN.name
+    assert name not in settings.parse([]).peers
+    assert settings.parse(["--peers", name]).peers == (name,)
+    assert name in settings.parse(["--peers", "all"]).peers
+    assert name not in catalogue.peers("cuda")
+    assert catalogue.find(name) is catalogue.ONEDNN
+    assert catalogue.ONEDNN.bound == catalogue.FASTRES.bound
 
 
 def test_a_peer_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
