@@ -10,11 +10,15 @@ fused          bias, residual addition and ReLU inside oneDNN's convolution
 prepacked      weights in the layout that oneDNN's kernels read, made once instead of in each call
 planned        a straight-line program for this shape: prebound calls, sums written over the
                residual, every buffer freed after its last use
-bf16           weights and activations in bfloat16
+own kernels    the engine ``native`` in oneDNN's place: convolutions of our own on activations in
+               lines of 64 bytes, the network planned as a whole and run in one call
+winograd       3x3 convolutions by F(2x2, 3x3) where the engine's cost model finds that it pays
+bf16           weights and activations in bfloat16, whose products the processor has instructions
+               for; none of them by Winograd
 =============  ===================================================================================
 
-The rows take turns call by call and pass the same check of their answers as in ``fastres.bench``,
-whose records this writes as well.
+Where the native engine is missing, its rows are and say why. The rows take turns call by call and
+pass the same check of their answers as in ``fastres.bench``, whose records this writes as well.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor, fx
 
 import fastres
+from benchmarks import native
 from fastres import measure, ops
 from fastres.bench import catalogue, record, session, settings, table, torch_contenders
 from fastres.bench.contender import OURS, Contender, Job, Ready
@@ -71,6 +76,28 @@ def planned(job: Job) -> Ready:
     )
 
 
+def own_kernels(job: Job) -> Ready:
+    """fastres with its native engine, every convolution multiplied directly."""
+    with native.without_winograd():
+        ready = winograd(job)
+        ready.call(job.example)  # the plan for this shape
+    return ready
+
+
+def winograd(job: Job) -> Ready:
+    """fastres with its native engine as it is."""
+    return Ready(
+        fastres.optimize(
+            job.model, job.example, engine="native", precision=job.precision, threads=job.threads
+        )
+    )
+
+
+def _without(precision: str, device: str) -> str | None:
+    """Why the native engine's rows are missing."""
+    return native.absent(precision)
+
+
 RUNGS = (
     (catalogue.REFERENCE, "fp32"),
     (Contender("channels-last", "+ channels-last", torch_contenders.channels_last), "fp32"),
@@ -78,7 +105,14 @@ RUNGS = (
     (Contender("fused", "+ bias, add, ReLU fused", fused, bound=OURS), "fp32"),
     (Contender("prepacked", "+ weights prepacked", prepacked, bound=OURS), "fp32"),
     (Contender("planned", "+ planned (fastres)", planned, bound=OURS), "fp32"),
-    (Contender("planned", "+ bfloat16 (fastres)", planned, bound=OURS), "bf16"),
+    (
+        Contender(
+            "own-kernels", "+ own kernels (fastres)", own_kernels, refuses=_without, bound=OURS
+        ),
+        "fp32",
+    ),
+    (Contender("native", "+ Winograd (fastres)", winograd, refuses=_without, bound=OURS), "fp32"),
+    (Contender("native", "+ bfloat16 (fastres)", winograd, refuses=_without, bound=OURS), "bf16"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 
 import fastres
-from benchmarks import ladder, memory, overhead, shapes
-from fastres import measure, models, target
+from benchmarks import ladder, memory, native, overhead, shapes
+from fastres import measure, models
 from fastres.bench import record
 from fastres.bench.contender import Contender, Job, Ready
+from fastres.runtime.native import planner
+from fastres.runtime.native.library import Library, load
 
 
 def test_shapes_are_those_of_the_papers_table() -> None:
@@ -44,13 +47,46 @@ def climb(path: Path) -> int:
     )
 
 
-@pytest.mark.skipif(not target.onednn_supports(torch.bfloat16), reason="the last row is bfloat16")
 def test_every_rung_of_the_ladder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert climb(tmp_path / "ladder.json") == 0
     (batch,) = record.read(tmp_path / "ladder.json").batches
-    assert [row.status for row in batch.rows] == ["timed"] * 7
-    assert len({row.key for row in batch.rows}) == 7
-    assert capsys.readouterr().out.count("the row above") == 6
+    reasons = [native.absent(precision) for precision in ("fp32", "fp32", "bf16")]
+    assert [row.reason for row in batch.rows] == [None] * 6 + reasons
+    timed = [row for row in batch.rows if row.status == "timed"]
+    assert len(timed) == 6 + reasons.count(None)
+    assert len({row.key for row in batch.rows}) == 9
+    assert capsys.readouterr().out.count("the row above") == len(timed) - 1
+
+
+def test_without_the_library_its_rungs_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: "its library is elsewhere")
+    monkeypatch.setattr(ladder, "RUNGS", (ladder.RUNGS[0], *ladder.RUNGS[6:]))
+    assert climb(tmp_path / "ladder.json") == 0
+    (batch,) = record.read(tmp_path / "ladder.json").batches
+    assert [row.status for row in batch.rows] == ["timed", *["unavailable"] * 3]
+    assert {row.reason for row in batch.rows[1:]} == {"no native engine: its library is elsewhere"}
+
+
+@pytest.mark.skipif(native.absent("fp32") is not None, reason=str(native.absent("fp32")))
+def test_only_the_rung_of_own_kernels_multiplies_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.schedule, "winograd_pays", lambda conv: True)
+    torch.manual_seed(0)
+    images = torch.randn(1, 3, 64, 64)
+    job = Job(models.build("resnet18").eval(), images, "fp32", 1, Path(), Path())
+
+    def planned(rung: Callable[[Job], Ready]) -> int:
+        fast = rung(job).call
+        assert isinstance(fast, fastres.OptimizedModule)
+        assert fast.engine == "native"
+        return fast.program(images).count(": winograd ")
+
+    library = load()
+    assert isinstance(library, Library)
+    assert planned(ladder.own_kernels) == 0
+    has_kernel = native.instruction_set(library, "fp32") == "avx512"
+    assert (planned(ladder.winograd) > 0) == has_kernel
 
 
 def test_a_broken_rung_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

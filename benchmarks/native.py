@@ -1,0 +1,43 @@
+"""The engine ``native`` as the scripts need it: whether it is here, and without Winograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fastres.bench.contender import DTYPES
+from fastres.runtime.native import planner
+from fastres.runtime.native.draft import Op
+from fastres.runtime.native.engine import FIRST_CHOICE
+from fastres.runtime.native.library import Library, load
+
+
+def absent(precision: str) -> str | None:
+    """Why the engine cannot compute in a precision here, or None where it can."""
+    library = load()
+    if isinstance(library, str):
+        return f"no native engine: {library}"
+    if instruction_set(library, precision) is None:
+        return f"this processor has no instructions for {precision} that the native engine knows"
+    return None
+
+
+def instruction_set(library: Library, precision: str) -> str | None:
+    """The one that it computes with, None where the processor has none for the precision."""
+    choice = FIRST_CHOICE.get(DTYPES[precision], ())
+    return next((isa for isa in choice if isa in library.isas), None)
+
+
+@contextmanager
+def without_winograd() -> Iterator[None]:
+    """What is planned meanwhile multiplies directly; a plan is made when a shape is first seen."""
+
+    def never(op: Op, isa: str) -> bool:
+        return False
+
+    before = planner.uses_winograd
+    planner.uses_winograd = never
+    try:
+        yield
+    finally:
+        planner.uses_winograd = before
