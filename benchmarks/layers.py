@@ -1,0 +1,287 @@
+"""Where the native engine's time goes: every convolution, held against what the processor can do.
+
+Each row is a convolution of the user's model: the native engine's time for it, with bias, residual
+and activation; its multiply-adds per second in % of the peak; and how many times as long our oneDNN
+engine and OpenVINO take for the same module. The peak is what the same threads reach in registers
+alone, measured in the same rounds. The multiply-adds counted are those of the direct convolution:
+a Winograd convolution does fewer, and its row may exceed 100 %.
+
+All take turns on the same random images; times and ratios are medians over the rounds. A module
+that OpenVINO fused into something else, or that has no name there, has "-". What is beside the
+convolutions, layouts' changes among it, is in nobody's row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from torch import Tensor, nn
+
+import fastres
+from benchmarks import native, openvino_layers
+from fastres import measure, target
+from fastres.bench import revision, source, workload
+from fastres.runtime.native.library import Library, load
+
+PEAK_MILLISECONDS = 20
+"""What measuring the peak takes in each round."""
+
+_NUMBERS = ("ms", "% of peak", "oneDNN engine", "OpenVINO")
+
+Times = Mapping[str, int]
+"""Nanoseconds by module."""
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One of the user's, and what was measured.
+
+    Attributes:
+        module: its path in the model.
+        shape: its channels, kernel and stride, to be read.
+        multiply_adds: of the direct convolution, for one image.
+        kind: what it runs as in the native engine, "-" where that engine leaves it to oneDNN.
+        native_ns, onednn_ns, openvino_ns: by round; empty where there is no such module.
+    """
+
+    module: str
+    shape: str
+    multiply_adds: int
+    kind: str = "-"
+    native_ns: tuple[int, ...] = ()
+    onednn_ns: tuple[int, ...] = ()
+    openvino_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """One precision.
+
+    Attributes:
+        precision, isa: what the native engine computes in, and with which instructions.
+        peak: multiply-adds per second, by round.
+        openvino: why it is not in it, or None.
+        convolutions: in the order they run.
+    """
+
+    precision: str
+    isa: str
+    peak: tuple[float, ...]
+    openvino: str | None
+    convolutions: tuple[Convolution, ...] = field(repr=False)
+
+
+def convolutions(model: nn.Module, images: Tensor) -> list[Convolution]:
+    """The model's convolutions in the order they run, with nothing measured."""
+    found: dict[str, Convolution] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+
+        def note(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+            assert isinstance(module, nn.Conv2d)
+            rows, columns = module.kernel_size
+            groups = f" in {module.groups} groups" if module.groups > 1 else ""
+            shape = (
+                f"{module.in_channels}->{module.out_channels} {rows}x{columns}/{module.stride[0]}"
+                f"{groups}, {output.shape[2]}x{output.shape[3]}"
+            )
+            before = found[name].multiply_adds if name in found else 0
+            pixels = output.shape[2] * output.shape[3]
+            found[name] = Convolution(name, shape, before + pixels * module.weight.numel())
+
+        hooks.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        model(images[:1])
+    for hook in hooks:
+        hook.remove()
+    return list(found.values())
+
+
+def profiled(fast: fastres.OptimizedModule, images: Tensor) -> Callable[[], Times]:
+    """A call of one of our engines, layer by layer."""
+    executable = fast._runner.ordinary_executable([images])
+
+    def call() -> Times:
+        times: Counter[str] = Counter()
+        with torch.no_grad(), fast._runner.limit():
+            for module, _, took in executable.timed([images]):
+                times[module] += took
+        return times
+
+    return call
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], plan: measure.Plan) -> dict[str, list[Any]]:
+    """What each call returned in each round, warm-up excepted."""
+    returned: dict[str, list[Any]] = {name: [] for name in calls}
+
+    def kept(name: str) -> Callable[[], None]:
+        return lambda: returned[name].append(calls[name]())
+
+    rounds = len(measure.interleave({name: kept(name) for name in calls}, plan)["native"])
+    return {name: results[-rounds:] for name, results in returned.items()}
+
+
+def measured(
+    model: nn.Module, images: Tensor, precision: str, threads: int, plan: measure.Plan
+) -> Found:
+    """All convolutions of a model in one precision, which the native engine must have."""
+    library = load()
+    assert isinstance(library, Library)
+    isa = native.instruction_set(library, precision)
+    assert isa is not None
+    ours = {
+        engine: fastres.optimize(model, images, engine=engine, precision=precision, threads=threads)
+        for engine in ("native", "onednn")
+    }
+    calls: dict[str, Callable[[], Any]] = {
+        "peak": lambda: library.peak(isa, threads, PEAK_MILLISECONDS),
+        **{engine: profiled(fast, images) for engine, fast in ours.items()},
+    }
+    reason = openvino_layers.absent(precision)
+    if reason is None:
+        calls["openvino"] = openvino_layers.profiled(model, images, precision, threads)
+    said = in_turns(calls, plan)
+    program = ours["native"].program(images)
+
+    def samples(name: str, module: str) -> tuple[int, ...]:
+        every = tuple(times.get(module, 0) for times in said.get(name, ()))
+        return every if all(every) else ()
+
+    rows = [
+        Convolution(
+            each.module, each.shape, each.multiply_adds, _kind(program, each.module),
+            *(samples(name, each.module) for name in ("native", "onednn", "openvino")),
+        )
+        for each in convolutions(model, images)
+    ]  # fmt: skip
+    return Found(precision, isa, tuple(said["peak"]), reason, tuple(rows))
+
+
+def _kind(program: str, module: str) -> str:
+    """What a module runs as, by the native engine's description of its plan."""
+    line = re.search(rf"^#\s+{re.escape(module)}: (\w+) ", program, re.MULTILINE)
+    return "-" if line is None else line[1]
+
+
+def show(found: Found, batch: int, threads: int, console: Console) -> None:
+    """Print the table."""
+    peak = statistics.median(found.peak)
+    table = Table(
+        "convolution", "shape", "runs as",
+        *(Column(name, justify="right", no_wrap=True) for name in _NUMBERS),
+        title=f"{found.precision}: the peak of {threads} thread{'' if threads == 1 else 's'} is "
+        f"{peak / 1e9:.0f} thousand million multiply-adds per second ({found.isa})",
+        box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    for row in found.convolutions:
+        table.add_row(
+            row.module, row.shape, row.kind, _milliseconds(row.native_ns),
+            _of_peak(row.multiply_adds * batch, row.native_ns, peak),
+            _ratio(row.onednn_ns, row.native_ns), _ratio(row.openvino_ns, row.native_ns),
+        )  # fmt: skip
+    table.add_section()
+    every = [row for row in found.convolutions if row.native_ns]
+    whole = _sums(row.native_ns for row in every)
+    table.add_row(
+        "all", "", "", _milliseconds(whole),
+        _of_peak(sum(row.multiply_adds for row in every) * batch, whole, peak),
+        *(
+            _ratio(_sums(others), whole) if all(others) else "-"
+            for others in ([row.onednn_ns for row in every], [row.openvino_ns for row in every])
+        ),
+    )  # fmt: skip
+    console.print(table)
+    if found.openvino is not None:
+        console.print(found.openvino, markup=False, highlight=False)
+    if any(row.kind == "winograd" for row in found.convolutions):
+        console.print(
+            "% of peak counts the direct convolution's multiply-adds; winograd does fewer and may "
+            "exceed 100 %",
+            highlight=False,
+        )
+
+
+def _sums(samples: Any) -> tuple[int, ...]:
+    """Round by round."""
+    return tuple(map(sum, zip(*samples, strict=True)))
+
+
+def _milliseconds(samples: Sequence[int]) -> str:
+    return f"{statistics.median(samples) / 1e6:.3f}" if samples else "-"
+
+
+def _of_peak(multiply_adds: int, samples: Sequence[int], peak: float) -> str:
+    if not samples:
+        return "-"
+    return f"{multiply_adds * 1e9 / statistics.median(samples) / peak:.0%}"
+
+
+def _ratio(other: Sequence[int], ours: Sequence[int]) -> str:
+    if not (other and ours):
+        return "-"
+    return f"{measure.paired_ratio(other, ours).median:.2f}x"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table per precision; the exit status is 1 where there is no native engine for any."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.layers", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default="resnet50", help="as for fastres.bench")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
+    parser.add_argument("--threads", type=int, default=target.cpu_threads())
+    parser.add_argument("--seconds", type=float, default=10.0, help="per precision")
+    parser.add_argument("--json", type=Path, help="write the record")
+    given = parser.parse_args(argv)
+    if given.batch > given.threads and given.batch % given.threads:
+        # Threads then work by themselves and together, and only the former's layers are timed.
+        parser.error(f"--batch {given.batch}: expected a multiple of {given.threads} threads")
+    model = source.build(source.parse(given.model), seed=0)
+    pool = workload.synthetic_images(max(16, given.batch), 3, given.size, seed=0)
+    workload.settle(model, pool[:16], seed=0)
+    images = pool[: given.batch]
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    found: list[Found] = []
+    for precision in dict.fromkeys(given.precision or ("fp32", "bf16")):
+        reason = native.absent(precision)
+        if reason is not None:
+            print(f"{precision}: {reason}")
+            continue
+        plan = measure.Plan(seconds=given.seconds)
+        found.append(measured(model, images, precision, given.threads, plan))
+        show(found[-1], given.batch, given.threads, console)
+    if given.json is not None:
+        record = {
+            "schema": "fastres.layers",
+            "version": 1,
+            "model": given.model,
+            "batch": given.batch,
+            "size": given.size,
+            "threads": given.threads,
+            "revision": revision.of_fastres(),
+            "environment": target.environment(),
+            "precisions": [asdict(each) for each in found],
+        }
+        given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return int(not found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
