@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import re
+import sys
 from ctypes import POINTER, c_double, c_int32, c_int64, c_uint32, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -109,15 +110,18 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 def find() -> Path | None:
-    """The file, or None where there is none."""
+    """The file, beside the sources or where else fastres is installed; None without one."""
     given = os.environ.get("FASTRES_NATIVE_LIBRARY")
     if given:
         return Path(given)
-    folder = Path(kernels.__file__).parent / "cpu"
-    for suffix in EXTENSION_SUFFIXES:
-        path = folder / f"{STEM}{suffix}"
-        if path.exists():
-            return path
+    # Python started in the repository's root takes the package from there, although `pip install .`
+    # put the library into another folder.
+    installed = (Path(entry) / "fastres" / "kernels" for entry in sys.path)
+    for folder in (Path(kernels.__file__).parent, *installed):
+        for suffix in EXTENSION_SUFFIXES:
+            path = folder / "cpu" / f"{STEM}{suffix}"
+            if path.exists():
+                return path
     return None
 
 
