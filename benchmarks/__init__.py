@@ -2,6 +2,8 @@
 
 ======================================  ==========================================================
 ``python -m benchmarks.ladder``         one technique per row: what each of them is worth
+``python -m benchmarks.layers``         the native engine's convolutions in % of the peak
+``python -m benchmarks.guard``          whether the native engine is still faster than oneDNN's
 ``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
 ``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes

@@ -97,9 +97,8 @@ def timed(case: Case, plan: measure.Plan) -> dict[str, list[int]]:
     bound = {"fp32": 1e-4, "bf16": 5e-2}[case.precision]
     if not torch.linalg.vector_norm(one - other) <= bound * torch.linalg.vector_norm(one):
         raise RuntimeError(f"{case}: the engines' answers differ")
-    return measure.interleave(
-        {name: (lambda fast=fast: fast(images)) for name, fast in ours.items()}, plan
-    )
+    calls = {name: functools.partial(fast, images) for name, fast in ours.items()}
+    return measure.interleave(calls, plan)
 
 
 @functools.cache

@@ -124,8 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         "--peers",
         nargs="+",
         metavar="PEER",
-        help=f"none, all, or some of {', '.join(catalogue.PEERS)} (default: all but fastres-onednn; "
-        "the table names those that are not installed)",
+        help=f"none, all, or some of {', '.join(catalogue.PEERS)} (default: all but "
+        "fastres-onednn; the table names those that are not installed)",
     )
     add(
         "--cold",
