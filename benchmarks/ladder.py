@@ -13,8 +13,7 @@ planned        a straight-line program for this shape: prebound calls, sums writ
 own kernels    the engine ``native`` in oneDNN's place: convolutions of our own on activations in
                lines of 64 bytes, the network planned as a whole and run in one call
 winograd       3x3 convolutions by F(2x2, 3x3) where the engine's cost model finds that it pays
-bf16           weights and activations in bfloat16, whose products the processor has instructions
-               for; none of them by Winograd
+bf16           weights and activations in bfloat16; Winograd again where the model finds it pays
 =============  ===================================================================================
 
 Where the native engine is missing, its rows are and say why. The rows take turns call by call and

@@ -71,7 +71,7 @@ def test_without_the_library_its_rungs_say_so(
 
 @pytest.mark.skipif(native.absent("fp32") is not None, reason=str(native.absent("fp32")))
 def test_only_the_rung_of_own_kernels_multiplies_directly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedule, "winograd_pays", lambda conv: True)
+    monkeypatch.setattr(schedule, "winograd_pays", lambda conv, itemsize: True)
     torch.manual_seed(0)
     images = torch.randn(1, 3, 64, 64)
     job = Job(models.build("resnet18").eval(), images, "fp32", 1, Path(), Path())
