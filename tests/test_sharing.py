@@ -263,14 +263,14 @@ def test_packed_weights_are_freed_with_their_executables(model: nn.Module) -> No
     assert len(known) == 0
 
 
-def test_the_whole_model_is_freed() -> None:
-    fast = optimize(residual_block(), images(2))
+@pytest.mark.parametrize("engine", ["native", "onednn"])
+def test_the_whole_model_is_freed(engine: str) -> None:
+    fast = optimize(residual_block(), images(2), engine=engine)
     fast(images(3))
-    reference, known = weakref.ref(fast), packed_weights(fast)._known
+    references = [weakref.ref(fast), weakref.ref(packed_weights(fast))]
     del fast
     gc.collect()
-    assert reference() is None
-    assert len(known) == 0
+    assert [reference() for reference in references] == [None, None]
 
 
 @pytest.fixture
