@@ -108,6 +108,10 @@ void convolution_chunk(const Work &work, int64_t chunk) {
             tile.output_px = op.output_px + begin;
             tile.residual_px = residual ? op.residual_px + begin : nullptr;
             tile.ahead = ahead;
+            // The tile behind comes next in this group, or with the last panel in the next one.
+            const bool comes = i + 1 < end ? panel == first_panel : panel + 1 == end_panel;
+            const bool exists = i + 1 < t.tiles && begin + 2 * pixels <= t.pixels;
+            tile.next_px = op.read_ahead && comes && exists ? tile.input_px + pixels : nullptr;
             functions[pixels - smaller](tile);
             if (ahead) ahead += (int64_t)ahead_lines * op.step_count * 64;
         }

@@ -28,7 +28,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 2  // changes with every change of this file
+#define FR_ABI 3  // changes with every change of this file
 
 enum fr_isa { FR_AVX2 = 0, FR_AVX512 = 1, FR_AVX512_BF16 = 2, FR_AMX_BF16 = 3 };
 enum fr_dtype { FR_FLOAT32 = 0, FR_BFLOAT16 = 1 };
@@ -84,6 +84,7 @@ typedef struct {
     int32_t group;         // tiles that a chunk goes through for each panel
     int32_t chunk_panels;  // panels of a chunk
     int32_t prefetch;      // 1: read ahead the next panel's weights
+    int32_t read_ahead;    // 1: read ahead the next tile's pixels
     // FR_AMX_BF16: bytes from a pixel to the next in a run of 16, else 0. Two runs are a tile:
     // their inputs begin at input_px[0] and input_px[16]. -1 in output_px marks a pixel that there
     // is not; its input is read nevertheless. `pixels` is a multiple of `tile`, which is 32.

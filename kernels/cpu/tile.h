@@ -19,6 +19,7 @@ struct Tile {
     int64_t output_plane, residual_plane;  // bytes from 16 channels to the next 16 (float32)
     const char *ahead;                     // what to read ahead, or null
     int32_t ahead_lines;                   // lines of it per step
+    const int32_t *next_px;                // input_px of the tile behind, to read ahead, or null
     int32_t step_count, step_units;
     int32_t channels;  // of the panel that there are: 1 to 32
     int32_t before, after;

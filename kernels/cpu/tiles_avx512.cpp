@@ -74,6 +74,12 @@ FR_BF16 void tile(const Tile &t) {
         sum[i][0] = bias[0];
         sum[i][1] = bias[1];
     }
+    if (t.residual)
+        for (int i = 0; i < M; i++) {
+            const char *line = t.residual + (int64_t)t.residual_px[i] * 4;
+            _mm_prefetch(line, _MM_HINT_T0);
+            if (T::stored == FR_FLOAT32) _mm_prefetch(line + t.residual_plane, _MM_HINT_T0);
+        }
     const char *weights = t.weights;
     const char *ahead = t.ahead;
     const int units = UNITS ? UNITS : t.step_units;
@@ -88,6 +94,9 @@ FR_BF16 void tile(const Tile &t) {
             for (int i = 0; i < M; i++) at[i] = start + (int64_t)t.input_px[i] * 4;
             for (int line = 0; line < t.ahead_lines; line++, ahead += 64)
                 _mm_prefetch(ahead, _MM_HINT_T1);
+            if (t.next_px)
+                for (int i = 0; i < M; i++)
+                    _mm_prefetch(start + (int64_t)t.next_px[i] * 4, _MM_HINT_T0);
             if (UNITS) {
 #pragma GCC unroll 16
                 for (int u = 0; u < UNITS; u++) unit<T, M>(sum, at, u * 4, weights + u * 128);

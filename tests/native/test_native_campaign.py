@@ -52,7 +52,7 @@ def test_any_convolution(
 ) -> None:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule, "winograd_pays", lambda _: winograd)
+        patch.setattr(schedule, "winograd_pays", lambda spec, itemsize: winograd)
         check(spec, *which, threads, residual, before=before, after=after, bias=bias)
 
 

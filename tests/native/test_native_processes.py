@@ -148,7 +148,7 @@ GUARDED = """
     from native.by_hand import SETS, arguments_of, check, Convolution, loaded
     from native.test_native_convolutions import AROUND, SHAPES, WINOGRAD
     from fastres.runtime.native import schedule
-    schedule.winograd_pays = lambda _: True
+    schedule.winograd_pays = lambda spec, itemsize: True
     torch.manual_seed(0)
     for precision, isa in SETS:
         if isa not in loaded().isas:

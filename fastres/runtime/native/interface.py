@@ -6,7 +6,7 @@ import ctypes
 from ctypes import c_int32, c_int64, c_void_p
 from typing import ClassVar
 
-ABI = 2
+ABI = 3
 """``FR_ABI`` of the header that this file follows."""
 
 KINDS = ("convolution", "winograd", "max_pool", "mean", "import", "export", "add")
@@ -64,6 +64,7 @@ class COp(ctypes.Structure):
         ("group", c_int32),
         ("chunk_panels", c_int32),
         ("prefetch", c_int32),
+        ("read_ahead", c_int32),
         ("row_step", c_int32),
         ("scratch_offset", c_int64),
         ("scratch_bytes", c_int64),

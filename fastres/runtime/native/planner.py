@@ -238,6 +238,8 @@ class Planner:
         if weight.firsts is not None:
             firsts = weight.firsts.numpy().astype(np.int64) * (source.plane // 4)
             out.panel_input = self._keep(("panels", tuple(firsts)), lambda: firsts)
+        # Filters of more than one tap come by most lines again; those of one see each only once.
+        out.read_ahead = conv.r == conv.s == 1
         tiles = math.ceil(n * out.pixels / out.tile)
         read = out.tile * (conv.stride[0] * conv.stride[1] if conv.r > 1 else 1)
         cut = schedule.blocking(
