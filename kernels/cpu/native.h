@@ -11,7 +11,7 @@
 // and groups are nothing but offsets. A panel holds the weights of 32 output channels,
 // [step][unit][32].
 //
-// Nothing here allocates, throws or checks sizes while it runs: Python makes and checks the plan.
+// Kernels neither allocate nor throw nor check sizes: Python makes and checks the plan.
 
 #ifndef FASTRES_NATIVE_H
 #define FASTRES_NATIVE_H

@@ -199,7 +199,7 @@ class Planner:
         )
 
     def _outside(self, out: COp, op: Op) -> None:
-        """The caller's side of an import or export; strides are filled in by the call's piece."""
+        """The caller's side of an import or export; its address and strides come with each call."""
         side = CTensor(space=INPUT if op.kind == "import" else OUTPUT, index=op.outside, whole=1)
         inside = op.output if op.kind == "import" else op.input
         assert inside is not None
