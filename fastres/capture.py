@@ -310,6 +310,13 @@ STATE_CHANGES = (
 )
 
 
+_WRITES = {
+    getattr(OutputKind, name)
+    for name in ("BUFFER_MUTATION", "PARAMETER_MUTATION")
+    if hasattr(OutputKind, name)  # the second since torch 2.9
+}
+
+
 def _returned(
     output: fx.Node, signature: ExportGraphSignature, values: dict[fx.Node, fx.Node]
 ) -> tuple[Any, ...]:
@@ -318,7 +325,7 @@ def _returned(
     assert isinstance(results, (tuple, list))
     kept: list[Any] = []
     for spec, result in zip(signature.output_specs, results, strict=True):
-        if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION):
+        if spec.kind in _WRITES:
             raise CaptureError(STATE_CHANGES.format(module="the model"))
         if spec.kind == OutputKind.USER_OUTPUT:
             kept.append(values[result] if isinstance(result, fx.Node) else result)

@@ -141,7 +141,7 @@ def cpu(root: Path = ROOT) -> CpuTarget:
     Args:
         root: the folder that holds ``proc`` and ``sys``.
     """
-    told = torch.cpu.get_capabilities()
+    told = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
     info = _cpuinfo(root)
     caches = _caches(root)
     implementer = _integer(info.get("CPU implementer"))

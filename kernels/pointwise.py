@@ -33,6 +33,7 @@ def pointwise_kernel(
     BLOCK_SIZE_N: tl.constexpr,
     BLOCK_SIZE_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    ROUND_A: tl.constexpr,
 ):
     """One tile of ``out`` [M, K] from ``x`` [M, C] and ``weight`` [K, C]."""
     pid_m, pid_n = tile_of_program(
@@ -44,7 +45,7 @@ def pointwise_kernel(
     for step in range(0, tl.cdiv(C, BLOCK_SIZE_K)):
         a = x_desc.load([first_m, step * BLOCK_SIZE_K])
         b = weight_desc.load([first_n, step * BLOCK_SIZE_K])
-        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=False)
+        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=ROUND_A)
     bias = 0.0
     if HAS_BIAS:
         offs_n = first_n + tl.arange(0, BLOCK_SIZE_N)

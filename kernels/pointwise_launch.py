@@ -6,6 +6,7 @@ the convolution kernel with a filter of one pixel.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from torch import Tensor
@@ -15,6 +16,11 @@ from fastres.kernels.call import INT32_ELEMENTS, KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_descriptors
 from fastres.kernels.pointwise import pointwise_kernel
 from fastres.spec import ConvSpec
+
+DESCRIPTORS_ROUND = any(
+    field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor)
+)
+"""Whether descriptors of this Triton (3.8 does, 3.6 does not) can round while they copy."""
 
 
 def why_no_descriptors(
@@ -57,7 +63,9 @@ def pointwise_call(
         # Pixels times channels: any channels-last tensor, whatever its image's height and width.
         matrix = tensor.as_strided((tensor.numel() // columns, columns), (columns, 1))
         shape = list(matrix.shape)
-        return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=rounded)
+        if not (rounded and DESCRIPTORS_ROUND):
+            return TensorDescriptor(matrix, shape, [columns, 1], block)
+        return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=True)
 
     grid = math.ceil(rows / block_m) * math.ceil(spec.k / block_n)
     out_block = [block_m, block_n]
@@ -84,6 +92,7 @@ def pointwise_call(
             "BLOCK_SIZE_N": block_n,
             "BLOCK_SIZE_K": block_k,
             "GROUP_M": config.group_m,
+            "ROUND_A": not DESCRIPTORS_ROUND,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
