@@ -37,8 +37,8 @@ def _prepare(job: Job, engine: str) -> Ready:
             job.example,
             device=job.device,
             engine=engine,
-            # TF32 is float32 under a flag of torch's, which the bench sets.
-            precision="fp32" if job.precision == "tf32" else job.precision,
+            # "fp32" by name means no TF32. Left open, it is as torch's flags say, which the bench sets.
+            precision=None if job.precision == "tf32" else job.precision,
             threads=job.threads,
         )
     left = [str(warning.message) for warning in caught]
