@@ -3,11 +3,18 @@
 All executables of an engine work in one stream, in order, so that they can share memory whatever
 streams and threads they are called from. The stream waits for the caller's current one, and the
 caller's waits for it; nothing waits for the host.
+
+A recording is not made with ``torch.cuda.graph``, which first waits for the whole device, collects
+garbage and gives the caller's cached memory back. Waiting for the whole device from any thread also
+breaks whatever another thread records on it, so that two models made ready side by side would keep
+breaking each other's recordings.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,6 +22,13 @@ from torch import Tensor
 
 from fastres.kernels.call import KernelCall
 from fastres.runtime.gpu.device import CannotRecord
+
+ATTEMPTS = 3
+"""Recordings of one program: a wait for the device in a thread of the caller's breaks one, and what
+it interrupts is recorded by the next."""
+
+_RECORDING: defaultdict[int | None, threading.Lock] = defaultdict(threading.Lock)
+"""By device: held while something is recorded there, by whichever engine of this process."""
 
 
 class CudaDevice:
@@ -30,6 +44,7 @@ class CudaDevice:
         self.device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None
 
     def allocate(self, nbytes: int) -> Tensor:
         # torch's allocator hands out multiples of 512 bytes.
@@ -57,19 +72,57 @@ class CudaDevice:
         # The first run compiles kernels and lets libraries set themselves up.
         program()
         self.synchronise()
+        with _RECORDING[self.device.index]:
+            if self._keeper is None:
+                # torch gives a pool up with its last graph, and refuses to record into it again.
+                memory = torch.zeros(1, dtype=torch.float32, device=self.device)
+                self._keeper = self._attempts(lambda: memory.zero_())
+            return self._attempts(program).replay
+
+    def _attempts(self, program: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """A recording of a program, tried again where something broke it."""
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._recorded(program)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.synchronise()
+                if attempt + 1 == ATTEMPTS:
+                    # What ends a broken recording tells less than what broke it.
+                    told = error.__context__ or error
+                    raise CannotRecord(str(told).splitlines()[0]) from error
+        raise AssertionError("unreachable")
+
+    def _recorded(self, program: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile, which is none of this graph's business.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
-            # Other threads may allocate meanwhile, which is none of this graph's business.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                program()
-        except torch.OutOfMemoryError:
+            program()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            self._end_broken_recording()
             raise
-        except RuntimeError as error:
-            self.synchronise()
-            raise CannotRecord(str(error).splitlines()[0]) from error
-        return graph.replay
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            self._end_broken_recording()
+            raise
+        return graph
+
+    def _end_broken_recording(self) -> None:
+        """Tell torch's allocator and generator, which torch before 2.12 leaves recording.
+
+        Otherwise ``empty_cache`` and every random number on the device raise from then on
+        (https://github.com/pytorch/pytorch/pull/180395).
+        """
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        with contextlib.suppress(RuntimeError):  # the allocator knows
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
     def is_being_recorded(self) -> bool:
         return torch.cuda.is_current_stream_capturing()

@@ -12,7 +12,6 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres import kernels, ops
-from fastres.errors import OptionError, OutOfMemory
+from fastres.errors import InputError, OptionError, OutOfMemory
 from fastres.graph import arguments, constant
 from fastres.kernels import gpus
 from fastres.kernels.configs.fusing import why_library
@@ -67,6 +66,7 @@ class TritonEngine:
         self._workspace: Workspace | None = None
         self._gpu: Gpu | None = None
         self._cache: TuningCache | None = None
+        self._kept: dict[int, object] = {}
         self._lock = threading.Lock()
         self._by_bucket: weakref.WeakValueDictionary[Any, GpuExecutable] = (
             weakref.WeakValueDictionary()
@@ -76,6 +76,7 @@ class TritonEngine:
         """The same engine for weights that changed."""
         fresh = TritonEngine(self._options, self._given)
         fresh._cache = self._cache
+        fresh._kept = self._kept
         return fresh
 
     def refusal(self, module: fx.GraphModule) -> str | None:
@@ -141,6 +142,12 @@ class TritonEngine:
         kernel_cache.install()
         device = next((b.device for b in module.buffers()), torch.device("cpu"))
         workspace, product = self._place(device)
+        if workspace.device.is_being_recorded():
+            raise InputError(
+                f"input {_shapes(inputs)}: the first call with these sizes compiles and measures, "
+                "which cannot be part of a CUDA graph; call the model once with them before "
+                "recording"
+            )
         target = product.architecture if device.type == "cuda" else None
         numbers = arithmetic(self._options.precision, target)
         tuner, told = self._tuner(workspace.device, device)
@@ -154,7 +161,7 @@ class TritonEngine:
             interpreted = device.type == "cpu" and self._given is None
             tactics = Tactics(product, tuner, interpreted)
             planned = plan_for(module, inputs, tactics, numbers)
-            _refuse_if_too_large(planned.plan, inputs, device)
+            _refuse_if_too_large(planned.plan, inputs, device, workspace)
             reason = why_library(product)
             if reason is not None:
                 notes.append(f"convolutions are the library's: {reason}")
@@ -184,7 +191,7 @@ class TritonEngine:
                 else:
                     layer, self._gpu = InterpreterDevice(), gpus.by_name(INTERPRETED_GPU)
                 self._gpu = self._given or self._gpu
-                self._workspace = Workspace(layer)
+                self._workspace = Workspace(layer, self._kept)
             return self._workspace, self._gpu
 
     def _tuner(self, layer: Device, device: torch.device) -> tuple[Tuner | None, list[str]]:
@@ -222,20 +229,25 @@ def _product(device: torch.device) -> Gpu:
 
 
 def _identity(device: torch.device) -> Identity:
+    import triton
+
     told = gpu(device)
     return Identity(
         gpu=told.name,
         driver=told.driver,
-        triton=metadata.version("triton"),
+        triton=triton.__version__,
         kernels=source_hash([Path(folder) for folder in kernels.__path__]),
     )
 
 
-def _refuse_if_too_large(plan: Plan, inputs: Sequence[Any], device: torch.device) -> None:
+def _refuse_if_too_large(
+    plan: Plan, inputs: Sequence[Any], device: torch.device, workspace: Workspace
+) -> None:
     free = available_gpu_memory(device) if device.type == "cuda" else available_memory()
-    if plan.peak_bytes > free:
+    needed = plan.peak_bytes - workspace.present(plan.arena.nbytes)
+    if needed > free:
         raise OutOfMemory(
-            f"input {_shapes(inputs)} needs {plan.peak_bytes / 2**30:.1f} GiB for activations, "
+            f"input {_shapes(inputs)} needs {needed / 2**30:.1f} GiB more for activations, "
             f"{free / 2**30:.1f} GiB are available: use a smaller batch or image"
         )
 

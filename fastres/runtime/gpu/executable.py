@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fastres.kernels.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.gpu.describe import described
 from fastres.runtime.gpu.device import CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, fetch
+from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, TorchStep, fetch
 from fastres.runtime.gpu.weights import Form, Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.lowering import is_channels_last
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A plan on memory.
+
+    Attributes:
+        tensors: everything that has a fixed address: the arena's values and the weights.
+        calls: launches by the number of their step, as far as they are known beforehand.
+    """
+
+    tensors: Mapping[str, Any]
+    calls: Mapping[int, Sequence[KernelCall]]
 
 
 class GpuExecutable:
@@ -52,35 +67,25 @@ class GpuExecutable:
         self.notes: list[str] = [*notes, *plan.notes]
         self._workspace = workspace
         self._device = workspace.device
-        self._arena = workspace.arena(plan.arena.nbytes)
-        # Everything that has a fixed address: the arena's values and the weights.
-        self._tensors: dict[str, Any] = {
-            name: value.within(self._arena.memory, plan.offset(value))
-            for name, value in plan.values.items()
-        }
-        self._forms: list[Form] = []
+        self._forms: dict[str, Form] = {}
         used = [constant for step in plan.steps for constant in step.constants]
         for constant in (*used, *plan.constants):
-            if constant.name not in self._tensors:
-                self._forms.append(weights.get(module, constant))
-                self._tensors[constant.name] = self._forms[-1].tensor
+            if constant.name not in self._forms:
+                self._forms[constant.name] = weights.get(module, constant)
         self._dead = _dead_after(plan)
-        self._calls = {
-            number: step.calls(self._tensors)
-            for number, step in enumerate(plan.steps)
-            if isinstance(step, KernelStep) and self._tensors.keys() >= set(step.reads)
-        }
-        for call in (call for calls in self._calls.values() for call in calls):
+        self._arena = workspace.arena(plan.arena.nbytes)
+        self._bound = self._bind(self._arena.memory)
+        for call in (call for calls in self._bound.calls.values() for call in calls):
             if call.note:
                 self.notes.append(call.name)
-        self._results: dict[str, Any] = {}
+        self._results: Mapping[str, Any] = {}
         self._replay: Callable[[], None] | None = None
         self._timeline: tuple[list[Callable[[], None]], dict[str, Any]] | None = None
 
     @property
     def code(self) -> str:
         """The plan in words: arena, and steps with their launches, grids and configurations."""
-        lines = [described(self.plan, self._calls, self._replay is not None)]
+        lines = [described(self.plan, self._bound.calls, self._replay is not None)]
         lines += [f"  apart: {remark}" for remark in self.apart]
         return "\n".join(lines)
 
@@ -93,9 +98,9 @@ class GpuExecutable:
         if not self._device.records:
             return
         with self._workspace.lock, self._device.entered():
-            self._copy_in(inputs)
+            self._copy_in(inputs, self._bound)
             try:
-                self._replay = self._device.record(self._program)
+                self._replay = self._device.record(self._prepared)
             except CannotRecord as error:
                 self.notes.append(
                     f"its launches are made one by one, since they cannot be recorded: {error}"
@@ -107,12 +112,18 @@ class GpuExecutable:
         # Made in the caller's stream, which owns them; filled in ours, before it moves on.
         outputs = [self._empty(result, inputs, images) for result in self.plan.results]
         with self._workspace.lock, self._device.entered():
-            self._copy_in(inputs)
-            if self._replay is None or self._device.is_being_recorded():
-                self._program()  # a replay cannot be part of a recording, its launches can
+            if self._device.is_being_recorded():
+                bound = self._for_a_recording()
+                self._copy_in(inputs, bound)
+                results = self._program(bound)
             else:
-                self._replay()
-            self._copy_out(inputs, outputs, images, self._results)
+                self._copy_in(inputs, self._bound)
+                if self._replay is None:
+                    results = self._program(self._bound)
+                else:
+                    self._replay()
+                    results = self._results
+            self._copy_out(inputs, outputs, images, results)
         return outputs
 
     def timed(self, inputs: Sequence[Any]) -> list[tuple[str, str, int]]:
@@ -121,7 +132,8 @@ class GpuExecutable:
         outputs = [self._empty(result, inputs, images) for result in self.plan.results]
         device = self._device
         with self._workspace.lock, device.entered():
-            times = [("", "copy in", device.time(partial(self._copy_in, inputs)))]
+            copy_in = partial(self._copy_in, inputs, self._bound)
+            times = [("", "copy in", device.time(copy_in))]
             runs, tensors = self._timeline or self._steps_alone()
             if device.records:
                 self._timeline = runs, tensors
@@ -131,19 +143,47 @@ class GpuExecutable:
             times.append(("", "copy out", device.time(copy_out)))
         return times
 
-    def _program(self) -> None:
-        """All steps, in the device's current order of work."""
-        tensors = dict(self._tensors)
+    def _bind(self, memory: Tensor) -> Bound:
+        """The plan on an arena's memory."""
+        plan = self.plan
+        tensors: dict[str, Any] = {
+            name: value.within(memory, plan.offset(value)) for name, value in plan.values.items()
+        }
+        tensors |= {name: form.tensor for name, form in self._forms.items()}
+        calls = {
+            number: step.calls(tensors)
+            for number, step in enumerate(plan.steps)
+            if isinstance(step, KernelStep) and tensors.keys() >= set(step.reads)
+        }
+        return Bound(tensors, calls)
+
+    def _for_a_recording(self) -> Bound:
+        """The plan on memory that the caller's recording owns, which may outlive this executable.
+
+        A replay cannot be part of a recording, its launches can. What torch allocates while the
+        caller records lies in his graph's memory and goes with it, so his graph shares nothing with
+        other calls; weights are kept for as long as the model is.
+        """
+        self._workspace.keep(self._forms.values())
+        return self._bind(self._device.allocate(self.plan.arena.nbytes))
+
+    def _prepared(self) -> None:
+        """What is recorded; its results are those of every replay."""
+        self._results = self._program(self._bound)
+
+    def _program(self, bound: Bound) -> Mapping[str, Any]:
+        """All steps, in the device's current order of work; the tensors of the results."""
+        tensors = dict(bound.tensors)
         for number, step in enumerate(self.plan.steps):
-            self._run(number, step, tensors)
+            self._run(number, step, tensors, bound)
             for name in self._dead[number]:
                 tensors.pop(name, None)
         sources = [r.source for r in self.plan.results if r.kind in ("value", "constant")]
-        self._results = {name: tensors[name] for name in sources}
+        return {name: tensors[name] for name in sources}
 
-    def _run(self, number: int, step: Step, tensors: dict[str, Any]) -> None:
+    def _run(self, number: int, step: Step, tensors: dict[str, Any], bound: Bound) -> None:
         if isinstance(step, KernelStep):
-            calls = self._calls.get(number)
+            calls = bound.calls.get(number)
             self._device.launch(step.calls(tensors) if calls is None else calls)
         else:
             args, kwargs = fetch(step.args, tensors), fetch(step.kwargs, tensors)
@@ -154,10 +194,14 @@ class GpuExecutable:
 
         With them, the tensors that they read and write.
         """
-        tensors = dict(self._tensors)
+        tensors = dict(self._bound.tensors)
         timeline: list[Callable[[], None]] = []
         for number, step in enumerate(self.plan.steps):
-            run = partial(self._run, number, step, tensors)
+            run = partial(self._run, number, step, tensors, self._bound)
+            if isinstance(step, TorchStep) and step.may_alias:
+                run()  # a view launches nothing, and a recording of nothing is an error
+                timeline.append(run)
+                continue
             try:
                 timeline.append(self._device.record(run) if self._device.records else run)
             except CannotRecord:
@@ -170,10 +214,10 @@ class GpuExecutable:
             return None
         return next(int(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim() == 4)
 
-    def _copy_in(self, inputs: Sequence[Any]) -> None:
+    def _copy_in(self, inputs: Sequence[Any], bound: Bound) -> None:
         """By torch, as copying out: :mod:`fastres.kernels.layout_launch` says why."""
         for number, value in self.plan.inputs:
-            source, target = inputs[number], self._tensors[value.name]
+            source, target = inputs[number], bound.tensors[value.name]
             if source.dim() == 0 or source.shape[0] == target.shape[0]:
                 self._device.copy(target, source)
             else:  # a smaller batch; what lies behind it is computed along and not looked at

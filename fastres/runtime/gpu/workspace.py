@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -18,15 +19,28 @@ class Workspace:
     takes an arena that exists, if it is large enough; memory goes back with the last executable
     that uses it.
 
-    Attributes:
+    Args:
         device: what the executables run on.
+        kept: what recordings of the caller's read; lives as long as the model, also when its
+            weights are replaced.
+
+    Attributes:
         lock: held by whoever uses an arena.
     """
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, kept: dict[int, object] | None = None) -> None:
         self.device = device
         self.lock = threading.Lock()
         self._arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+        self._kept = {} if kept is None else kept
+
+    def keep(self, things: Iterable[object]) -> None:
+        """Hold what a recording of the caller's has the addresses of."""
+        self._kept.update((id(thing), thing) for thing in things)
+
+    def present(self, nbytes: int) -> int:
+        """Bytes that an arena of that size need not be given, since one is there."""
+        return nbytes if self._fitting(nbytes) else 0
 
     def arena(self, nbytes: int) -> Arena:
         """The smallest arena of at least that size, or a new one.
@@ -34,12 +48,15 @@ class Workspace:
         Raises:
             torch.OutOfMemoryError: the device has no room for a new one.
         """
-        fitting = [arena for arena in self._arenas if arena.memory.numel() >= nbytes]
-        if fitting:
-            return min(fitting, key=lambda arena: arena.memory.numel())
-        arena = Arena(self.device.allocate(nbytes))
-        self._arenas.add(arena)
+        arena = self._fitting(nbytes)
+        if arena is None:
+            arena = Arena(self.device.allocate(nbytes))
+            self._arenas.add(arena)
         return arena
+
+    def _fitting(self, nbytes: int) -> Arena | None:
+        fitting = [arena for arena in self._arenas if arena.memory.numel() >= nbytes]
+        return min(fitting, key=lambda arena: arena.memory.numel(), default=None)
 
 
 class Arena:
