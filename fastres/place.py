@@ -11,7 +11,7 @@ from fastres.errors import OptionError, TargetError
 
 
 def checked_device(device: torch.device | str | None) -> torch.device | None:
-    """A device that is here, or None for none given.
+    """A device that is here, as its tensors name it, or None for none given.
 
     Raises:
         OptionError: it is no device with memory.
@@ -32,6 +32,8 @@ def checked_device(device: torch.device | str | None) -> torch.device | None:
             f"device={device!r}: torch sees {torch.cuda.device_count()} CUDA devices here, the "
             "first of which is cuda:0"
         )
+    if wanted.type == "cuda" and wanted.index is None:  # tensors always name theirs
+        return torch.device("cuda", torch.cuda.current_device())
     return wanted
 
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from fastres.kernels.activations import activate
+from fastres.kernels.chain import await_inputs, let_next_start
 from fastres.kernels.dot import dot
 
 
@@ -147,6 +148,7 @@ def bottleneck_kernel(
     BLOCK_NEXT: tl.constexpr,
     TAIL_STAGES: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """One tile of ``out`` [M, K], and of ``next_out`` [M, NEXT_K].
 
@@ -175,6 +177,7 @@ def bottleneck_kernel(
     GROUP_C: tl.constexpr = CHUNK_C // TOGETHER
     STEPS: tl.constexpr = R * S * ((CHUNK_C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K)
     narrows = ()
+    await_inputs(CHAINED)
     for chunk in tl.static_range(CHUNKS):
         first_c = chunk * CHUNK_C if CHUNK_C < C else 0
         x_ptrs = x_ptr + (corner[:, None] + (first_c + offs_k)[None, :])
@@ -295,6 +298,7 @@ def bottleneck_kernel(
             )
             next_acc = dot(rounded, next_weight, next_acc, INPUT_PRECISION)
 
+    let_next_start(CHAINED)
     if HAS_NEXT:
         if HAS_NEXT_BIAS:
             next_acc += tl.load(next_bias_ptr + offs_next, mask=in_next, other=0.0)[None, :]

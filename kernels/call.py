@@ -27,6 +27,8 @@ class KernelCall:
         num_warps: warps per program.
         num_stages: depth of the software pipeline.
         note: why it is this kernel and not the one asked for, if so; part of :attr:`name`.
+        chained: whether its programs may start before the launch in front has ended; see
+            :mod:`fastres.kernels.chain`.
     """
 
     kernel: Any = field(repr=False)
@@ -36,6 +38,15 @@ class KernelCall:
     num_warps: int = 4
     num_stages: int = 3
     note: str = ""
+    chained: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What is compiled differently, beside :attr:`constants`."""
+        found: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if self.chained:
+            found |= {"CHAINED": True, "launch_pdl": True}
+        return found
 
     @property
     def name(self) -> str:
@@ -48,12 +59,7 @@ class KernelCall:
         if 0 in self.grid:
             return
         with self._device():
-            self.kernel[self.grid](
-                **self.arguments,
-                **self.constants,
-                num_warps=self.num_warps,
-                num_stages=self.num_stages,
-            )
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
     def _device(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on the current device, whatever the tensors' is."""

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from fastres.kernels.activations import activate
+from fastres.kernels.chain import await_inputs, let_next_start
 from fastres.kernels.dot import dot
 
 
@@ -206,6 +207,7 @@ def conv2d_kernel(
     GROUP_M: tl.constexpr,
     SPLIT_K: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """One tile of ``out``, or with SPLIT_K > 1 of one of its partial sums [SPLIT_K, M, ALL_K].
 
@@ -262,11 +264,13 @@ def conv2d_kernel(
         end = tl.minimum(begin + STEPS_PER_SPLIT, STEPS)
 
     GROUP_C: tl.constexpr = C // TOGETHER
+    await_inputs(CHAINED)
     acc = sum_of_products(
         *(x_ptr, first, top, left, outside, weight_ptrs, offs_k, row_distance, begin, end, 0, H, W),
         *(C, GROUP_C, ALL_C, R, S, DILATION_H, DILATION_W, PADDED, INPUT_PRECISION),
         *(BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, False),
     )
+    let_next_start(CHAINED)
     filters = group * K + offs_n
     if SPLIT_K > 1:
         out_ptr += split * M * ALL_K  # M is 64 bits wide wherever M * ALL_K needs it
@@ -310,6 +314,7 @@ def sum_of_splits_kernel(
     HAS_RESIDUAL: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """Add the partial sums [SPLIT_K, SIZE] in their order, always the same, and finish."""
     pid = tl.program_id(0)
@@ -317,10 +322,12 @@ def sum_of_splits_kernel(
         pid = pid.to(tl.int64)
     offs = pid * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     stored = offs < SIZE
+    await_inputs(CHAINED)
     acc = tl.load(partial_ptr + offs, mask=stored, other=0.0)
     for _ in tl.static_range(1, SPLIT_K):
         partial_ptr += SIZE
         acc += tl.load(partial_ptr + offs, mask=stored, other=0.0)
+    let_next_start(CHAINED)
     bias = 0.0
     if HAS_BIAS:
         bias = tl.load(bias_ptr + offs % ALL_K, mask=stored, other=0.0)

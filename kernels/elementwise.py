@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fastres.kernels.activations import activate
+from fastres.kernels.chain import await_inputs, let_next_start
 
 
 @triton.jit
@@ -34,12 +35,15 @@ def add_relu_kernel(
     VECTOR: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out = relu(x + y)``."""
     offs, exists = block_of_row(vectors, VECTOR, BLOCK_SIZE, INT64)
+    await_inputs(CHAINED)
     x = tl.load(x_ptr + offs, mask=exists, other=0.0).to(tl.float32)
     y = tl.load(y_ptr + offs, mask=exists, other=0.0).to(tl.float32)
     total = activate(x + y, "relu")
+    let_next_start(CHAINED)
     tl.store(out_ptr + offs, total.to(out_ptr.dtype.element_ty), mask=exists)
 
 
@@ -55,14 +59,17 @@ def scale_shift_kernel(
     VECTOR: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out = activation(x * scale + shift)``, the channel being the innermost of C."""
     offs, exists = block_of_row(vectors, VECTOR, BLOCK_SIZE, INT64)
+    await_inputs(CHAINED)
     channel = offs % C
     x = tl.load(x_ptr + offs, mask=exists, other=0.0).to(tl.float32)
     scale = tl.load(scale_ptr + channel, mask=exists, other=0.0)
     shift = tl.load(shift_ptr + channel, mask=exists, other=0.0)
     y = activate(x * scale + shift, ACTIVATION)
+    let_next_start(CHAINED)
     tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=exists)
 
 
@@ -74,10 +81,13 @@ def cast_kernel(
     VECTOR: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out = x`` in the dtype of ``out``."""
     offs, exists = block_of_row(vectors, VECTOR, BLOCK_SIZE, INT64)
+    await_inputs(CHAINED)
     x = tl.load(x_ptr + offs, mask=exists, other=0).to(tl.float32)
+    let_next_start(CHAINED)
     tl.store(out_ptr + offs, x.to(out_ptr.dtype.element_ty), mask=exists)
 
 
@@ -90,6 +100,7 @@ def transpose_kernel(
     BLOCK_SIZE_R: tl.constexpr,
     BLOCK_SIZE_C: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out[n, column, row] = x[n, row, column]`` in the dtype of ``out``, one tile a program.
 
@@ -109,9 +120,11 @@ def transpose_kernel(
         offs_r = offs_r.to(tl.int64)
         offs_c = offs_c.to(tl.int64)
     first = image * rows * columns
+    await_inputs(CHAINED)
     x = tl.load(
         x_ptr + first + offs_r[:, None] * columns + offs_c[None, :], mask=exists, other=0
     ).to(tl.float32)
+    let_next_start(CHAINED)
     tl.store(
         out_ptr + first + offs_c[None, :] * rows + offs_r[:, None],
         x.to(out_ptr.dtype.element_ty),

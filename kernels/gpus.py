@@ -65,6 +65,14 @@ class Architecture:
     tf32: bool = True
 
     @property
+    def chains(self) -> bool:
+        """Whether a launch's programs may start before the one in front has ended.
+
+        Programmatic dependent launch came with the copy engine that descriptors are for (sm_90).
+        """
+        return self.tensor_descriptors
+
+    @property
     def max_warps(self) -> int:
         """Warps that one multiprocessor holds."""
         return self.max_threads // self.warp_size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastres.kernels.chain import await_inputs, let_next_start
 from fastres.kernels.conv2d import finish, tile_of_program
 from fastres.kernels.dot import dot
 
@@ -34,6 +35,7 @@ def pointwise_kernel(
     BLOCK_SIZE_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     ROUND_A: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """One tile of ``out`` [M, K] from ``x`` [M, C] and ``weight`` [K, C]."""
     pid_m, pid_n = tile_of_program(
@@ -42,10 +44,12 @@ def pointwise_kernel(
     first_m = pid_m * BLOCK_SIZE_M
     first_n = pid_n * BLOCK_SIZE_N
     acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    await_inputs(CHAINED)
     for step in range(0, tl.cdiv(C, BLOCK_SIZE_K)):
         a = x_desc.load([first_m, step * BLOCK_SIZE_K])
         b = weight_desc.load([first_n, step * BLOCK_SIZE_K])
         acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=ROUND_A)
+    let_next_start(CHAINED)
     bias = 0.0
     if HAS_BIAS:
         offs_n = first_n + tl.arange(0, BLOCK_SIZE_N)

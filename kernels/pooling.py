@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fastres.kernels.activations import activate
+from fastres.kernels.chain import await_inputs, let_next_start
 
 
 @triton.jit
@@ -49,8 +50,10 @@ def max_pool2d_kernel(
     BLOCK_SIZE_C: tl.constexpr,
     UNROLL: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """Largest value under each window of R x S pixels; NaN where the window holds one."""
+    await_inputs(CHAINED)
     offs_m, offs_c, n, p, q = tile_of_windows(M, P, Q, C, BLOCK_SIZE_M, BLOCK_SIZE_C, INT64)
     top = p * STRIDE_H - PAD_H
     left = q * STRIDE_W - PAD_W
@@ -66,6 +69,7 @@ def max_pool2d_kernel(
         ).to(tl.float32)
         # NaN is larger than everything, and once it is the best nothing is larger than it.
         best = tl.where((value > best) | (value != value), value, best)
+    let_next_start(CHAINED)
     tl.store(
         out_ptr + offs_m[:, None] * C + offs_c[None, :],
         best.to(out_ptr.dtype.element_ty),
@@ -95,8 +99,10 @@ def avg_pool2d_kernel(
     BLOCK_SIZE_C: tl.constexpr,
     UNROLL: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """Sum under each window over DIVISOR; where that is 0, over the window's number of pixels."""
+    await_inputs(CHAINED)
     offs_m, offs_c, n, p, q = tile_of_windows(M, P, Q, C, BLOCK_SIZE_M, BLOCK_SIZE_C, INT64)
     top = p * STRIDE_H - PAD_H
     left = q * STRIDE_W - PAD_W
@@ -125,6 +131,7 @@ def avg_pool2d_kernel(
         total = total / pixels.to(tl.float32)[:, None]
     else:
         total = total / DIVISOR
+    let_next_start(CHAINED)
     tl.store(
         out_ptr + offs_m[:, None] * C + offs_c[None, :],
         total.to(out_ptr.dtype.element_ty),
@@ -163,8 +170,10 @@ def global_avg_pool_kernel(
     BLOCK_SIZE_P: tl.constexpr,
     BLOCK_SIZE_C: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out[n, c]`` = mean of ``x[n, :, c]`` over PIXELS pixels."""
+    await_inputs(CHAINED)
     pid = tl.program_id(0)
     blocks_c = tl.cdiv(C, BLOCK_SIZE_C)
     image = pid // blocks_c
@@ -172,6 +181,7 @@ def global_avg_pool_kernel(
         image = image.to(tl.int64)
     offs_c = pid % blocks_c * BLOCK_SIZE_C + tl.arange(0, BLOCK_SIZE_C)
     mean = means_of_channels(x_ptr, image, offs_c, PIXELS, C, BLOCK_SIZE_P, BLOCK_SIZE_C)
+    let_next_start(CHAINED)
     tl.store(out_ptr + image * C + offs_c, mean.to(out_ptr.dtype.element_ty), mask=offs_c < C)
 
 
@@ -190,6 +200,7 @@ def pool_linear_kernel(
     BLOCK_SIZE_N: tl.constexpr,
     BLOCK_SIZE_K: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """``out[n, k] = activation(sum_c mean(x[n, :, c]) * weight[k, c] + bias[k])``.
 
@@ -198,6 +209,7 @@ def pool_linear_kernel(
     rounded to the images' dtype before the product, as they are when stored in between. Products
     are exact in float32 for the narrow dtypes; for one image, tensor cores would be idle anyway.
     """
+    await_inputs(CHAINED)
     pid = tl.program_id(0)
     blocks_n = tl.cdiv(K, BLOCK_SIZE_N)
     image = pid // blocks_n
@@ -220,4 +232,5 @@ def pool_linear_kernel(
     if HAS_BIAS:
         y += tl.load(bias_ptr + offs_n, mask=offs_n < K, other=0.0)
     y = activate(y, ACTIVATION)
+    let_next_start(CHAINED)
     tl.store(out_ptr + image * K + offs_n, y.to(out_ptr.dtype.element_ty), mask=offs_n < K)

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from fastres.kernels.activations import activate
 from fastres.kernels.bottleneck import taps_inside
+from fastres.kernels.chain import await_inputs, let_next_start
 from fastres.kernels.dot import dot
 
 
@@ -78,6 +79,7 @@ def stem_kernel(
     TILE_W: tl.constexpr,
     BLOCK_SIZE_N: tl.constexpr,
     INT64: tl.constexpr,
+    CHAINED: tl.constexpr = False,
 ):
     """The windows in a tile of TILE_H x TILE_W pixels, of ``out`` [N, POOLED_P, POOLED_Q, K].
 
@@ -120,6 +122,7 @@ def stem_kernel(
     in_n = offs_n < K
     weight_ptrs = weight_ptr + (offs_n * (R * ROW))[None, :] + j[:, None]
     acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    await_inputs(CHAINED)
     for r in range(R):
         inside = columns_inside & (((rows_inside >> r) & 1) != 0)[:, None]
         a = tl.load(x_ptrs + r * row_length, mask=inside, other=0)
@@ -133,6 +136,7 @@ def stem_kernel(
         else:
             b = tl.load(weight_ptrs + r * ROW, mask=in_n[None, :], other=0.0)
         acc = dot(a, b, acc, INPUT_PRECISION)
+    let_next_start(CHAINED)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + offs_n, mask=in_n, other=0.0)[None, :]
     acc = activate(acc, ACTIVATION)

@@ -62,13 +62,16 @@ def target_of(architecture: Architecture) -> Any:
     return GPUTarget(architecture.backend, number, architecture.warp_size)
 
 
-def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
-    """Compile a launch and take its binary apart.
+def compiled(call: KernelCall, architecture: Architecture) -> Any:
+    """Compile a launch, or find it in Triton's cache, where a launch on such a GPU then finds it.
 
     Args:
         call: its tensors may be on the meta device; then pointers count as aligned, as fresh
             tensors are.
         architecture: compiled for.
+
+    Returns:
+        Triton's ``CompiledKernel``.
 
     Raises:
         TargetError: Triton's compiler is off, or cannot compile the kernel for this architecture;
@@ -82,26 +85,34 @@ def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
         )
     target = target_of(architecture)
     backend = make_backend(target)
-    wanted = {"num_warps": call.num_warps, "num_stages": call.num_stages}
     bind = create_function_from_signature(call.kernel.signature, call.kernel.params, backend)
-    arguments, specialised, _ = bind(**call.arguments, **call.constants, **wanted)
+    arguments, specialised, wanted = bind(**call.arguments, **call.constants, **call.options)
     options, signature, constants, attributes = call.kernel._pack_args(
         backend, dict(wanted), arguments, specialised, wanted
     )
     source = ASTSource(call.kernel, signature, constants, attributes)
     try:
-        compiled = triton.compile(source, target=target, options=dict(options.__dict__))
+        return triton.compile(source, target=target, options=dict(options.__dict__))
     except (triton.CompilationError, RuntimeError) as error:  # also PassManager::run and ptxas
         raise TargetError(
             f"kernel {call.name} with {dict(call.constants)} does not compile for "
             f"{architecture.name}: {_reason(error)}"
         ) from error
-    shared = int(compiled.metadata.shared)
+
+
+def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
+    """Compile a launch as :func:`compiled` does, and take its binary apart.
+
+    Raises:
+        TargetError: as there.
+    """
+    kernel = compiled(call, architecture)
+    shared = int(kernel.metadata.shared)
     if architecture.backend == "hip":
-        return Binary(str(compiled.asm["amdgcn"]), "", shared)
+        return Binary(str(kernel.asm["amdgcn"]), "", shared)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
-        file.write_bytes(compiled.asm["cubin"])
+        file.write_bytes(kernel.asm["cubin"])
         code = _run("nvdisasm", "-c", str(file))
         usage = _run("cuobjdump", "--dump-resource-usage", str(file))
     return Binary(code, usage, shared)

@@ -168,7 +168,8 @@ class TritonEngine:
             if tuner is not None and tuner.cache.note is not None:
                 notes.append(tuner.cache.note)
             executable = GpuExecutable(
-                planned.plan, planned.module, self._weights, workspace, self.name, notes, batch
+                *(planned.plan, planned.module, self._weights, workspace, self.name, notes, batch),
+                chained=workspace.device.records and product.architecture.chains,
             )
             executable.apart = planned.apart
             executable.prepare(inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class GpuExecutable:
         engine: the engine's name.
         notes: for the receipt, before the plan's own.
         batch: images in the plan's tensors, where a call may have fewer; None where it may not.
+        chained: whether each launch may start before the one in front has ended.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class GpuExecutable:
         engine: str,
         notes: Sequence[str] = (),
         batch: int | None = None,
+        chained: bool = False,
     ) -> None:
         self.plan = plan
         self.engine = engine
@@ -65,6 +67,7 @@ class GpuExecutable:
         self.remarks: list[Remark] = list(plan.remarks)
         self.apart: list[Remark] = []
         self.notes: list[str] = [*notes, *plan.notes]
+        self._chained = chained
         self._workspace = workspace
         self._device = workspace.device
         self._forms: dict[str, Form] = {}
@@ -151,11 +154,15 @@ class GpuExecutable:
         }
         tensors |= {name: form.tensor for name, form in self._forms.items()}
         calls = {
-            number: step.calls(tensors)
+            number: self._calls(step, tensors)
             for number, step in enumerate(plan.steps)
             if isinstance(step, KernelStep) and tensors.keys() >= set(step.reads)
         }
         return Bound(tensors, calls)
+
+    def _calls(self, step: KernelStep, tensors: Mapping[str, Any]) -> Sequence[KernelCall]:
+        calls = step.calls(tensors)
+        return [replace(call, chained=True) for call in calls] if self._chained else calls
 
     def _for_a_recording(self) -> Bound:
         """The plan on memory that the caller's recording owns, which may outlive this executable.
@@ -184,7 +191,7 @@ class GpuExecutable:
     def _run(self, number: int, step: Step, tensors: dict[str, Any], bound: Bound) -> None:
         if isinstance(step, KernelStep):
             calls = bound.calls.get(number)
-            self._device.launch(step.calls(tensors) if calls is None else calls)
+            self._device.launch(self._calls(step, tensors) if calls is None else calls)
         else:
             args, kwargs = fetch(step.args, tensors), fetch(step.kwargs, tensors)
             tensors[step.result] = step.function(*args, **kwargs)
