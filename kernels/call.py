@@ -61,6 +61,15 @@ class KernelCall:
         with self._device():
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
+    def compile(self) -> None:
+        """Compile for the tensors' device without launching; errors are Triton's own."""
+        if 0 in self.grid:
+            return
+        with self._device():
+            self.kernel.warmup(
+                grid=self.grid, **self.arguments, **self.constants, **self.options
+            )
+
     def _device(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on the current device, whatever the tensors' is."""
         for value in self.arguments.values():

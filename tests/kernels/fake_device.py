@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.device import CannotRecord
+from fastres.runtime.gpu.device import CannotCompile, CannotRecord
 from fastres.runtime.gpu.memory import ALIGNMENT
 from fastres.runtime.gpu.plan import (
     Constant,
@@ -75,6 +75,12 @@ class FakeDevice:
         assert self._recording is None, "a copy of arguments or results inside of a recording"
         self.log.append("copy")
         target.copy_(source)
+
+    def compile(self, calls: Sequence[KernelCall]) -> None:
+        for call in calls:
+            refusal = getattr(call.kernel, "refuses", None)
+            if refusal is not None:
+                raise CannotCompile(str(refusal))
 
     def launch(self, calls: Sequence[KernelCall]) -> None:
         assert self._inside.locked(), "a launch outside of entered()"

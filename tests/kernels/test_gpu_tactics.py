@@ -21,9 +21,10 @@ from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value
 from fastres.runtime.gpu.tactics import CANDIDATES, Layer, Tactics, Tuner
 from fastres.runtime.gpu.tuning_cache import Identity, TuningCache
 from fastres.runtime.gpu.weights import Weights
+from fastres.runtime.gpu.workspace import Workspace
 
 A100, T4 = by_name("a100"), by_name("t4")
-IDENTITY = Identity("fake", "1", "3.8", "00")
+IDENTITY = Identity("fake", "1", "3.8", "91900", "00")
 
 
 class TritonError(Exception):
@@ -66,7 +67,7 @@ class Workshop:
         self.device = FakeDevice()
         self.device.nanoseconds = self.nanoseconds
         self.cache = TuningCache(IDENTITY, folder)
-        self.tuner = Tuner(self.device, Weights(), self.cache, console)
+        self.tuner = Tuner(Workspace(self.device), Weights(), self.cache, console)
         self.tried: list[str] = []
 
     def nanoseconds(self, calls: list[KernelCall]) -> int:
@@ -102,7 +103,7 @@ class Workshop:
                 raise ERRORS[breaks]
             self.tried.append(name)
             self.device.nanoseconds = lambda _: speed * 10
-            return x + 1
+            return x.clone()
 
         return lambda: torch_step(name, run, ["x"], "out")
 
@@ -233,7 +234,8 @@ def test_only_the_most_promising_are_timed() -> None:
 def test_trials_write_into_memory_of_their_own() -> None:
     shop = Workshop()
     shop.best(shop.layer("a", Config(7), [Config(3)]))
-    assert sum(entry.startswith("allocate") for entry in shop.device.log) == 4
+    # Two trials, and the winner beside the model's choice once more.
+    assert sum(entry.startswith("allocate") for entry in shop.device.log) == 8
 
 
 def test_a_gpu_whose_tensor_cores_triton_cannot_use_gets_the_library() -> None:

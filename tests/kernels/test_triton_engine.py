@@ -299,9 +299,9 @@ def test_shapes_share_packed_weights_and_memory(model: nn.Module) -> None:
     fast = optimize(model, images(2), engine="triton")
     first, second = (executable(fast, images(n)) for n in (2, 3))
     assert first is not second
-    names = [form.tensor.data_ptr() for form in first._forms]
+    names = [form.tensor.data_ptr() for form in first._forms.values()]
     # The stem's filters are packed for a width; the sum of two biases is made for each shape.
-    shared = set(names) & {form.tensor.data_ptr() for form in second._forms}
+    shared = set(names) & {form.tensor.data_ptr() for form in second._forms.values()}
     assert len(shared) >= len(names) - 2
     third = executable(fast, images(1))
     assert third._arena in (first._arena, second._arena)
@@ -362,7 +362,7 @@ def test_tuning_on_a_device_that_records(
 ) -> None:
     """The real kernels, candidates and library on a device whose clock is made up."""
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "k"))
+    monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "l", "k"))
     monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 2)
 
     class Clocked(FakeDevice):

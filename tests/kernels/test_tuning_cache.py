@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from fastres.runtime.gpu.tuning_cache import (
     source_hash,
 )
 
-IDENTITY = Identity("NVIDIA A100-SXM4-80GB", "535.104.05", "3.8.0", "0123456789abcdef")
+IDENTITY = Identity("NVIDIA A100-SXM4-80GB", "535.104.05", "3.8.0", "91900", "0123456789abcdef")
 RESULT: dict[str, Any] = {"tactic": "kernel", "config": {"block_m": 64}, "nanoseconds": 1200}
 
 
@@ -53,7 +54,7 @@ def test_the_folder_and_the_file_are_private(folder: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
 
-def test_a_file_for_each_gpu_driver_triton_and_kernel_source(folder: Path) -> None:
+def test_a_file_for_each_gpu_driver_triton_library_and_kernel_source(folder: Path) -> None:
     others = [
         Identity(*(f"{value}x" if name == changed else value for name, value in FIELDS.items()))
         for changed in FIELDS
@@ -62,12 +63,12 @@ def test_a_file_for_each_gpu_driver_triton_and_kernel_source(folder: Path) -> No
         cache = TuningCache(identity, folder)
         assert cache.get("conv") is None
         cache.put("conv", {**RESULT, "nanoseconds": number})
-    assert len(list(folder.glob("*.json"))) == 5
+    assert len(list(folder.glob("*.json"))) == 6
     assert TuningCache(IDENTITY, folder).get("conv") == {**RESULT, "nanoseconds": 0}
     assert file_of_first(folder).startswith("tactics-nvidia-a100-sxm4-80gb-")
 
 
-FIELDS = {"gpu": "A100", "driver": "535", "triton": "3.8", "kernels": "01"}
+FIELDS = {"gpu": "A100", "driver": "535", "triton": "3.8", "library": "91900", "kernels": "01"}
 
 
 def file_of_first(folder: Path) -> str:
@@ -260,7 +261,7 @@ assert cache.note is None, cache.note
 
 
 def test_processes_that_write_at_once_lose_nothing(folder: Path) -> None:
-    identity = [IDENTITY.gpu, IDENTITY.driver, IDENTITY.triton, IDENTITY.kernels]
+    identity = [*asdict(IDENTITY).values()]
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(writer), *identity])
         for writer in range(3)

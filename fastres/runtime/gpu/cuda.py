@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.device import CannotRecord
+from fastres.runtime.gpu.device import CannotCompile, CannotRecord
 
 ATTEMPTS = 3
 """Recordings of one program: a wait for the device in a thread of the caller's breaks one, and what
@@ -63,6 +63,13 @@ class CudaDevice:
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source, non_blocking=source.is_cuda)
+
+    def compile(self, calls: Sequence[KernelCall]) -> None:
+        for call in calls:
+            try:
+                call.compile()
+            except Exception as error:  # noqa: BLE001 - its passes raise whatever they like
+                raise CannotCompile(f"{type(error).__name__}: {error}") from error
 
     def launch(self, calls: Sequence[KernelCall]) -> None:
         for call in calls:

@@ -23,6 +23,10 @@ class CannotRecord(Exception):
     """Something in a program cannot be part of a recording; the message says what."""
 
 
+class CannotCompile(Exception):
+    """The compiler has no code for a kernel in this form; the message is the compiler's."""
+
+
 class Device(Protocol):
     """One device, and the order in which it works for one engine."""
 
@@ -45,6 +49,13 @@ class Device(Protocol):
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         """Copy values, also between dtypes, layouts and devices."""
+
+    def compile(self, calls: Sequence[KernelCall]) -> None:
+        """Make kernels ready to be launched, without launching them.
+
+        Raises:
+            CannotCompile: the compiler has no code for one of them.
+        """
 
     def launch(self, calls: Sequence[KernelCall]) -> None:
         """Run kernels one after the other."""
@@ -83,6 +94,9 @@ class InterpreterDevice:
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         target.copy_(source)
+
+    def compile(self, calls: Sequence[KernelCall]) -> None:
+        pass
 
     def launch(self, calls: Sequence[KernelCall]) -> None:
         for call in calls:

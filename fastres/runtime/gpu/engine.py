@@ -7,11 +7,12 @@ Triton before a graph is built that this engine takes.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastres import kernels, ops
 from fastres.errors import InputError, OptionError, OutOfMemory
 from fastres.graph import arguments, constant
 from fastres.kernels import gpus
+from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
 from fastres.options import Options
@@ -150,28 +152,33 @@ class TritonEngine:
             )
         target = product.architecture if device.type == "cuda" else None
         numbers = arithmetic(self._options.precision, target)
-        tuner, told = self._tuner(workspace.device, device)
-        notes = [*notes, *told]
+        notes = list(notes)
         if device.type == "cpu" and main_dtype(module) == torch.bfloat16:
             notes.append(
                 "Triton's interpreter cuts float32 off to bfloat16 where GPUs round it; "
                 "errors are larger than on a GPU"
             )
         try:
-            interpreted = device.type == "cpu" and self._given is None
-            tactics = Tactics(product, tuner, interpreted)
-            planned = plan_for(module, inputs, tactics, numbers)
-            _refuse_if_too_large(planned.plan, inputs, device, workspace)
-            reason = why_library(product)
-            if reason is not None:
-                notes.append(f"convolutions are the library's: {reason}")
-            if tuner is not None and tuner.cache.note is not None:
-                notes.append(tuner.cache.note)
-            executable = GpuExecutable(
-                *(planned.plan, planned.module, self._weights, workspace, self.name, notes, batch),
-                chained=workspace.device.records and product.architecture.chains,
-            )
-            executable.apart = planned.apart
+            with self._compiling(device, product) as compile_ahead:
+                tuner, told = self._tuner(workspace, device, compile_ahead)
+                notes += told
+                interpreted = device.type == "cpu" and self._given is None
+                tactics = Tactics(product, tuner, interpreted)
+                planned = plan_for(module, inputs, tactics, numbers)
+                _refuse_if_too_large(planned.plan, inputs, device, workspace)
+                reason = why_library(product)
+                if reason is not None:
+                    notes.append(f"convolutions are the library's: {reason}")
+                if tuner is not None:
+                    notes += tuner.notes
+                    notes += [] if tuner.cache.note is None else [tuner.cache.note]
+                executable = GpuExecutable(
+                    *(planned.plan, planned.module, self._weights, workspace, self.name, notes),
+                    *(batch, workspace.device.records and product.architecture.chains),
+                )
+                executable.apart = planned.apart
+                if compile_ahead is not None:
+                    compile_ahead(executable.launches)
             executable.prepare(inputs)
             not_kept = kernel_cache.note()
             if not_kept is not None:
@@ -182,6 +189,19 @@ class TritonEngine:
                 "smaller batch or image"
             ) from error
         return executable
+
+    @contextlib.contextmanager
+    def _compiling(
+        self, device: torch.device, product: Gpu
+    ) -> Iterator[Callable[[Sequence[KernelCall]], None] | None]:
+        """What has launches compiled side by side while the block runs; None without a GPU."""
+        if device.type != "cuda":
+            yield None
+            return
+        from fastres.kernels.compile_pool import CompilePool
+
+        with CompilePool(product.architecture) as pool:
+            yield pool.compile
 
     def _place(self, device: torch.device) -> tuple[Workspace, Gpu]:
         with self._lock:
@@ -195,15 +215,20 @@ class TritonEngine:
                 self._workspace = Workspace(layer, self._kept)
             return self._workspace, self._gpu
 
-    def _tuner(self, layer: Device, device: torch.device) -> tuple[Tuner | None, list[str]]:
+    def _tuner(
+        self,
+        workspace: Workspace,
+        device: torch.device,
+        compile_ahead: Callable[[Sequence[KernelCall]], None] | None,
+    ) -> tuple[Tuner | None, list[str]]:
         if not self._options.tune:
             return None, []
-        if not layer.records:
+        if not workspace.device.records:
             return None, ["tune=True has no effect under the interpreter, whose times mean nothing"]
         with self._lock:
             if self._cache is None:
                 self._cache = TuningCache(_identity(device), default_folder())
-        return Tuner(layer, self._weights, self._cache), []
+        return Tuner(workspace, self._weights, self._cache, compile_ahead=compile_ahead), []
 
 
 def _interpreted() -> bool:
@@ -237,6 +262,7 @@ def _identity(device: torch.device) -> Identity:
         gpu=told.name,
         driver=told.driver,
         triton=triton.__version__,
+        library=str(torch.backends.cudnn.version()),
         kernels=source_hash([Path(folder) for folder in kernels.__path__]),
     )
 

@@ -92,6 +92,11 @@ class GpuExecutable:
         lines += [f"  apart: {remark}" for remark in self.apart]
         return "\n".join(lines)
 
+    @property
+    def launches(self) -> list[KernelCall]:
+        """Those that are known beforehand, in order."""
+        return [call for calls in self._bound.calls.values() for call in calls]
+
     def prepare(self, inputs: Sequence[Any]) -> None:
         """Run once on real arguments, and record what ran where the device records.
 

@@ -9,7 +9,7 @@ where it stopped: every layer's result is stored as soon as there is one.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -21,18 +21,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, fx
 
 from fastres.errors import FastresError
+from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
-from fastres.runtime.gpu.device import CannotRecord, Device
+from fastres.runtime.gpu.device import CannotCompile, CannotRecord
 from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value, fetch
 from fastres.runtime.gpu.tuning_cache import TuningCache
 from fastres.runtime.gpu.weights import Weights
+from fastres.runtime.gpu.workspace import Workspace
 
 CANDIDATES = 24
 """Configurations that are timed per layer, the most promising by the cost model first."""
 
 LAUNCHES, ROUNDS = 10, 5
 """A candidate's time is that of so many launches in a row, the fastest of so many rounds."""
+
+DISAGREEMENT = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6, torch.float32: 2.0**-9}
+"""By dtype, how far results may lie apart in parts of the largest: each is rounded once, to the
+dtype or before that to TF32, and sums are taken in another order. A wrong tile is off by parts of 1."""
 
 Library: TypeAlias = "Callable[[], TorchStep]"
 
@@ -91,23 +97,36 @@ class Tactics:
 
 
 class Tuner:
-    """Times candidates on a device.
+    """Times candidates on a device, in turn with the calls that are made on it meanwhile.
 
     Args:
-        device: where; nobody else should use it meanwhile.
+        workspace: whose device, and whose lock is held for one trial at a time.
         weights: of the model.
         cache: what is known already, and where results go.
         console: for the progress bar; None for standard error, if that is a terminal.
+        compile_ahead: has the kernels of many launches compiled before the first is made.
+
+    Attributes:
+        measured: layers so far.
+        notes: what was measured and not believed, for the receipt.
     """
 
     def __init__(
-        self, device: Device, weights: Weights, cache: TuningCache, console: Console | None = None
+        self,
+        workspace: Workspace,
+        weights: Weights,
+        cache: TuningCache,
+        console: Console | None = None,
+        compile_ahead: Callable[[Sequence[KernelCall]], None] | None = None,
     ) -> None:
-        self.device = device
+        self.workspace = workspace
+        self.device = workspace.device
         self.weights = weights
         self.cache = cache
         self.module: fx.GraphModule | None = None
         self.measured = 0
+        self.notes: list[str] = []
+        self._compile_ahead = compile_ahead
         self._console = console
         self._progress: Progress | None = None
         self._task: Any = None
@@ -164,28 +183,47 @@ class Tuner:
             return None
 
     def _measure(self, layer: Layer) -> dict[str, Any] | None:
-        best: dict[str, Any] | None = None
+        """The fastest of those whose results are right; None if none could be had."""
         configs = [layer.chosen(), *islice(layer.candidates(), CANDIDATES)]
-        trials: list[tuple[dict[str, Any], Callable[[], Step]]] = [
+        trials: list[_Trial] = [
             ({"tactic": "kernel", "config": asdict(config)}, _bound(layer.step, config))
             for config in dict.fromkeys(configs)
         ]
         trials += [({"tactic": name}, library) for name, library in layer.libraries.items()]
-        tried = 0
-        with self.device.entered():
-            for result, make in trials:
-                nanoseconds = self._time(make(), layer.values)
-                if nanoseconds is None:
-                    continue
-                tried += 1
-                if best is None or nanoseconds < best["nanoseconds"]:
-                    best = {**result, "nanoseconds": nanoseconds}
-        return None if best is None else {**best, "tried": tried}
+        if self._compile_ahead is not None:
+            self._compile_ahead(self._launches(layer, [make() for _, make in trials]))
+        timed: list[tuple[int, int, _Trial]] = []
+        for number, trial in enumerate(trials):
+            nanoseconds = self._time(trial[1](), layer.values)
+            if nanoseconds is not None:
+                timed.append((nanoseconds, number, trial))
+        if not timed:
+            return None
+        # What the model chose says what is right, or the library where that cannot be had.
+        _, first, (_, reference) = min(timed, key=lambda each: each[1])
+        for nanoseconds, number, (result, make) in sorted(timed, key=lambda each: each[:2]):
+            if number == first or self._agree(reference(), make(), layer.values):
+                return {**result, "nanoseconds": nanoseconds, "tried": len(timed)}
+            self.notes.append(
+                f"{layer.key}: {result} was fastest and is not used: its results are not those of "
+                "the other configurations, so it was compiled wrongly"
+            )
+        raise AssertionError("unreachable: the first agrees with itself")
+
+    def _launches(self, layer: Layer, steps: Sequence[Step]) -> list[KernelCall]:
+        """The launches of the kernels among some steps, on memory that nothing runs on."""
+        return [
+            call
+            for step in steps
+            if isinstance(step, KernelStep)
+            for call in step.calls(self._tensors(step, layer.values, on_device=False))
+        ]
 
     def _time(self, step: Step, values: Callable[[str], Value]) -> int | None:
         """Nanoseconds of one run of a step; None where this device cannot run it."""
         try:
-            return self._timed(step, values)
+            with self.workspace.lock, self.device.entered():
+                return self._timed(step, values)
         except torch.OutOfMemoryError:
             return None
         except Exception as error:
@@ -197,6 +235,7 @@ class Tuner:
         tensors = self._tensors(step, values)
         if isinstance(step, KernelStep):
             calls = step.calls(tensors)
+            self.device.compile(calls)
 
             def run() -> None:
                 self.device.launch(calls)
@@ -215,20 +254,60 @@ class Tuner:
         launches = LAUNCHES if self.device.records else 1
         return min(self.device.time(again) for _ in range(ROUNDS)) // launches
 
-    def _tensors(self, step: Step, values: Callable[[str], Value]) -> dict[str, Tensor]:
-        """Memory of a trial's own, with numbers like those of activations."""
-        tensors: dict[str, Tensor] = {}
+    def _agree(self, one: Step, other: Step, values: Callable[[str], Value]) -> bool:
+        """Whether two steps give the same results, but for rounding, for the same numbers."""
+        with self.workspace.lock, self.device.entered():
+            pairs = list(zip(self._results(one, values), self._results(other, values), strict=True))
+            return all(_alike(ours, theirs) for ours, theirs in pairs)
+
+    def _results(self, step: Step, values: Callable[[str], Value]) -> list[Tensor]:
+        tensors = self._tensors(step, values)
+        if isinstance(step, KernelStep):
+            self.device.launch(step.calls(tensors))
+            return [tensors[value.name] for value in step.writes]
+        result = step.function(*fetch(step.args, tensors), **fetch(step.kwargs, tensors))
+        return [result] if isinstance(result, Tensor) else list(result)
+
+    def _tensors(
+        self, step: Step, values: Callable[[str], Value], on_device: bool = True
+    ) -> dict[str, Tensor]:
+        """Memory of a trial's own, with numbers like those of activations: always the same ones."""
+        assert self.module is not None
+        if not on_device:
+            nowhere = torch.empty(0, dtype=torch.uint8, device="meta")
+            tensors = {name: values(name).within(nowhere, 0) for name in step.reads}
+            if isinstance(step, KernelStep):
+                written = (*step.writes, *step.scratch)
+                tensors |= {value.name: value.within(nowhere, 0) for value in written}
+            for constant in step.constants:
+                sources = (getattr(self.module, name).to("meta") for name in constant.sources)
+                tensors[constant.name] = constant.make(*sources)
+            return tensors
+        tensors = {}
         for name in dict.fromkeys(step.reads):
             value = values(name)
             tensors[name] = value.within(self.device.allocate(value.nbytes), 0)
-            tensors[name].normal_()
+            generator = torch.Generator(tensors[name].device).manual_seed(0)  # not the caller's
+            tensors[name].normal_(generator=generator)
         if isinstance(step, KernelStep):
             for value in (*step.writes, *step.scratch):
                 tensors[value.name] = value.within(self.device.allocate(value.nbytes), 0)
-        assert self.module is not None
         for constant in step.constants:
             tensors[constant.name] = self.weights.get(self.module, constant).tensor
         return tensors
+
+
+_Trial: TypeAlias = "tuple[dict[str, Any], Callable[[], Step]]"
+"""What is stored if it wins, and the step."""
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two results are equal but for rounding, NaN in the same places."""
+    first, second = one.float(), other.float()
+    if not torch.equal(first.isnan(), second.isnan()):
+        return False
+    apart = (first - second).nan_to_num(0.0).abs().max()
+    return bool(apart <= DISAGREEMENT[one.dtype] * first.nan_to_num(0.0).abs().max())
 
 
 def _bound(step: Callable[[Any], KernelStep], config: Any) -> Callable[[], Step]:
@@ -237,7 +316,7 @@ def _bound(step: Callable[[Any], KernelStep], config: Any) -> Callable[[], Step]
 
 def _is_refusal(error: Exception) -> bool:
     """Whether a kernel cannot be had in this form: too large for the chip, or not supported."""
-    if isinstance(error, (CannotRecord, NotImplementedError)):
+    if isinstance(error, (CannotCompile, CannotRecord, NotImplementedError)):
         return True
     if any(kind.__name__ == "TritonError" for kind in type(error).__mro__):
         return True  # the compiler's, among them OutOfResources

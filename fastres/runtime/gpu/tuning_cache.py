@@ -42,12 +42,14 @@ class Identity:
         gpu: the device's name as its driver tells it.
         driver: the driver's version.
         triton: Triton's version.
+        library: the version of cuDNN or MIOpen, whose kernels are among the tactics.
         kernels: hash of the kernels' sources.
     """
 
     gpu: str
     driver: str
     triton: str
+    library: str
     kernels: str
 
     @property
