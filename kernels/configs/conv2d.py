@@ -19,6 +19,7 @@ from fastres.kernels.configs.cost import (
     Loop,
     Work,
     estimate,
+    fetch_factor,
     instructions_around,
     loop_instructions,
     registers,
@@ -210,7 +211,8 @@ def estimate_conv2d(
     loop = Loop(
         steps=math.ceil(steps(spec, config) / splits),
         flops=2.0 * math.prod(tile),
-        fetched_bytes=(config.block_m + config.block_n) * config.block_k * size,
+        fetched_bytes=(config.block_m + config.block_n)
+        * (config.block_k * size * fetch_factor(tile, size)),
         instructions=loop_instructions(
             target,
             tile,
