@@ -144,7 +144,10 @@ def _kind(value: Any) -> Any:
 
 
 def _rounding(descriptor: Any) -> tuple[Any, ...]:
-    return (getattr(descriptor, "round_f32_to_tf32", False), str(getattr(descriptor, "padding", "zero")))
+    return (
+        getattr(descriptor, "round_f32_to_tf32", False),
+        str(getattr(descriptor, "padding", "zero")),
+    )
 
 
 def _aligned(call: KernelCall) -> bool:
@@ -172,7 +175,10 @@ def _without_memory(call: KernelCall) -> KernelCall:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+    }
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-W", "ignore", "-m", "fastres.kernels.compile_worker"]
     return subprocess.Popen(

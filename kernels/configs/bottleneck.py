@@ -372,9 +372,7 @@ def estimate_bottleneck(
     return longer(estimate(work, precision, gpu), _serial(spec, bool(tiles.step), precision, gpu))
 
 
-def _serial(
-    spec: BottleneckSpec, shortcut_in_steps: bool, precision: str, gpu: Gpu
-) -> float:
+def _serial(spec: BottleneckSpec, shortcut_in_steps: bool, precision: str, gpu: Gpu) -> float:
     """What the products of the second loop take longer for waiting for each other.
 
     Asynchronous products are awaited one by one where one reads what another wrote. Measured over
