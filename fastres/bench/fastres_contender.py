@@ -37,7 +37,7 @@ def _prepare(job: Job, engine: str) -> Ready:
             job.example,
             device=job.device,
             engine=engine,
-            # "fp32" by name means no TF32. Left open, it is as torch's flags say, which the bench sets.
+            # "fp32" by name means no TF32; left open, it is as torch's flags say, which are set.
             precision=None if job.precision == "tf32" else job.precision,
             threads=job.threads,
         )

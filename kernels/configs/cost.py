@@ -17,10 +17,11 @@ time, and the whole is never shorter than the FLOPs and the bytes allow.
 
 What is assumed, and from where:
 
-- The constants below were fitted to ResNet-50's 23 convolutions in fp16 on an H100, at batches of 1,
-  32 and 256 and in 867 configurations (``benchmarks/results/gpu_day``): of the times measured, the
-  model is off by 18 % in the root mean square, and what it chooses takes 3 % longer than the fastest
-  of those configurations at batch 256, 5 % at 32 and 8 % at 1. For other GPUs they are assumed.
+- The constants below were fitted to ResNet-50's 23 convolutions in fp16 on an H100, at batches of
+  1, 32 and 256 and in 867 configurations (``benchmarks/results/gpu_day``): of the times measured,
+  the model is off by 18 % in the root mean square, and what it chooses takes 3 % longer than the
+  fastest of those configurations at batch 256, 5 % at 32 and 8 % at 1. For other GPUs they are
+  assumed.
 - ``MATRIX_SHARE``, ``MEMORY_SHARE``, ``ISSUE_SHARE``: shares of the data sheet's peaks, and of the
   schedulers' issue slots, that long kernels sustain.
 - ``L2_BYTES_PER_CYCLE``: what L2 gives each multiprocessor.
