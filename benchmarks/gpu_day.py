@@ -182,7 +182,9 @@ def calls_of(job: tuple[str, ...]) -> list[Any]:
     import torch
 
     if job[0] == "case":
-        return launched(lambda: run_case(*next(each[1:] for each in hard_cases() if each[0] == job[2]), job[1]))
+        return launched(
+            lambda: run_case(*next(each[1:] for each in hard_cases() if each[0] == job[2]), job[1])
+        )
     from fastres.inspect.launches import launches
     from fastres.kernels.gpus import by_name
 
@@ -358,8 +360,9 @@ def facts(out: Out) -> None:
             "torch": torch.__version__,
             "triton": triton.__version__,
             "cudnn": torch.backends.cudnn.version(),
-            "smi": subprocess.run([*smi, "--format=csv,noheader"], capture_output=True, text=True)
-            .stdout.strip(),
+            "smi": subprocess.run(
+                [*smi, "--format=csv,noheader"], capture_output=True, text=True
+            ).stdout.strip(),
             "tools": tools,
         }
 
@@ -413,7 +416,9 @@ def hard_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     yield conv("one channel, one filter", (1, 1, 8, 8), 1, 3, padding=(1,) * 4)
     yield conv("split sums", (1, 512, 7, 7), 512, 3, padding=(1,) * 4, residual=True)
     yield conv("32 groups of 4", (2, 128, 28, 28), 128, 3, groups=32, padding=(1,) * 4)
-    yield conv("32 groups of 4 and a NaN", (2, 128, 28, 28), 128, 3, groups=32, padding=(1,) * 4, nan=1)
+    yield conv(
+        "32 groups of 4 and a NaN", (2, 128, 28, 28), 128, 3, groups=32, padding=(1,) * 4, nan=1
+    )
     yield conv("depthwise", (2, 96, 14, 14), 96, 3, groups=96, padding=(1,) * 4)
     yield conv("NaN and infinity", (1, 64, 14, 14), 64, 3, padding=(1,) * 4, nan=1)
     yield conv("silu", (2, 48, 10, 10), 80, activation="silu")
@@ -426,7 +431,11 @@ def hard_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
         ((2, 128, 28, 28), 128, 256, {"groups": 32, "next": 128}),
         ((2, 128, 28, 28), 128, 256, {"groups": 32, "shortcut": 64, "nan": 1}),
     ):
-        yield f"block of {x}, {width}, {k}, {more}", "bottleneck", {"x": x, "width": width, "k": k, **more}
+        yield (
+            f"block of {x}, {width}, {k}, {more}",
+            "bottleneck",
+            {"x": x, "width": width, "k": k, **more},
+        )
     for x, pool in (((2, 3, 64, 64), 3), ((1, 3, 65, 63), 3), ((2, 1, 40, 36), 2)):
         yield f"stem of {x}, pool {pool}", "stem", {"x": x, "pool": pool}
     yield "stem with NaN", "stem", {"x": (2, 3, 64, 64), "pool": 3, "nan": 1}
@@ -475,7 +484,9 @@ def run_case(operator: str, given: dict[str, Any], precision: str) -> dict[str, 
     return errors(ours, lambda t: reference.conv2d(*t, *geometry), tensors)
 
 
-def run_block(operator: str, x: Any, given: dict[str, Any], groups: int, chosen: dict[str, Any]) -> dict[str, Any]:
+def run_block(
+    operator: str, x: Any, given: dict[str, Any], groups: int, chosen: dict[str, Any]
+) -> dict[str, Any]:
     """A bottleneck's tail, with a residual of its own or a shortcut; or a stem and its pool."""
     import torch
 
@@ -492,10 +503,20 @@ def run_block(operator: str, x: Any, given: dict[str, Any], groups: int, chosen:
     n, c, h, w = x.shape
     if operator == "stem":
         tensors = (x, weight(64, c, 7), bias(64))
-        rest = ((2, 2), (3,) * 4, "relu", *((given["pool"],) * 2, (2, 2), (given["pool"] // 2,) * 2))
+        rest = (
+            (2, 2),
+            (3,) * 4,
+            "relu",
+            *((given["pool"],) * 2, (2, 2), (given["pool"] // 2,) * 2),
+        )
         ours = stem_launch.conv2d_max_pool2d(*tensors, *rest, **chosen)
         return errors(ours, lambda t: reference.conv2d_max_pool2d(*t, *rest), tensors)
-    width, k, following, beside = given["width"], given["k"], given.get("next"), given.get("shortcut")
+    width, k, following, beside = (
+        given["width"],
+        given["k"],
+        given.get("next"),
+        given.get("shortcut"),
+    )
     stride = (given.get("stride", 1),) * 2
     p, q = ((size - 1) // stride[0] + 1 for size in (h, w))
     sides = (beside, h, w) if beside else (k, p, q)
@@ -537,7 +558,12 @@ def errors(ours: Any, oracle: Callable[[Any], Any], tensors: tuple[Any, ...]) ->
     floor = 2.0**-7 if tensors[0].dtype == torch.bfloat16 else floor
     if torch.backends.cudnn.allow_tf32 and tensors[0].dtype == torch.float32:
         floor = 2.0**-10
-    return {"ok": same and mine <= max(2 * torchs, floor), "error": mine, "torchs": torchs, "nan": same}
+    return {
+        "ok": same and mine <= max(2 * torchs, floor),
+        "error": mine,
+        "torchs": torchs,
+        "nan": same,
+    }
 
 
 def kernels(out: Out) -> None:
@@ -599,15 +625,24 @@ def networks(out: Out) -> None:
 
     def right(model: str, precision: str, batch: int) -> dict[str, Any]:
         net, pool, fast = shared(model, precision)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+            precision == "tf32"
+        )
         images = pool[:batch].repeat(max(1, batch // len(pool)), 1, 1, 1)
         verdict = fastres.verify(net, fast, images)
         plan = fast.program(images).splitlines()[0]
-        return {"ok": bool(verdict.passed), "verdict": str(verdict), "plan": plan, "receipt": str(fast.report)}
+        return {
+            "ok": bool(verdict.passed),
+            "verdict": str(verdict),
+            "plan": plan,
+            "receipt": str(fast.report),
+        }
 
     for model, precision, batch in NETWORKS:
         if batch <= 32 or precision == "fp16":
-            out.attempt(f"{model} {precision} {batch}", lambda: right(model, precision, min(batch, 32)))
+            out.attempt(
+                f"{model} {precision} {batch}", lambda: right(model, precision, min(batch, 32))
+            )
 
     def softmaxed() -> tuple[Any, Any]:
         net, pool = network("resnet18")
@@ -644,7 +679,11 @@ def networks(out: Out) -> None:
         for thread in threads:
             thread.join()
         alone = [plan for plan in plans if "one by one" in plan]
-        return {"ok": len(plans) == 12 and not alone, "plans": len(plans), "not recorded": len(alone)}
+        return {
+            "ok": len(plans) == 12 and not alone,
+            "plans": len(plans),
+            "not recorded": len(alone),
+        }
 
     def after_a_failed_recording() -> dict[str, Any]:
         """Defect D3: a model that cannot be recorded must not break torch's allocator."""
@@ -659,7 +698,9 @@ def networks(out: Out) -> None:
                 return torch.bincount(y.flatten().abs().long().clamp(max=3), minlength=4)
 
         with contextlib.suppress(fastres.FastresError):
-            fast = fastres.optimize(Syncs().eval().cuda(), torch.randn(1, 3, 32, 32, device="cuda"), engine="triton")
+            fast = fastres.optimize(
+                Syncs().eval().cuda(), torch.randn(1, 3, 32, 32, device="cuda"), engine="triton"
+            )
             fast(torch.randn(1, 3, 32, 32, device="cuda"))
         torch.cuda.empty_cache()  # raises where the allocator believes in a recording,
         torch.randn(1, device="cuda")  # and this where the generator does
@@ -668,7 +709,10 @@ def networks(out: Out) -> None:
 
     def profile() -> dict[str, Any]:
         net, pool = softmaxed()
-        return {"ok": True, "profile": str(optimised(net, "fp16", pool[:8]).profile(pool[:8]))[:2000]}
+        return {
+            "ok": True,
+            "profile": str(optimised(net, "fp16", pool[:8]).profile(pool[:8]))[:2000],
+        }
 
     # Last, since each may spoil the process.
     for check in (profile, callers_graph, two_threads, after_a_failed_recording):
@@ -678,7 +722,9 @@ def networks(out: Out) -> None:
 # ------------------------------------------------------------------ times
 
 
-def contenders(model: str, net: Any, precision: str, images: Any) -> dict[str, Callable[[], Callable[[], object]]]:
+def contenders(
+    model: str, net: Any, precision: str, images: Any
+) -> dict[str, Callable[[], Callable[[], object]]]:
     import torch
 
     dtype = getattr(torch, DTYPE[precision])
@@ -784,7 +830,19 @@ def amx(out: Out) -> None:
         out.put("amx", skipped="no AMX on this processor")
         return
     tests = ["test_tiles", "test_amx_network", "test_amx_emulated", "test_native_convolutions"]
-    command = ["timeout", "-s", "INT", "90", sys.executable, "-m", "pytest", "-n", "3", "-q", "-rfE"]
+    command = [
+        "timeout",
+        "-s",
+        "INT",
+        "90",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "3",
+        "-q",
+        "-rfE",
+    ]
     command += ["--tb=short", "-p", "no:benchmark"]
     command += [f"tests/native/{name}.py" for name in tests]
     out.attempt("tests", lambda: told(command))
@@ -873,7 +931,10 @@ def library(spec: Any, copies: int) -> dict[str, Callable[[], Callable[[], objec
 
     torch.backends.cudnn.benchmark = True
     half = {"dtype": torch.float16, "device": "cuda"}
-    xs = [torch.randn(spec.n, spec.h, spec.w, spec.c, **half).permute(0, 3, 1, 2) for _ in range(copies)]
+    xs = [
+        torch.randn(spec.n, spec.h, spec.w, spec.c, **half).permute(0, 3, 1, 2)
+        for _ in range(copies)
+    ]
     weight = torch.randn(spec.k, spec.r, spec.s, spec.c, **half).permute(0, 3, 1, 2)
     bias, turn = torch.randn(spec.k, **half), iter(range(10**9))
     sides, stride = list(spec.padding[:2]), list(spec.stride)
@@ -883,13 +944,17 @@ def library(spec: Any, copies: int) -> dict[str, Callable[[], Callable[[], objec
 
     found = {
         "cudnn": lambda: lambda: F.conv2d(x(), weight, None, stride, sides),
-        "cudnn bias relu": lambda: lambda: torch.ops.aten.cudnn_convolution_relu(
-            x(), weight, bias, stride, sides, [1, 1], 1
+        "cudnn bias relu": lambda: (
+            lambda: torch.ops.aten.cudnn_convolution_relu(
+                x(), weight, bias, stride, sides, [1, 1], 1
+            )
         ),
     }
     if (spec.r, spec.stride) == (1, (1, 1)):
         rows = weight.reshape(spec.k, spec.c)
-        found["cublas"] = lambda: lambda: F.linear(x().permute(0, 2, 3, 1).reshape(-1, spec.c), rows)
+        found["cublas"] = lambda: (
+            lambda: F.linear(x().permute(0, 2, 3, 1).reshape(-1, spec.c), rows)
+        )
     return found
 
 
@@ -897,13 +962,36 @@ def ncu(out: Out, folder: Path) -> None:
     """The three layers farthest above their floor, one launch each."""
     found = Out(folder, "layers").done
     mine = {key: each for key, each in found.items() if key.endswith(": chosen") and "us" in each}
-    slow = sorted(mine, key=lambda key: mine[key]["us"] / mine[key]["floor_us"] * (key.startswith("256")))[-3:]
-    sections = ("SpeedOfLight", "WarpStateStats", "MemoryWorkloadAnalysis", "Occupancy", "InstructionStats")
+    slow = sorted(
+        mine, key=lambda key: mine[key]["us"] / mine[key]["floor_us"] * (key.startswith("256"))
+    )[-3:]
+    sections = (
+        "SpeedOfLight",
+        "WarpStateStats",
+        "MemoryWorkloadAnalysis",
+        "Occupancy",
+        "InstructionStats",
+    )
     for key in slow:
-        command = ["ncu", "--clock-control", "none", "-k", "regex:conv2d_kernel|pointwise_kernel", "-c", "1"]
+        command = [
+            "ncu",
+            "--clock-control",
+            "none",
+            "-k",
+            "regex:conv2d_kernel|pointwise_kernel",
+            "-c",
+            "1",
+        ]
         command += [word for section in sections for word in ("--section", section)]
         command += [sys.executable, "-m", __spec__.name, "one", key.rsplit(":", 1)[0]]
-        out.attempt(key, lambda: {"text": subprocess.run(command, capture_output=True, text=True, timeout=40).stdout[-6000:]})
+        out.attempt(
+            key,
+            lambda: {
+                "text": subprocess.run(command, capture_output=True, text=True, timeout=40).stdout[
+                    -6000:
+                ]
+            },
+        )
 
 
 def one(key: str) -> None:
@@ -934,18 +1022,34 @@ def stage(name: str, folder: Path, earlier: Path | None, rehearse: bool) -> None
 
 
 def start(name: str, folder: Path, options: list[str], log: Any) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(TRITON), "TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR)}
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(TRITON),
+        "TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR),
+    }
     environment |= {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
     command = [sys.executable, "-m", __spec__.name, "stage", name, "--out", str(folder), *options]
     if "--rehearse" in options:
-        environment |= {"GPU_DAY_DEVICE": "cpu", "TRITON_INTERPRET": "1" if name == "small" else "0"}
+        environment |= {
+            "GPU_DAY_DEVICE": "cpu",
+            "TRITON_INTERPRET": "1" if name == "small" else "0",
+        }
     elif name == "small":
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
         command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", *command]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=log, stderr=log, env=environment, start_new_session=True
+    )
 
 
-def run(folder: Path, minutes: float, skip: list[str], archive: Path | None, earlier: Path | None, rehearse: bool) -> None:
+def run(
+    folder: Path,
+    minutes: float,
+    skip: list[str],
+    archive: Path | None,
+    earlier: Path | None,
+    rehearse: bool,
+) -> None:
     began, folder = time.monotonic(), folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     left = lambda: minutes * 60 - (time.monotonic() - began)  # noqa: E731
@@ -953,7 +1057,9 @@ def run(folder: Path, minutes: float, skip: list[str], archive: Path | None, ear
     if archive and archive.exists():
         with tarfile.open(archive) as tar:
             tar.extractall(ROOT, filter="data")
-    options = (["--earlier", str(earlier)] if earlier else []) + (["--rehearse"] if rehearse else [])
+    options = (["--earlier", str(earlier)] if earlier else []) + (
+        ["--rehearse"] if rehearse else []
+    )
     with (folder / "log.txt").open("a") as log:
 
         def say(text: str) -> None:
@@ -962,7 +1068,9 @@ def run(folder: Path, minutes: float, skip: list[str], archive: Path | None, ear
             log.flush()
 
         for group in dict.fromkeys(number for number, _ in STAGES.values()):
-            names = [name for name, (number, _) in STAGES.items() if number == group and name not in skip]
+            names = [
+                name for name, (number, _) in STAGES.items() if number == group and name not in skip
+            ]
             if not names or left() < 15:
                 continue
             if group == 2 and not rehearse:
@@ -1006,11 +1114,17 @@ def show(folder: Path) -> None:
         )
         ratios.setdefault(key.split(" x ")[0], []).append(each["us"] / each["modelled_us"])
     for batch, values in ratios.items():
-        print(f"batch {batch}: measured over modelled, median {statistics.median(values):.2f}, {min(values):.2f} to {max(values):.2f}")
+        print(
+            f"batch {batch}: measured over modelled, median {statistics.median(values):.2f}, {min(values):.2f} to {max(values):.2f}"
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_day", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_day",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=("prepare", "run", "show", "stage", "one"))
     parser.add_argument("what", nargs="?")
     parser.add_argument("--out", type=Path, default=Path("gpu-day"))
@@ -1023,7 +1137,10 @@ def main() -> int:
     given = parser.parse_args()
     if given.command == "prepare":
         for job, count, failed in compile_all(given.workers):
-            print(f"{job}: {count} launches{''.join(f'; FAILED {each}' for each in failed)}", flush=True)
+            print(
+                f"{job}: {count} launches{''.join(f'; FAILED {each}' for each in failed)}",
+                flush=True,
+            )
         print(f"{given.cache}: {pack(given.cache) / 2**20:.1f} MiB")
     elif given.command == "run":
         run(given.out, given.minutes, given.skip, given.cache, given.earlier, given.rehearse)

@@ -40,12 +40,12 @@ class CompilePool:
 
     Args:
         architecture: compiled for: that of the device the launches are made on.
-        workers: processes at most; by default one for each processor, up to :data:`LARGEST`.
+        workers: processes at most, one for each processor; never more than :data:`LARGEST`.
     """
 
-    def __init__(self, architecture: Architecture, workers: int | None = None) -> None:
+    def __init__(self, architecture: Architecture, workers: int) -> None:
         self.architecture = architecture
-        self.workers = workers or min(os.cpu_count() or 1, LARGEST)
+        self.workers = min(workers, LARGEST)
         self._idle: list[subprocess.Popen[bytes]] = []
         self._all: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
