@@ -14,7 +14,7 @@ from fastres.kernels.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.gpu.describe import described
 from fastres.runtime.gpu.device import CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, TorchStep, fetch
+from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, fetch
 from fastres.runtime.gpu.weights import Form, Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.lowering import is_channels_last
