@@ -18,7 +18,7 @@ from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.place import checked_device
 from fastres.recipe import Recipe
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.autocast import without_autocast
 
 
 def load(

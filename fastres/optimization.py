@@ -31,7 +31,7 @@ from fastres.place import checked_device
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.autocast import without_autocast
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 

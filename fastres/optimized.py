@@ -114,7 +114,7 @@ class OptimizedModule(nn.Module):
             OutOfMemory: this shape does not fit into memory.
         """
         flat = self._flatten(args, kwargs)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():
             results = self.graph_module(*flat)
         else:
             try:
