@@ -17,7 +17,14 @@ from fastres import ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
 from fastres.capture import Captured
-from fastres.errors import ArtifactError, FastresError, FastresWarning, InputError, OptionError
+from fastres.errors import (
+    ArtifactError,
+    FastresError,
+    FastresWarning,
+    InputError,
+    ModelError,
+    OptionError,
+)
 from fastres.graph import output_nodes
 from fastres.options import Options
 from fastres.recipe import Recipe
@@ -25,6 +32,7 @@ from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
+from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner
 from fastres.transforms import Preprocessing
@@ -255,6 +263,10 @@ class OptimizedModule(nn.Module):
                 )
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks for, of a module and of each inside it."""
+        raise ModelError(f"torch.jit.script cannot compile an optimised model: {INSTEAD}")
+
     def __reduce__(self) -> Any:
         return _restore, (self._signature, self.__getstate__())
 
@@ -300,6 +312,8 @@ def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:
     """A subclass whose ``forward`` shows this signature, for ``torch.export`` and editors."""
 
     def forward(self: OptimizedModule, *args: Any, **kwargs: Any) -> Any:
+        if type(args) is not tuple:  # torch.fx.symbolic_trace takes the star away
+            refuse_tracing([args])
         return OptimizedModule.forward(self, *args, **kwargs)
 
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -39,7 +39,10 @@ def run_in_torch(
             them, what traces the call would record something else, or a derivative is wanted.
     """
     exporting = torch.compiler.is_exporting()
-    _refuse(values)
+    refuse_tracing(values)
+    for value in values:
+        if isinstance(value, Tensor):
+            _refuse_without_values(value)
     if not exporting:
         refuse_derivatives(values)
     contract.check(values)
@@ -63,22 +66,29 @@ def run_in_torch(
         ) from error
 
 
-def _refuse(values: Sequence[Any]) -> None:
+def refuse_tracing(values: Sequence[Any]) -> None:
+    """Let pass what is no tracer that records one call's sizes, or knows no sizes at all.
+
+    Raises:
+        InputError: ``torch.fx.symbolic_trace`` or ``torch.jit.trace`` makes this call.
+    """
     if any(isinstance(value, fx.Proxy) for value in values):
         raise InputError(f"torch.fx.symbolic_trace cannot follow an optimised model: {INSTEAD}")
     if torch.jit.is_tracing():
         raise InputError(
             f"torch.jit.trace would record the sizes of this one call as they are: {INSTEAD}"
         )
-    for value in values:
-        if isinstance(value, Tensor) and value.is_nested:
-            raise InputError(
-                "got a nested tensor, expected one image size for the whole batch: call the "
-                "optimised model once per size, or use x.to_padded_tensor(0.0)"
-            )
-        gone = lost_memory(value) if isinstance(value, Tensor) else None
-        if gone is not None:
-            raise InputError(f"got a tensor without its values: {gone}; pass one that has them")
+
+
+def _refuse_without_values(value: Tensor) -> None:
+    if value.is_nested:
+        raise InputError(
+            "got a nested tensor, expected one image size for the whole batch: call the optimised "
+            "model once per size, or use x.to_padded_tensor(0.0)"
+        )
+    lost = lost_memory(value)
+    if lost is not None:
+        raise InputError(f"got a tensor without its values: {lost}; pass one that has them")
 
 
 class _InTorch(fx.Interpreter):

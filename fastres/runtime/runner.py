@@ -25,7 +25,7 @@ from fastres.runtime.derivatives import refuse_derivatives
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
-from fastres.runtime.in_torch import run_in_torch
+from fastres.runtime.in_torch import refuse_tracing, run_in_torch
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
@@ -104,6 +104,7 @@ class Runner:
             InputError: as a call does, and for arguments that no executable can run.
         """
         if not is_ordinary(inputs):
+            refuse_tracing(inputs)
             self.contract.check(inputs)
             refuse_derivatives(inputs)
             found = watcher() or next(
@@ -144,6 +145,7 @@ class Runner:
 
     def _built(self, prepared: _Prepared, inputs: Sequence[Any], engine: Engine) -> Runnable:
         def build() -> Runnable:
+            refuse_tracing(inputs)
             self.contract.check(inputs)
             self._check_weights()
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
