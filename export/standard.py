@@ -50,7 +50,9 @@ def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
 
     def image(leaf: object) -> object:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype)
+            return torch.randn(
+                leaf.shape, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(leaf.device, leaf.dtype)
         return leaf
 
     args, kwargs = pytree.tree_map(image, (args, kwargs))

@@ -197,9 +197,11 @@ def _sample(captured: Captured, given: bool) -> list[Any]:
 
     def image(leaf: Any) -> Any:
         if leaf.dtype == torch.uint8:
-            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
             return pixels.to(leaf.device)
-        noise = torch.randn(leaf.shape, generator=generator)
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu")
         return noise.to(leaf.device, leaf.dtype)
 
     return [image(leaf) for leaf in captured.example]

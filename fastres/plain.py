@@ -165,8 +165,5 @@ def _end(value: Tensor) -> int:
         return 0
     if value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last):
         return value.storage_offset() + count
-    reach = sum(
-        (size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True)
-    )
+    reach = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
     return value.storage_offset() + reach + 1
-

@@ -197,7 +197,7 @@ class ReadRecipe:
     def _placed(self, value: Tensor, expected: Expected | None) -> Tensor:
         placed = value.detach().to(self.device)
         assert expected is not None
-        strides = expected.strides or torch.empty(expected.shape, device="meta").stride()
+        strides = expected.strides or placed.new_empty(expected.shape, device="meta").stride()
         if placed.stride() == strides:
             return placed
         # As load_state_dict would: the model's own memory format decides, for sums' order too.

@@ -171,10 +171,14 @@ def sample_of(example: list[Any], device: str) -> list[Any]:
         if not isinstance(leaf, Tensor):
             return leaf
         if leaf.dtype == torch.uint8:
-            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
             return pixels.to(device)
         if leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator).to(device, leaf.dtype)
+            return torch.randn(
+                leaf.shape, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(device, leaf.dtype)
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
 
     return [filled(leaf) for leaf in example]
