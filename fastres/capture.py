@@ -22,6 +22,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.utils import _pytree as pytree
 
 from fastres.contract import Contract, contract_of, fixed_size
+from fastres.defaults import name_defaults
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
@@ -295,6 +296,7 @@ def _from_program(
         f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
         for name in sorted(written)
     ]
+    name_defaults(graph)
     graph.lint()
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
