@@ -109,20 +109,35 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so."""
+    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so.
+
+    Of a model made under ``torch.inference_mode`` it is a copy, too: torch.export cannot take its
+    tensors.
+    """
     training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
-    if not training:
+    if not training and not _made_in_inference_mode(model):
         return model, []
     try:
-        twin = copy.deepcopy(model)
+        with torch.inference_mode(False):
+            twin = copy.deepcopy(model).eval()
     except Exception as error:  # a user's __deepcopy__ may raise anything
+        mode = "is in training mode" if training else "was made under torch.inference_mode"
         raise CaptureError(
-            f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
+            f"the model {mode} and cannot be copied ({error}); call model.eval(), and make it "
+            "outside torch.inference_mode"
         ) from error
-    return twin.eval(), [
+    if not training:
+        return twin, []
+    return twin, [
         f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
         "optimised, the model itself still trains; call model.eval() first to silence this"
     ]
+
+
+def _made_in_inference_mode(model: nn.Module) -> bool:
+    own = (value for module in model.modules() for value in vars(module).values())
+    tensors = [*model.parameters(), *model.buffers(), *own]
+    return any(isinstance(value, Tensor) and value.is_inference() for value in tensors)
 
 
 def capture(model: nn.Module, example_input: Any = None) -> Captured:

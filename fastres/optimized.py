@@ -27,6 +27,7 @@ from fastres.errors import (
 )
 from fastres.graph import output_nodes
 from fastres.options import Options
+from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
 from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
@@ -34,7 +35,7 @@ from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.runtime.runner import Runner
+from fastres.runtime.runner import Runner, check_weights
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -208,6 +209,7 @@ class OptimizedModule(nn.Module):
             VerificationError: the answers differ from those of the captured graph.
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
+        refuse_watched("refresh")
         with _RENEWING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
@@ -268,6 +270,7 @@ class OptimizedModule(nn.Module):
         raise ModelError(f"torch.jit.script cannot compile an optimised model: {INSTEAD}")
 
     def __reduce__(self) -> Any:
+        refuse_watched("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -285,6 +288,8 @@ class OptimizedModule(nn.Module):
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
+        refuse_watched("copying an optimised model or giving it weights")
+        check_weights(self.graph_module)
         engine, self._passed_over = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)
 

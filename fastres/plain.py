@@ -94,12 +94,17 @@ def oddity(value: Tensor) -> str | None:
     """What keeps kernels from reading a tensor's values in memory; None where nothing does."""
     extra = _tensor_keys(value).raw_repr() & ~_OF_PLAIN
     kind = type(value)
-    if extra & _BITS["Python"]:
+    if extra & _STANDS_FOR_ANOTHER:
         return f"it is a {kind.__name__}, a tensor that stands for something else"
-    if extra & _BITS["NestedTensor"]:
-        return "it is a nested tensor"
+    if value.is_meta:
+        return "it is on the meta device, without values"
+    if value.layout != torch.strided:
+        return f"it is a {value.layout} tensor"
+    for name, what in _KINDS.items():
+        if extra & _bits(name):
+            return what
     if extra:
-        return f"it is a {value.layout} tensor on {value.device} of {_tensor_keys(value)}"
+        return f"it is none that kernels can read ({_tensor_keys(value)})"
     if forward_ad._current_level >= 0 and has_tangent(value):
         return "it has a tangent (forward-mode differentiation)"
     return lost_memory(value)
@@ -108,7 +113,7 @@ def oddity(value: Tensor) -> str | None:
 def lost_memory(value: Tensor) -> str | None:
     """Says that a tensor's memory was given back, if it was; None for what never had any."""
     extra = _tensor_keys(value).raw_repr() & ~_OF_PLAIN
-    if extra & ~_BITS["bits"] or _is_in_memory(value):
+    if extra & ~_READ_OTHERWISE or _is_in_memory(value):
         return None
     return (
         f"its memory was given back ({value.untyped_storage().nbytes()} bytes are left of "
@@ -124,10 +129,10 @@ def settled(value: Any, name: str) -> Any:
     """
     if not isinstance(value, Tensor):
         return value
-    if not _tensor_keys(value).raw_repr() & _BITS["Python"]:
+    if not _tensor_keys(value).raw_repr() & _STANDS_FOR_ANOTHER:
         value = value.as_subclass(Tensor)
     extra = _tensor_keys(value).raw_repr() & ~_OF_PLAIN
-    if extra and not extra & ~_BITS["bits"]:
+    if extra and not extra & ~_READ_OTHERWISE:
         value = value if lost_memory(value) else value.resolve_conj().resolve_neg()
     found = oddity(value)
     if found is not None:
@@ -140,10 +145,15 @@ def has_tangent(value: Tensor) -> bool:
     return forward_ad.unpack_dual(value).tangent is not None
 
 
-_BITS = {
-    "Python": _bits("Python", "PythonTLSSnapshot"),
-    "NestedTensor": _bits("NestedTensor", "AutogradNestedTensor"),
-    "bits": _bits("Negative", "Conjugate"),
+_STANDS_FOR_ANOTHER = _bits("Python", "PythonTLSSnapshot")
+_READ_OTHERWISE = _bits("Negative", "Conjugate")
+
+_KINDS = {
+    "NestedTensor": "it is a nested tensor",
+    "Negative": "its negative bit is set, its values are not those in memory (use resolve_neg())",
+    "Conjugate": "its conjugate bit is set, its values are not those in memory "
+    "(use resolve_conj())",
+    "ZeroTensor": "it is a zero without memory",
 }
 
 

@@ -27,6 +27,7 @@ from fastres.artifact.receipt import notes_from_json
 from fastres.artifact.strict import count, fields, items, of_type, parse, text
 from fastres.errors import ArtifactError, OptionError
 from fastres.passes import rewrite
+from fastres.plain import oddity
 from fastres.report import Report
 
 _FIELDS = (
@@ -249,6 +250,9 @@ def _check(name: str, value: Any, expected: Expected | None) -> None:
         return
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise OptionError(f"{name}: expected a dense tensor with values, got {_kind(value)}")
+    found = oddity(value)
+    if found is not None:
+        raise OptionError(f"{name}: expected a plain tensor in memory: {found}")
     if tuple(value.shape) != expected.shape:
         raise OptionError(
             f"{name}: expected the shape {list(expected.shape)}, got {list(value.shape)}: new "

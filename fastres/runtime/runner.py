@@ -147,7 +147,7 @@ class Runner:
         def build() -> Runnable:
             refuse_tracing(inputs)
             self.contract.check(inputs)
-            self._check_weights()
+            check_weights(self.module)
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
             with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():
                 return (self._eager if empty else engine).build(self.module, inputs)
@@ -155,22 +155,27 @@ class Runner:
         threads = self.limit.threads if engine.plans_threads else None
         return prepared.cache.get((engine.name, threads, *map(_fingerprint, inputs)), build)
 
-    def _check_weights(self) -> None:
-        """Somebody may have put in what has no values: kernels read them by their addresses."""
-        for name, weight in self.module.named_buffers():
-            found = oddity(weight)
-            if found is not None:
-                raise ModelError(
-                    f"the optimised model's weight {name} cannot be read: {found}; give it plain "
-                    "weights by refresh() or load_state_dict()"
-                )
-
     def _weights_version(self) -> tuple[Hashable, ...]:
         """Changes with every write that torch counts, and with every tensor put in a place.
 
         Writes through ``.data`` are not counted by torch and not seen here.
         """
         return tuple([_version(weight) for weight in self.module._buffers.values()])
+
+
+def check_weights(module: fx.GraphModule) -> None:
+    """Kernels read weights by their addresses, and somebody may have put in what has no values.
+
+    Raises:
+        ModelError: one has none.
+    """
+    for name, weight in module.named_buffers():
+        found = oddity(weight)
+        if found is not None:
+            raise ModelError(
+                f"the optimised model's weight {name} cannot be read: {found}; give it plain "
+                "weights by refresh() or load_state_dict()"
+            )
 
 
 def _version(weight: Tensor | None) -> Hashable:
