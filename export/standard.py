@@ -8,6 +8,7 @@ reads exported programs takes it from there.
 from __future__ import annotations
 
 import inspect
+import warnings
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
     args, kwargs = with_batch(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own classes
         program: ExportedProgram = torch.export.export(
             fast, args, kwargs, dynamic_shapes=sizes, strict=False
         ).run_decompositions(dict(ops.REFERENCE))

@@ -11,6 +11,7 @@ import copy
 import inspect
 import io
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -258,7 +259,8 @@ def _from_program(
 ) -> Captured:
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own classes
             program = program.run_decompositions({})
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports sympy
 

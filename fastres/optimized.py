@@ -276,12 +276,16 @@ class OptimizedModule(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
+        # Some versions of torch warn of their own class where a structure is copied.
+        state["_in_spec"], state["_out_spec"] = map(_skeleton, (self._in_spec, self._out_spec))
         # torch.fx pickles a graph as its code, without what we know about its nodes.
         state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         known = state.pop("_known")
+        for name in ("_in_spec", "_out_spec"):
+            state[name] = pytree.tree_structure(state[name])
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for node, meta in zip(self.graph_module.graph.nodes, known, strict=True):
             node.meta.update(meta)
@@ -335,6 +339,11 @@ def _restore(signature: inspect.Signature, state: dict[str, Any]) -> OptimizedMo
     module: OptimizedModule = nn.Module.__new__(_with_signature(signature))
     module.__setstate__(state)
     return module
+
+
+def _skeleton(spec: pytree.TreeSpec) -> Any:
+    """Something of this structure."""
+    return pytree.tree_unflatten(range(spec.num_leaves), spec)
 
 
 def _knowledge(node: fx.Node) -> dict[str, Any]:
