@@ -122,10 +122,11 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
         with torch.inference_mode(False):
             twin = copy.deepcopy(model).eval()
     except Exception as error:  # a user's __deepcopy__ may raise anything
-        mode = "is in training mode" if training else "was made under torch.inference_mode"
+        state, advice = "is in training mode", "call model.eval() first"
+        if not training:
+            state, advice = "was made under torch.inference_mode", "make it outside"
         raise CaptureError(
-            f"the model {mode} and cannot be copied ({error}); call model.eval(), and make it "
-            "outside torch.inference_mode"
+            f"the model {state} and cannot be copied ({error}); {advice}"
         ) from error
     if not training:
         return twin, []

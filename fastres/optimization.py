@@ -186,6 +186,8 @@ def _stage(report: Report, name: str) -> Iterator[None]:
 
 def _refuse_without_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            continue  # capture tells of the hook that would make it
         if tensor.is_meta:
             raise ModelError(
                 f"{name} is on the meta device and has no values: load the weights first "
