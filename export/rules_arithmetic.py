@@ -74,7 +74,7 @@ def _rsqrt(b: Builder, node: fx.Node) -> str:
 
 def _reciprocal(b: Builder, x: str) -> str:
     """The operator Reciprocal is not on TensorRT's list."""
-    return b.emit("Div", b.constant(torch.ones((), dtype=b.dtype(x))), x)
+    return b.emit("Div", b.constant(torch.ones((), dtype=b.dtype(x), device="cpu")), x)
 
 
 def _clamp(b: Builder, node: fx.Node) -> str:

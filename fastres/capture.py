@@ -11,6 +11,7 @@ import copy
 import inspect
 import io
 import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, Output
 from torch.utils import _pytree as pytree
 
 from fastres.contract import Contract, contract_of, fixed_size
+from fastres.defaults import name_defaults
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
@@ -108,20 +110,36 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so."""
+    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so.
+
+    Of a model made under ``torch.inference_mode`` it is a copy, too: torch.export cannot take its
+    tensors.
+    """
     training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
-    if not training:
+    if not training and not _made_in_inference_mode(model):
         return model, []
     try:
-        twin = copy.deepcopy(model)
+        with torch.inference_mode(False):
+            twin = copy.deepcopy(model).eval()
     except Exception as error:  # a user's __deepcopy__ may raise anything
+        state, advice = "is in training mode", "call model.eval() first"
+        if not training:
+            state, advice = "was made under torch.inference_mode", "make it outside"
         raise CaptureError(
-            f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
+            f"the model {state} and cannot be copied ({error}); {advice}"
         ) from error
-    return twin.eval(), [
+    if not training:
+        return twin, []
+    return twin, [
         f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
         "optimised, the model itself still trains; call model.eval() first to silence this"
     ]
+
+
+def _made_in_inference_mode(model: nn.Module) -> bool:
+    own = (value for module in model.modules() for value in vars(module).values())
+    tensors = [*model.parameters(), *model.buffers(), *own]
+    return any(isinstance(value, Tensor) and value.is_inference() for value in tensors)
 
 
 def capture(model: nn.Module, example_input: Any = None) -> Captured:
@@ -242,7 +260,8 @@ def _from_program(
 ) -> Captured:
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own classes
             program = program.run_decompositions({})
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports sympy
 
@@ -295,6 +314,7 @@ def _from_program(
         f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
         for name in sorted(written)
     ]
+    name_defaults(graph)
     graph.lint()
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec

@@ -128,7 +128,8 @@ class Contract:
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
-            if evaluate(guard.condition, sizes) is False:
+            held = evaluate(guard.condition, sizes)
+            if held is not None and not held:  # of symbolic sizes, asking records the decision
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
                     f"{guard.place}, "
@@ -168,9 +169,10 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
             f"takes; {advice}"
         )
     if value.device != wanted.device:
+        other = f", or optimise with device={str(value.device)!r}"
         raise InputError(
             f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move "
-            f"it with x.to({str(wanted.device)!r}), or optimise with device={str(value.device)!r}"
+            f"it with x.to({str(wanted.device)!r}){'' if value.is_meta else other}"
         )
     if value.layout != torch.strided:
         raise InputError(

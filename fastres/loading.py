@@ -17,8 +17,9 @@ from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.place import checked_device
+from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.autocast import without_autocast
 
 
 def load(
@@ -50,6 +51,7 @@ def load(
         OptionError: device, engine or threads is none.
         TargetError: the device or the engine is not there.
     """
+    refuse_watched("load")
     place = checked_device(device)
     Options(engine=engine, threads=threads, device=place)
     try:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
 from fastres.place import checked_device
+from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.engine import choose
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.autocast import without_autocast
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 
@@ -105,7 +107,7 @@ def optimize(
 
     Raises:
         OptionError: an argument is not one of those above.
-        ModelError: the model has no convolution.
+        ModelError: the model has no convolution, or weights that do not lie in memory.
         CaptureError: the model cannot be captured as one graph (hooks, parametrisations, control
             flow on data, state changed in forward); the message names the module.
         NotOptimizedError: under ``strict``.
@@ -115,9 +117,10 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
+    refuse_watched("optimize")
     surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
-    _refuse_meta(model)
+    _refuse_without_values(model)
     for name, module in model.named_modules():
         if isinstance(module, OptimizedModule):
             raise ModelError(
@@ -135,6 +138,7 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
+        example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
         example = pipeline.example(evaluated, surroundings, example_input)
         captured = capture(pipeline.around(evaluated, surroundings), example)
@@ -180,12 +184,19 @@ def _stage(report: Report, name: str) -> Iterator[None]:
     report.seconds[name] = time.perf_counter() - started
 
 
-def _refuse_meta(model: nn.Module) -> None:
+def _refuse_without_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            continue  # capture tells of the hook that would make it
         if tensor.is_meta:
             raise ModelError(
                 f"{name} is on the meta device and has no values: load the weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
+            )
+        found = oddity(tensor)
+        if found is not None:
+            raise ModelError(
+                f"{name} is no plain tensor: {found}; give the model weights that lie in memory"
             )
 
 
@@ -197,9 +208,11 @@ def _sample(captured: Captured, given: bool) -> list[Any]:
 
     def image(leaf: Any) -> Any:
         if leaf.dtype == torch.uint8:
-            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
             return pixels.to(leaf.device)
-        noise = torch.randn(leaf.shape, generator=generator)
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu")
         return noise.to(leaf.device, leaf.dtype)
 
     return [image(leaf) for leaf in captured.example]

@@ -17,16 +17,25 @@ from fastres import ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
 from fastres.capture import Captured
-from fastres.errors import ArtifactError, FastresError, FastresWarning, InputError, OptionError
+from fastres.errors import (
+    ArtifactError,
+    FastresError,
+    FastresWarning,
+    InputError,
+    ModelError,
+    OptionError,
+)
 from fastres.graph import output_nodes
 from fastres.options import Options
+from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
 from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
+from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.runtime.runner import Runner
+from fastres.runtime.runner import Runner, check_weights
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -114,7 +123,7 @@ class OptimizedModule(nn.Module):
             OutOfMemory: this shape does not fit into memory.
         """
         flat = self._flatten(args, kwargs)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():
             results = self.graph_module(*flat)
         else:
             try:
@@ -200,6 +209,7 @@ class OptimizedModule(nn.Module):
             VerificationError: the answers differ from those of the captured graph.
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
+        refuse_watched("refresh")
         with _RENEWING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
@@ -255,24 +265,35 @@ class OptimizedModule(nn.Module):
                 )
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks for, of a module and of each inside it."""
+        raise ModelError(f"torch.jit.script cannot compile an optimised model: {INSTEAD}")
+
     def __reduce__(self) -> Any:
+        refuse_watched("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
+        # Some versions of torch warn of their own class where a structure is copied.
+        state["_in_spec"], state["_out_spec"] = map(_skeleton, (self._in_spec, self._out_spec))
         # torch.fx pickles a graph as its code, without what we know about its nodes.
         state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         known = state.pop("_known")
+        for name in ("_in_spec", "_out_spec"):
+            state[name] = pytree.tree_structure(state[name])
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for node, meta in zip(self.graph_module.graph.nodes, known, strict=True):
             node.meta.update(meta)
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
+        refuse_watched("copying an optimised model or giving it weights")
+        check_weights(self.graph_module)
         engine, self._passed_over = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)
 
@@ -300,6 +321,8 @@ def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:
     """A subclass whose ``forward`` shows this signature, for ``torch.export`` and editors."""
 
     def forward(self: OptimizedModule, *args: Any, **kwargs: Any) -> Any:
+        if type(args) is not tuple:  # torch.fx.symbolic_trace takes the star away
+            refuse_tracing([args])
         return OptimizedModule.forward(self, *args, **kwargs)
 
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -316,6 +339,11 @@ def _restore(signature: inspect.Signature, state: dict[str, Any]) -> OptimizedMo
     module: OptimizedModule = nn.Module.__new__(_with_signature(signature))
     module.__setstate__(state)
     return module
+
+
+def _skeleton(spec: pytree.TreeSpec) -> Any:
+    """Something of this structure."""
+    return pytree.tree_unflatten(range(spec.num_leaves), spec)
 
 
 def _knowledge(node: fx.Node) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def load_image(
     transforms = transforms or Transforms()
     pixels = load_pixels(source, transforms, exif_orientation=exif_orientation)
     image = pixels.permute(2, 0, 1).contiguous()
-    mean = torch.tensor(transforms.mean).view(-1, 1, 1)
-    std = torch.tensor(transforms.std).view(-1, 1, 1)
+    mean = torch.tensor(transforms.mean, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+    std = torch.tensor(transforms.std, dtype=torch.float32, device="cpu").view(-1, 1, 1)
     return image.float().div_(transforms.divisor).sub_(mean).div_(std)
 
 

@@ -15,9 +15,9 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
     *("errors", "version", "versions", "atomic", "place", "cgroup", "target", "options", "spec"),
-    *("values", "descriptions", "transforms"),
+    *("values", "descriptions", "transforms", "plain"),
     *("kernels", "ops"),
-    *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
+    *("quiet", "graph", "functional", "defaults", "retype", "expression", "contract", "diagnose"),
     *("tracing", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),

@@ -233,5 +233,5 @@ def channels_last(image: Tensor, dtype: torch.dtype, strides: tuple[int, ...]) -
         image = image.to(dtype)
     if image.stride() == strides:
         return image
-    out = torch.empty_strided(image.shape, strides, dtype=dtype)
+    out = torch.empty_strided(image.shape, strides, dtype=dtype, device=image.device)
     return out.copy_(image)

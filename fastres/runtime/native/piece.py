@@ -161,7 +161,7 @@ class Piece:
 
     def _run(self, inputs: Sequence[Tensor], times: Any) -> tuple[Tensor, ...]:
         outputs = tuple(
-            torch.empty_strided(shape, _strides(shape), dtype=dtype)
+            torch.empty_strided(shape, _strides(shape), dtype=dtype, device="cpu")
             for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
         )
         alone, together = self._handles

@@ -24,7 +24,7 @@ def panels(channels: int) -> int:
 
 def pack_bias(bias: Tensor | None, channels: int) -> Tensor:
     """[K] or None as float32, filled up with zeros to whole panels."""
-    whole = torch.zeros(panels(channels) * PANEL)
+    whole = torch.zeros(panels(channels) * PANEL, dtype=torch.float32, device="cpu")
     if bias is not None:
         whole[:channels] = bias
     return whole
@@ -86,7 +86,7 @@ def spread_groups(weight: Tensor, channels: int, groups: int, lanes: int) -> tup
             end = min((group + 1) * out_per_group, (panel + 1) * PANEL)
             at = group * per_group - firsts[panel] * lanes
             spread[begin:end, at : at + per_group] = weight[begin:end]
-    return spread, torch.tensor(firsts, dtype=torch.int32)
+    return spread, torch.tensor(firsts, dtype=torch.int32, device="cpu")
 
 
 # Lavin and Gray (2015), section 4.1.
@@ -96,7 +96,7 @@ _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 def pack_winograd(weight: Tensor, lanes: int) -> Tensor:
     """[K, C, 3, 3] -> [panel][frequency 16][unit][32]([2]): ``G g G'``, made in float64."""
     k, c, _, _ = weight.shape
-    g = torch.tensor(_G, dtype=torch.float64)
+    g = torch.tensor(_G, dtype=torch.float64, device="cpu")
     frequencies = torch.einsum("ar,kcrs,bs->abkc", g, weight.double(), g).reshape(16, k, c)
     filled = math.ceil(c / lanes) * lanes
     whole = F.pad(frequencies, (0, filled - c, 0, panels(k) * PANEL - k))
