@@ -17,18 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fastres.contract import Contract, contract_of, fixed_size
+from fastres.contract import Contract
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
 from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
 from fastres.place import move
 from fastres.quiet import quiet
-from fastres.tracing import TangledSizes, export, with_batch
+from fastres.tracing import Exported, export_openly
 from fastres.untouched import untouched
 
 TRACING = threading.RLock()
@@ -148,14 +147,14 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     printed = io.StringIO()
     try:
         with TRACING, untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
-            program, images_vary = _export(model, signature, args, kwargs)
+            exported = export_openly(model, signature, args, kwargs)
     except FastresError:  # of a wrapper around the user's model
         raise
     except Exception as error:  # forward is the user's and may raise anything
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
-    captured = _from_program(program, signature, example, hasattr(model, INNER))
+    captured = _from_program(exported, signature, example, hasattr(model, INNER))
     captured.notes += changes
-    if not images_vary:
+    if not exported.images_vary:
         captured.notes.append(
             "the image size is fixed to the example's: the model computes paddings or sizes from "
             "it at every layer, too tangled for torch.export; optimise once per size"
@@ -170,39 +169,6 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
             f"print in forward is dropped: it ran once, during capture, and wrote {first[:80]!r}"
         )
     return captured
-
-
-def _export(
-    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[ExportedProgram, bool]:
-    """The model exported with as many sizes left open as it allows; and whether images may vary."""
-    images_vary = True
-    try:
-        program = export(model, signature, *with_batch(args, kwargs))
-    except (TangledSizes, NotImplementedError):  # the second from sympy, solving for a size
-        images_vary = False
-        program = export(model, signature, *with_batch(args, kwargs), images_vary)
-    if not _takes(program, pytree.tree_leaves((args, kwargs))):  # the batch is fixed, say by len(x)
-        program = export(model, signature, args, kwargs, images_vary)
-    return program, images_vary
-
-
-def _takes(program: ExportedProgram, example: list[Any]) -> bool:
-    """Whether the program is valid for the arguments that it was captured for."""
-    placeholders = program.graph.find_nodes(op="placeholder")
-    values = [
-        node.meta.get("val")
-        for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True)
-        if spec.kind == InputKind.USER_INPUT
-    ]
-    return not any(
-        isinstance(given, Tensor)
-        and isinstance(value, Tensor)
-        and any(
-            fixed_size(s) not in (None, g) for s, g in zip(value.shape, given.shape, strict=True)
-        )
-        for value, given in zip(values, example, strict=True)
-    )
 
 
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
@@ -238,8 +204,9 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
 
 
 def _from_program(
-    program: ExportedProgram, forward: inspect.Signature, example: list[Any], wrapped: bool
+    exported: Exported, forward: inspect.Signature, example: list[Any], wrapped: bool
 ) -> Captured:
+    contract, program = exported.contract(), exported.program
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
         with torch.no_grad():
@@ -249,8 +216,6 @@ def _from_program(
     module = fx.GraphModule(torch.nn.Module(), fx.Graph())
     graph = module.graph
     values: dict[fx.Node, fx.Node] = {}
-    names: list[str] = []
-    recorded: list[Any] = []
     signature = program.graph_signature
     specs = iter(signature.input_specs)
     state = {**program.state_dict, **program.constants}
@@ -259,8 +224,6 @@ def _from_program(
             spec = next(specs)
             if spec.kind == InputKind.USER_INPUT:
                 values[node] = graph.node_copy(node)
-                names.append(node.name)
-                recorded.append(node.meta.get("val", getattr(spec.arg, "value", None)))
             elif node.users and isinstance(spec.target, str):
                 values[node] = add_constant(graph, user_path(spec.target), state[spec.target])
                 values[node].meta["val"] = node.meta.get("val")
@@ -299,9 +262,7 @@ def _from_program(
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(
-        module, contract_of(names, recorded), in_spec, out_spec, forward, example, notes
-    )
+    return Captured(module, contract, in_spec, out_spec, forward, example, notes)
 
 
 STATE_CHANGES = (

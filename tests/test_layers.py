@@ -17,7 +17,7 @@ ORDER = [
     *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec"),
     *("values", "descriptions", "transforms"),
     *("kernels", "ops"),
-    *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
+    *("quiet", "graph", "functional", "retype", "expression", "decisions", "contract", "diagnose"),
     *("tracing", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),
