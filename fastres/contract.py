@@ -132,8 +132,8 @@ class Contract:
             if evaluate(guard.condition, sizes) is False:
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
-                    f"{guard.place}, "
-                    f"and for this size it would run something else than what was captured; call "
+                    f"{guard.place}, and for this size it would run something else than what was "
+                    "captured, or would not fit; call "
                     "optimize() with an example_input of this size and keep one optimised model "
                     "for each case"
                 )

@@ -13,11 +13,12 @@ larger example.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -136,20 +137,33 @@ class Decisions:
 def _asker() -> FrameType:
     """The innermost frame that is neither ours nor part of how torch asks."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((*_ASKING, __file__)):
+    while frame.f_back is not None and _part(frame.f_code) == "asking":
         frame = frame.f_back
     return frame
 
 
 def _purpose(frame: FrameType | None) -> str:
     """``"layout"`` or ``"broadcast"`` of an operator that asks for its own use; else ""."""
-    while frame is not None and is_operators(frame.f_code.co_filename):
-        if _LAYOUT.search(frame.f_code.co_name):
-            return "layout"
-        if _BROADCAST.search(frame.f_code.co_name):
-            return "broadcast"
+    while frame is not None:
+        part = _part(frame.f_code)
+        if part in ("layout", "broadcast"):
+            return part
+        if part == "model":
+            return ""
         frame = frame.f_back
     return ""
+
+
+@functools.cache
+def _part(code: CodeType) -> str:
+    """What a frame's code is part of."""
+    if code.co_filename.startswith((*_ASKING, __file__)):
+        return "asking"
+    if not is_operators(code.co_filename):
+        return "model"
+    if _LAYOUT.search(code.co_name):
+        return "layout"
+    return "broadcast" if _BROADCAST.search(code.co_name) else "operator"
 
 
 def _is_coincidence(expression: Any, answer: Any) -> bool:
