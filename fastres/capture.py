@@ -154,10 +154,11 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(exported, signature, example, hasattr(model, INNER))
     captured.notes += changes
-    if not exported.images_vary:
+    if exported.fixed_by is not None:
+        by = f"module {exported.fixed_by}" if exported.fixed_by else "the model"
         captured.notes.append(
-            "the image size is fixed to the example's: the model computes paddings or sizes from "
-            "it at every layer, too tangled for torch.export; optimise once per size"
+            f"the image size is fixed to the example's: {by} computes paddings or sizes from it, "
+            "too tangled for torch.export; optimise once per size"
         )
     if output_nodes(captured.module.graph) == [None]:
         raise CaptureError(

@@ -35,6 +35,8 @@ _BROADCAST = re.compile("^infer_size$|broadcast|^fast_binary_impl$|^should_expan
 _ASKING = tuple(str(_TORCH / part) for part in ("fx/experimental", "__init__.py", "utils/_sympy"))
 """torch's code that puts questions on behalf of others."""
 
+_OURS = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("decisions", "tracing"))
+
 _PYTHON = ("nn", "functional.py", "_tensor.py")
 """Parts of torch that are Python code above the operators, like the user's own."""
 
@@ -116,15 +118,9 @@ class Decisions:
 
         environment.evaluate_expr = evaluate_expr  # of this capture alone, and gone with it
 
-    def _place(self) -> Place:
-        frame = _asker()
-        by_operator = is_operators(frame.f_code.co_filename)
-        while frame.f_back is not None and is_operators(frame.f_code.co_filename):
-            frame = frame.f_back
-        line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-        return Place(line, self._module(frame), by_operator)
-
-    def _module(self, frame: FrameType | None) -> str:
+    def module(self) -> str:
+        """Name and class of the module that runs now; "" where there is none."""
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module) and id(module) in self._names:
@@ -132,6 +128,14 @@ class Decisions:
                 return f"{name}, {type(module).__name__}"
             frame = frame.f_back
         return ""
+
+    def _place(self) -> Place:
+        frame = _asker()
+        by_operator = _part(frame.f_code) != "model"
+        while frame.f_back is not None and _part(frame.f_code) != "model":
+            frame = frame.f_back
+        line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        return Place(line, self.module(), by_operator)
 
 
 def _asker() -> FrameType:
@@ -157,7 +161,7 @@ def _purpose(frame: FrameType | None) -> str:
 @functools.cache
 def _part(code: CodeType) -> str:
     """What a frame's code is part of."""
-    if code.co_filename.startswith((*_ASKING, __file__)):
+    if code.co_filename.startswith((*_ASKING, *_OURS)):
         return "asking"
     if not is_operators(code.co_filename):
         return "model"

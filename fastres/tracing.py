@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -27,9 +28,15 @@ A ResNet's sizes have at most a dozen. Padding computed from the image's size at
 (TensorFlow's SAME) nests divisions, and torch.export then takes minutes instead of seconds.
 """
 
+ENTANGLED = 8
+"""The same for a size that is a quotient of height times width, as attention in blocks has them.
+
+sympy cannot divide such products again, so every further size is a nest of quotients.
+"""
+
 
 class TangledSizes(Exception):
-    """Raised inside capture to start again with the image's size as a number."""
+    """Raised inside capture to start again with the image's size as a number; says where."""
 
 
 class Tracing(TorchFunctionMode):
@@ -48,22 +55,29 @@ class Tracing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._watch(args)
-        if func is torch.conv2d and any(map(_is_tangled, args[0].shape)):
-            raise TangledSizes
         if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
             return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
         return func(*args, **kwargs)
 
 
     def _watch(self, args: Any) -> None:
-        for size in (s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape):
-            if isinstance(size, torch.SymInt):
-                self._decisions.watch(size)
-                return
+        sizes = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
+        symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
+        if symbolic:
+            self._decisions.watch(symbolic[0])
+        if any(_is_tangled(size.node.expr) for size in symbolic):
+            raise TangledSizes(self._decisions.module())
 
 
+@functools.lru_cache(1024)
 def _is_tangled(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and size.node.expr.count_ops() > TANGLED
+    from torch.utils._sympy.functions import FloorDiv, Mod  # imports sympy
+
+    operations = size.count_ops()
+    return operations > TANGLED or (
+        operations > ENTANGLED
+        and any(len(part.args[0].free_symbols) > 1 for part in size.atoms(FloorDiv, Mod))
+    )
 
 
 def _pools_everything(
@@ -131,12 +145,13 @@ class Exported:
 
     Attributes:
         decisions: what was decided on sizes.
-        images_vary: whether heights and widths were left open.
+        fixed_by: the module whose sizes are too tangled to leave heights and widths open; "" where
+            none is, None where they are open.
     """
 
     program: ExportedProgram
     decisions: Decisions
-    images_vary: bool = True
+    fixed_by: str | None = None
 
     def inputs(self) -> tuple[list[str], list[Any]]:
         """Names of the arguments, and what torch recorded for each: a tensor or a plain value."""
@@ -170,17 +185,17 @@ def export_openly(
     Raises:
         Exception: whatever the model's forward or torch.export raise.
     """
-    images_vary = True
+    fixed_by: str | None = None
 
     def exported(args: Any, kwargs: Any, strict: bool = False) -> Exported:
         decisions = Decisions(model, strict)
-        program = export(model, signature, args, kwargs, decisions, images_vary)
-        return Exported(program, decisions, images_vary)
+        program = export(model, signature, args, kwargs, decisions, fixed_by is None)
+        return Exported(program, decisions, fixed_by)
 
     try:
         result = exported(*with_batch(args, kwargs))
-    except (TangledSizes, NotImplementedError):  # the second from sympy, solving for a size
-        images_vary = False
+    except (TangledSizes, NotImplementedError) as error:  # the second from sympy, solving
+        fixed_by = str(error) if isinstance(error, TangledSizes) else ""
         result = exported(*with_batch(args, kwargs))
     if result.decisions.coincidences:
         result = _of_larger(exported, args, kwargs) or exported(*with_batch(args, kwargs), True)
