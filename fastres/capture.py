@@ -20,11 +20,20 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from fastres import nested
 from fastres.contract import Contract
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
-from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
+from fastres.graph import (
+    INNER,
+    add_constant,
+    arguments,
+    module_path,
+    module_stack,
+    output_nodes,
+    user_path,
+)
 from fastres.place import move
 from fastres.quiet import quiet
 from fastres.tracing import Exported, export_openly
@@ -208,6 +217,7 @@ def _from_program(
     exported: Exported, forward: inspect.Signature, example: list[Any], wrapped: bool
 ) -> Captured:
     contract, program = exported.contract(), exported.program
+    regions = nested.inline(program)
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
         with torch.no_grad():
@@ -230,16 +240,11 @@ def _from_program(
                 values[node].meta["val"] = node.meta.get("val")
         elif node.op == "output":
             graph.output(_returned(node, signature, values))
-        elif node.op == "get_attr":
-            raise CaptureError(
-                f"the model uses {node.target}, a nested graph (control flow of torch or another "
-                "higher-order operator), which fastres does not take"
-            )
-        else:
+        elif node.target is not torch.ops.aten._assert_tensor_metadata.default:  # capture's own
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
-            values[node].meta["asked"] = wrapped and not _stack(node).startswith(INNER)
+            values[node].meta["asked"] = wrapped and not module_stack(node).startswith(INNER)
             if free_unbacked_symbols(node.meta.get("val")):
                 raise CaptureError(
                     f"{module_path(node) or 'the model'} computes a size or a number from the "
@@ -255,7 +260,7 @@ def _from_program(
         for spec in signature.output_specs
         if spec.kind == OutputKind.USER_INPUT_MUTATION
     }
-    notes = [
+    notes = regions + [
         f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
         for name in sorted(written)
     ]
@@ -292,14 +297,3 @@ def _returned(
         if spec.kind == OutputKind.USER_OUTPUT:
             kept.append(values[result] if isinstance(result, fx.Node) else result)
     return tuple(kept)
-
-
-def module_path(node: fx.Node) -> str:
-    """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
-    return ".".join(part.split("@")[0] for part in user_path(_stack(node)).split("."))
-
-
-def _stack(node: fx.Node) -> str:
-    """The innermost module that ran a node, by its name in what was exported."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""

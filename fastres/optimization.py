@@ -15,8 +15,11 @@ from torch.utils import _pytree as pytree
 from fastres import pipeline
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.contract import Contract
+from fastres.diagnose import eager_fault
 from fastres.errors import (
     ArtifactError,
+    CaptureError,
+    FastresError,
     FastresWarning,
     InputError,
     ModelError,
@@ -158,11 +161,27 @@ def _optimize(
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
     fast = OptimizedModule(captured, options, report, surroundings, recipe)
     sample = _sample(captured, given=example_input is not None)
-    with _stage(report, "first call"):
+    with _stage(report, "first call"), _blaming(evaluated, captured, sample):
         _run_once(fast, captured, sample, report)
-    with _stage(report, "check"):
+    with _stage(report, "check"), _blaming(evaluated, captured, sample):
         _check(evaluated, fast, captured, sample, report)
     return fast, told
+
+
+@contextmanager
+def _blaming(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterator[None]:
+    """Name the module where the model itself cannot be run, though capture's stand-ins could."""
+    try:
+        yield
+    except FastresError:
+        raise
+    except Exception as error:
+        fault = eager_fault(model, *pytree.tree_unflatten(sample, captured.in_spec))
+        if fault is None:
+            raise
+        raise CaptureError(
+            f"{type(model).__name__} cannot be run on {_shapes(sample)}: {fault}"
+        ) from error
 
 
 def _recipe(captured: Captured, model: nn.Module, own: torch.dtype, report: Report) -> Recipe | str:

@@ -59,7 +59,6 @@ class Tracing(TorchFunctionMode):
             return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
         return func(*args, **kwargs)
 
-
     def _watch(self, args: Any) -> None:
         sizes = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
         symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]

@@ -18,7 +18,7 @@ ORDER = [
     *("values", "descriptions", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "expression", "decisions", "contract", "diagnose"),
-    *("tracing", "untouched", "capture", "pipeline"),
+    *("tracing", "nested", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),
     *(
