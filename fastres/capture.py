@@ -7,7 +7,6 @@ width become symbols where the model's code allows it, so one capture serves eve
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
 import threading
@@ -18,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 
 from fastres import nested
@@ -38,6 +39,7 @@ from fastres.place import move
 from fastres.quiet import quiet
 from fastres.tracing import Exported, export_openly
 from fastres.untouched import untouched
+from fastres.wrappers import like
 
 TRACING = threading.RLock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
@@ -118,18 +120,41 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """The model if all of it is in eval mode, else a copy that is, with a sentence that says so."""
     training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
-    if not training:
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    of_inference = {i: _ordinary(t) for i, t in memo.items() if _is_inference(t)}
+    if not training and not of_inference:
         return model, []
     try:
-        twin = copy.deepcopy(model)
+        twin = like(model, {**memo, **of_inference} if not training else dict(of_inference))
     except Exception as error:  # a user's __deepcopy__ may raise anything
         raise CaptureError(
             f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
+            if training
+            else f"the model was made in inference mode and cannot be copied ({error}); make it "
+            "outside that"
         ) from error
+    if not training:
+        return twin, []
     return twin.eval(), [
         f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
         "optimised, the model itself still trains; call model.eval() first to silence this"
     ]
+
+
+def _is_inference(tensor: Tensor) -> bool:
+    lazy = isinstance(tensor, UninitializedTensorMixin)
+    return not lazy and tensor.is_inference()
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that was not made in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+            tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(plain, requires_grad=False)
+        return plain
 
 
 def capture(model: nn.Module, example_input: Any = None) -> Captured:
@@ -187,15 +212,26 @@ def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
     return inspect.Signature(plain)
 
 
+_COUNTING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+"""Modules that change their statistics when they run in training mode."""
+
+
 def _refuse_what_would_be_lost(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("got a TorchScript module: pass the nn.Module that it was made from")
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise CaptureError(
-            "got a torch.compile'd module: pass the module you gave to torch.compile"
-        )
     for name, module in model.named_modules():
         where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} is TorchScript, of which there is no Python code to follow: put the "
+                "nn.Module that it was made from in its place"
+            )
+        if isinstance(module, _COUNTING) and module.training and module.track_running_stats:
+            raise CaptureError(
+                f"{where} is in training mode though the model is not (its own train() or eval() "
+                "keeps it so): it would normalise by each batch and change its statistics; call "
+                f".eval() on that module, model.get_submodule({user_path(name)!r}).eval()"
+            )
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if hooks:
             hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
@@ -268,7 +304,21 @@ def _from_program(
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(module, contract, in_spec, out_spec, forward, example, notes)
+    return Captured(module, contract, in_spec, _plain(out_spec), forward, example, notes)
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The structure with Python's containers for those that ``torch.fx`` keeps in its graphs."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, immutable_dict):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, immutable_list):
+            return [plain(part) for part in value]
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+
+    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return pytree.tree_structure(plain(numbered))
 
 
 STATE_CHANGES = (

@@ -14,8 +14,10 @@ larger example.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FrameType
@@ -94,7 +96,7 @@ class Decisions:
         if environment is self._watched:
             return
         self._watched = environment
-        evaluate = environment.evaluate_expr
+        evaluate = _without_listing(environment.evaluate_expr)
 
         def evaluate_expr(expression: Any, *args: Any, **kwargs: Any) -> Any:
             purpose = _purpose(_asker())
@@ -136,6 +138,22 @@ class Decisions:
             frame = frame.f_back
         line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         return Place(line, self.module(), by_operator)
+
+
+def _without_listing(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with errors for which torch does not print the whole graph so far."""
+
+    def quietly(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return evaluate(*args, **kwargs)
+        except RuntimeError as error:  # torch goes by this word in the text
+            error.args = tuple(
+                arg.replace("data-dependent", "data dependent") if isinstance(arg, str) else arg
+                for arg in error.args
+            )
+            raise
+
+    return quietly
 
 
 def _asker() -> FrameType:
@@ -180,6 +198,6 @@ def _is_coincidence(expression: Any, answer: Any) -> bool:
 
 def is_operators(filename: str) -> bool:
     """Whether a file is torch's and below its Python surface: part of how operators work."""
-    if not filename.startswith(str(_TORCH)):
+    if not filename.startswith(str(_TORCH) + os.sep):  # torchvision is no part of torch
         return False
     return Path(filename).relative_to(_TORCH).parts[0] not in _PYTHON

@@ -37,6 +37,7 @@ from fastres.runtime.engine import choose
 from fastres.runtime.runner import without_autocast
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
+from fastres.wrappers import unwrapped
 
 CHECK_IMAGES = 4
 """How many images of the example, at most, ``optimize`` runs in float64."""
@@ -119,6 +120,7 @@ def optimize(
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
     surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
     _refuse_meta(model)
     for name, module in model.named_modules():
@@ -129,6 +131,7 @@ def optimize(
             )
     with torch.no_grad(), without_autocast():  # autocast would be captured
         fast, told = _optimize(model, example_input, options, surroundings)
+    fast.report.notes += left_out
     _announce(fast.report, strict, told)
     return fast
 

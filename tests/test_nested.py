@@ -1,4 +1,4 @@
-"""Blocks in forward that switch gradients or autocast: inlined, kept in their precision, or named."""
+"""Blocks in forward that switch gradients or autocast: inlined, kept as they are, or named."""
 
 from __future__ import annotations
 
