@@ -16,8 +16,11 @@ from torch.utils import _pytree as pytree
 from fastres import pipeline
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.contract import Contract
+from fastres.diagnose import eager_fault
 from fastres.errors import (
     ArtifactError,
+    CaptureError,
+    FastresError,
     FastresWarning,
     InputError,
     ModelError,
@@ -32,10 +35,11 @@ from fastres.place import checked_device
 from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
-from fastres.runtime.engine import choose
 from fastres.runtime.autocast import without_autocast
+from fastres.runtime.engine import choose
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
+from fastres.wrappers import unwrapped
 
 CHECK_IMAGES = 4
 """How many images of the example, at most, ``optimize`` runs in float64."""
@@ -119,6 +123,7 @@ def optimize(
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
     refuse_watched("optimize")
     surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
     _refuse_without_values(model)
     for name, module in model.named_modules():
@@ -129,6 +134,7 @@ def optimize(
             )
     with torch.no_grad(), without_autocast():  # autocast would be captured
         fast, told = _optimize(model, example_input, options, surroundings)
+    fast.report.notes += left_out
     _announce(fast.report, strict, told)
     return fast
 
@@ -162,11 +168,27 @@ def _optimize(
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
     fast = OptimizedModule(captured, options, report, surroundings, recipe)
     sample = _sample(captured, given=example_input is not None)
-    with _stage(report, "first call"):
+    with _stage(report, "first call"), _blaming(evaluated, captured, sample):
         _run_once(fast, captured, sample, report)
-    with _stage(report, "check"):
+    with _stage(report, "check"), _blaming(evaluated, captured, sample):
         _check(evaluated, fast, captured, sample, report)
     return fast, told
+
+
+@contextmanager
+def _blaming(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterator[None]:
+    """Name the module where the model itself cannot be run, though capture's stand-ins could."""
+    try:
+        yield
+    except FastresError:
+        raise
+    except Exception as error:
+        fault = eager_fault(model, *pytree.tree_unflatten(sample, captured.in_spec))
+        if fault is None:
+            raise
+        raise CaptureError(
+            f"{type(model).__name__} cannot be run on {_shapes(sample)}: {fault}"
+        ) from error
 
 
 def _recipe(captured: Captured, model: nn.Module, own: torch.dtype, report: Report) -> Recipe | str:

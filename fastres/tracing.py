@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from fastres.contract import Contract, contract_of
+from fastres.decisions import Decisions
+from fastres.errors import InputError
 
 TANGLED = 60
 """Operations in the expression of one size, beyond which symbols do not pay.
@@ -20,9 +28,15 @@ A ResNet's sizes have at most a dozen. Padding computed from the image's size at
 (TensorFlow's SAME) nests divisions, and torch.export then takes minutes instead of seconds.
 """
 
+ENTANGLED = 8
+"""The same for a size that is a quotient of height times width, as attention in blocks has them.
+
+sympy cannot divide such products again, so every further size is a nest of quotients.
+"""
+
 
 class TangledSizes(Exception):
-    """Raised inside capture to start again with the image's size as a number."""
+    """Raised inside capture to start again with the image's size as a number; says where."""
 
 
 class Tracing(TorchFunctionMode):
@@ -34,17 +48,35 @@ class Tracing(TorchFunctionMode):
     too complicated for symbols.
     """
 
+    def __init__(self, decisions: Decisions) -> None:
+        super().__init__()
+        self._decisions = decisions
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and any(map(_is_tangled, args[0].shape)):
-            raise TangledSizes
+        self._watch(args)
         if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
             return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
         return func(*args, **kwargs)
 
+    def _watch(self, args: Any) -> None:
+        sizes = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
+        symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
+        if symbolic:
+            self._decisions.watch(symbolic[0])
+        if any(_is_tangled(size.node.expr) for size in symbolic):
+            raise TangledSizes(self._decisions.module())
 
+
+@functools.lru_cache(1024)
 def _is_tangled(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and size.node.expr.count_ops() > TANGLED
+    from torch.utils._sympy.functions import FloorDiv, Mod  # imports sympy
+
+    operations = size.count_ops()
+    return operations > TANGLED or (
+        operations > ENTANGLED
+        and any(len(part.args[0].free_symbols) > 1 for part in size.atoms(FloorDiv, Mod))
+    )
 
 
 def _pools_everything(
@@ -106,11 +138,117 @@ def dynamic_sizes(arguments: Any, images_vary: bool = True) -> Any:
     return pytree.tree_map(axes, arguments)
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A model as torch exported it, and what its sizes depend on.
+
+    Attributes:
+        decisions: what was decided on sizes.
+        fixed_by: the module whose sizes are too tangled to leave heights and widths open; "" where
+            none is, None where they are open.
+    """
+
+    program: ExportedProgram
+    decisions: Decisions
+    fixed_by: str | None = None
+
+    def inputs(self) -> tuple[list[str], list[Any]]:
+        """Names of the arguments, and what torch recorded for each: a tensor or a plain value."""
+        specs = self.program.graph_signature.input_specs
+        placeholders = self.program.graph.find_nodes(op="placeholder")
+        given = [
+            (node.name, node.meta.get("val", getattr(spec.arg, "value", None)))
+            for node, spec in zip(placeholders, specs, strict=True)
+            if spec.kind == InputKind.USER_INPUT
+        ]
+        return [name for name, _ in given], [value for _, value in given]
+
+    def contract(self) -> Contract:
+        """The inputs that the program is valid for."""
+        return contract_of(*self.inputs(), self.decisions.places)
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it is valid for a call."""
+        try:
+            self.contract().check(pytree.tree_leaves((args, kwargs)))
+        except InputError:
+            return False
+        return True
+
+
+def export_openly(
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exported:
+    """Export a model in eval mode with as many sizes left open as its own code allows.
+
+    Raises:
+        Exception: whatever the model's forward or torch.export raise.
+    """
+    fixed_by: str | None = None
+
+    def exported(args: Any, kwargs: Any, strict: bool = False) -> Exported:
+        decisions = Decisions(model, strict)
+        program = export(model, signature, args, kwargs, decisions, fixed_by is None)
+        return Exported(program, decisions, fixed_by)
+
+    try:
+        result = exported(*with_batch(args, kwargs))
+    except (TangledSizes, NotImplementedError) as error:  # the second from sympy, solving
+        fixed_by = str(error) if isinstance(error, TangledSizes) else ""
+        result = exported(*with_batch(args, kwargs))
+    if result.decisions.coincidences:
+        result = _of_larger(exported, args, kwargs) or exported(*with_batch(args, kwargs), True)
+    if not result.takes(args, kwargs):  # the batch is fixed, say by len(x)
+        result = exported(args, kwargs, True)
+    return result
+
+
+def _of_larger(
+    exported: Callable[..., Exported], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exported | None:
+    """The model as a larger example shows it, if that is valid for the given one too."""
+    for factor in LARGER:
+        try:
+            result = exported(*enlarged(*with_batch(args, kwargs), factor))
+        except Exception:  # noqa: BLE001 - a model that takes no other size fails somehow
+            return None
+        if not result.decisions.coincidences:
+            return result if result.takes(args, kwargs) else None
+    return None
+
+
+LARGER = (2, 4, 8, 16)
+"""By how much an example is enlarged in which a size is 1 by coincidence, until none is."""
+
+
+def enlarged(
+    args: tuple[Any, ...], kwargs: dict[str, Any], factor: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with images of so many times the height and width."""
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() < 4:
+            return leaf
+        fixed = {0, *range(1, leaf.dim())} - set(_image_axes(leaf))
+        return leaf.new_empty([s if i in fixed else s * factor for i, s in enumerate(leaf.shape)])
+
+    larger_args, larger_kwargs = pytree.tree_map(larger, (args, kwargs))
+    return larger_args, larger_kwargs
+
+
+def _image_axes(image: Tensor) -> tuple[int, int]:
+    """Which axes are height and width: bytes may be [N, H, W, C]."""
+    last = image.dim() - 1
+    pixels = image.dtype == torch.uint8 and image.shape[last] <= 4 < image.shape[last - 2]
+    return (last - 2, last - 1) if pixels else (last - 1, last)
+
+
 def export(
     model: nn.Module,
     signature: inspect.Signature,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    decisions: Decisions,
     images_vary: bool = True,
 ) -> ExportedProgram:
     """Export a model in eval mode; ``signature`` is that of its forward.
@@ -121,6 +259,6 @@ def export(
     """
     shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments), images_vary)
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), Tracing(), warnings.catch_warnings():
+    with torch.no_grad(), Tracing(decisions), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -8,7 +8,6 @@ relative root-mean-square: ``|y - y64| / |y64|`` with Euclidean norms over all a
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Iterable, Sequence
@@ -35,6 +34,7 @@ from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.pipeline import around
 from fastres.retype import Recorder
+from fastres.wrappers import like, unwrapped
 
 BOUND = 2.0
 """How many times eager's own error ours may be."""
@@ -133,6 +133,7 @@ def verify(
             f"data is a {type(data).__name__}: expected a tensor [N, C, H, W] or an iterable of "
             "such batches"
         )
+    model, _ = unwrapped(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
@@ -280,7 +281,7 @@ class InPrecision:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, _ = in_eval_mode(model)
-        self._twin = copy.deepcopy(self._model)
+        self._twin = like(self._model)
         if dtype != own_dtype(self._model):
             self._twin.to(dtype)
         self._dtype = dtype

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ModelError, OptionError
+from fastres.wrappers import unprefixed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """What weights' files are called."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 f"weights {file}: {name!r} is a {type(value).__name__}; expected a state dict, "
                 "names to tensors, as torch.save(model.state_dict(), path) writes it"
             )
-    return _unprefixed(dict(state))
+    return unprefixed(state)
 
 
 def load_into(model: nn.Module, path: str | Path) -> None:
@@ -109,10 +109,3 @@ def _torch(file: Path) -> Any:
             f"weights {file}: it cannot be read as tensors alone ({first}); store the state dict: "
             "torch.save(model.state_dict(), path), or safetensors"
         ) from error
-
-
-def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state

@@ -17,8 +17,9 @@ ORDER = [
     *("errors", "version", "versions", "atomic", "place", "cgroup", "target", "options", "spec"),
     *("values", "descriptions", "transforms", "plain"),
     *("kernels", "ops"),
-    *("quiet", "graph", "functional", "defaults", "retype", "expression", "contract", "diagnose"),
-    *("tracing", "untouched", "capture", "pipeline"),
+    *("quiet", "graph", "functional", "defaults", "retype", "expression", "decisions", "contract"),
+    *("diagnose", "wrappers"),
+    *("tracing", "nested", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),
     *(

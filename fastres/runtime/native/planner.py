@@ -17,6 +17,7 @@ from fastres.errors import OutOfMemory
 from fastres.runtime.native import schedule
 from fastres.runtime.native.arena import PAGE, Arena
 from fastres.runtime.native.draft import Draft, Op, Value
+from fastres.runtime.native.exposed import has_outlying_tap, is_cut_off
 from fastres.runtime.native.interface import (
     ACTIVATIONS,
     INPUT,
@@ -50,6 +51,8 @@ def uses_winograd(op: Op, isa: str) -> bool:
         and conv.k >= 32
         and conv.padding == (1, 1, 1, 1)
         and schedule.winograd_pays(conv, op.input.layout.dtype.itemsize)
+        and not is_cut_off(op.node)
+        and not (op.weight is not None and has_outlying_tap(op.weight[1]))
     )
 
 
