@@ -10,7 +10,6 @@ import contextlib
 import copy
 import inspect
 import io
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from fastres import forking
 from fastres.contract import Contract, contract_of, fixed_size
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
@@ -31,7 +31,7 @@ from fastres.quiet import quiet
 from fastres.tracing import TangledSizes, export, with_batch
 from fastres.untouched import untouched
 
-TRACING = threading.RLock()
+TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
 
 DEFAULT_IMAGE = 224

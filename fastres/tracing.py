@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from fastres import forking
 
 TANGLED = 60
 """Operations in the expression of one size, beyond which symbols do not pay.
@@ -124,3 +127,14 @@ def export(
     with torch.no_grad(), Tracing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _nothing_is_exported() -> None:
+    """torch tells all threads that one exports; in a child that one is not there any more."""
+    if forking.cut_off():
+        torch.compiler._is_compiling_flag = False
+        torch.compiler._is_exporting_flag = False
+
+
+if hasattr(os, "register_at_fork"):  # behind the hook of `forking`
+    os.register_at_fork(after_in_child=_nothing_is_exported)

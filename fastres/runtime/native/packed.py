@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres import forking
 from fastres.runtime.native import weights
 from fastres.runtime.native.pages import Pages
 
@@ -36,7 +36,7 @@ class PackedPanels:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = forking.lock()
         self._pages = Pages()
 
     def weight(
