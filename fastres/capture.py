@@ -28,7 +28,7 @@ from fastres.functional import can_make_functional, is_in_place, make_functional
 from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
 from fastres.place import move
 from fastres.quiet import quiet
-from fastres.tracing import TangledSizes, export, with_batch
+from fastres.tracing import TangledSizes, export, import_ahead, with_batch
 from fastres.untouched import untouched
 
 TRACING = forking.rlock()
@@ -133,6 +133,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         ModelError: there is no convolution to derive an example from.
         OptionError: ``example_input`` is neither tensor, tuple nor dict.
     """
+    import_ahead()
     _refuse_what_would_be_lost(model)
     derived = example_input is None
     args, kwargs = as_arguments(derive_example(model) if derived else example_input)
