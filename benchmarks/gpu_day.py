@@ -92,7 +92,7 @@ class Out:
         began = time.perf_counter()
         try:
             self.put(key, **work(), seconds=round(time.perf_counter() - began, 2))
-        except Exception as error:  # noqa: BLE001 - one case must not stop the others
+        except Exception as error:
             self.put(key, failed=f"{type(error).__name__}: {str(error)[:400]}")
             if "CUDA error" in str(error) or "illegal memory" in str(error):
                 raise
@@ -206,7 +206,7 @@ def launched(work: Callable[[], object]) -> list[Any]:
     from fastres.kernels.call import KernelCall
 
     found: list[Any] = []
-    run, KernelCall.run = KernelCall.run, lambda call: found.append(call)  # noqa: PLW0108
+    run, KernelCall.run = KernelCall.run, lambda call: found.append(call)
     globals()["DEVICE"] = "cpu"
     try:
         with contextlib.suppress(FastresError):  # a block that fits on no GPU

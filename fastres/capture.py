@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 
-from fastres import nested
+from fastres import forking, nested
 from fastres.contract import Contract
 from fastres.defaults import name_defaults
 from fastres.diagnose import why_not_captured
@@ -39,11 +38,11 @@ from fastres.graph import (
 )
 from fastres.place import move
 from fastres.quiet import quiet
-from fastres.tracing import Exported, export_openly
+from fastres.tracing import Exported, export_openly, import_ahead
 from fastres.untouched import untouched
 from fastres.wrappers import like
 
-TRACING = threading.RLock()
+TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
 
 DEFAULT_IMAGE = 224
@@ -175,6 +174,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         ModelError: there is no convolution to derive an example from.
         OptionError: ``example_input`` is neither tensor, tuple nor dict.
     """
+    import_ahead()
     _refuse_what_would_be_lost(model)
     derived = example_input is None
     args, kwargs = as_arguments(derive_example(model) if derived else example_input)

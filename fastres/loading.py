@@ -20,6 +20,7 @@ from fastres.place import checked_device
 from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
 from fastres.runtime.autocast import without_autocast
+from fastres.runtime.threads import preparing
 
 
 def load(
@@ -55,7 +56,7 @@ def load(
     place = checked_device(device)
     Options(engine=engine, threads=threads, device=place)
     try:
-        with torch.no_grad(), torch.inference_mode(False), without_autocast():
+        with preparing(), torch.no_grad(), torch.inference_mode(False), without_autocast():
             return _load(path, place, engine, threads)
     except ArtifactError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error

@@ -37,6 +37,7 @@ from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
+from fastres.runtime.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 from fastres.wrappers import unwrapped
@@ -132,7 +133,7 @@ def optimize(
                 f"{name or 'the model'} is already optimised: give optimize() the model that "
                 "it was made from"
             )
-    with torch.no_grad(), without_autocast():  # autocast would be captured
+    with preparing(), torch.no_grad(), without_autocast():  # autocast would be captured
         fast, told = _optimize(model, example_input, options, surroundings)
     fast.report.notes += left_out
     _announce(fast.report, strict, told)

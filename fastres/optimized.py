@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import ops, profile
+from fastres import forking, ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
 from fastres.capture import Captured
@@ -36,6 +35,7 @@ from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights
+from fastres.runtime.threads import preparing
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -210,7 +210,7 @@ class OptimizedModule(nn.Module):
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
         refuse_watched("refresh")
-        with _RENEWING:
+        with preparing(), _RENEWING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
             sample = sample_of(self._example, self.report.device)
@@ -314,7 +314,7 @@ class OptimizedModule(nn.Module):
         return flat
 
 
-_RENEWING = threading.Lock()
+_RENEWING = forking.lock()
 
 
 def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:

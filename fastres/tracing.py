@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fastres import forking
 from fastres.contract import Contract, contract_of
 from fastres.decisions import Decisions
 from fastres.errors import InputError
@@ -262,3 +265,62 @@ def export(
     with torch.no_grad(), Tracing(decisions), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+class _Small(nn.Module):
+    """A convolution: what torch imports for it, it imports for every model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.get_buffer("weight"))
+
+
+class _Loader:
+    """Has torch import what capture needs, once, in a thread of its own.
+
+    Ctrl-C reaches the main thread only. An import that it cuts off would leave names half
+    registered in torch and sympy, and no later capture in the process would work.
+    """
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def wait(self) -> None:
+        """Return when all is imported; begin where nobody has."""
+        if self._done.is_set():
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._load, name="fastres-imports")
+            self._thread.start()
+        self._done.wait()
+
+    def _load(self) -> None:
+        try:
+            small = _Small().eval()
+            x = torch.zeros(2, 1, 4, 4, dtype=torch.float32, device="cpu")
+            export_openly(small, inspect.signature(small.forward), (x,), {})
+        finally:
+            self._done.set()  # what is wrong shows in the capture itself
+
+
+_loader = _Loader()
+
+
+def import_ahead() -> None:
+    """Have torch import what :func:`export` needs, so that Ctrl-C cannot cut it off."""
+    _loader.wait()
+
+
+def _nothing_is_exported() -> None:
+    """torch tells all threads that one exports; in a child that one is not there any more."""
+    if forking.cut_off():
+        torch.compiler._is_compiling_flag = False
+        torch.compiler._is_exporting_flag = False
+
+
+if hasattr(os, "register_at_fork"):  # behind the hook of `forking`
+    os.register_at_fork(after_in_child=_nothing_is_exported)

@@ -34,6 +34,7 @@ from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.pipeline import around
 from fastres.retype import Recorder
+from fastres.runtime.threads import safe_threads
 from fastres.wrappers import like, unwrapped
 
 BOUND = 2.0
@@ -137,14 +138,15 @@ def verify(
     batches = [data] if isinstance(data, Tensor) else list(data)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
-    comparison = compare(model, fast, batches)
-    drifts = (_first_drift(model, fast, batch, bound) for batch in batches)
+    with safe_threads():
+        comparison = compare(model, fast, batches)
+        drift = next(filter(None, (_first_drift(model, fast, b, bound) for b in batches)), None)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,
         error_ratio=comparison.ratio,
         top1_agreement=comparison.agreeing / max(comparison.images, 1),
-        first_drift=next(filter(None, drifts), None),
+        first_drift=drift,
         bound=bound,
         images=comparison.images,
         precision=str(precision_of(fast)).removeprefix("torch."),

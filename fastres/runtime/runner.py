@@ -8,7 +8,6 @@ memory) goes through torch's operators instead: see :mod:`fastres.plain`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres import forking
 from fastres.contract import Contract
 from fastres.errors import InputError, ModelError, OutOfMemory
 from fastres.plain import is_ordinary, oddity, watcher
@@ -49,7 +49,7 @@ class Runner:
         self.contract = contract
         self.limit = ThreadLimit(threads)
         self._eager = EagerEngine()
-        self._renewing = threading.Lock()
+        self._renewing = forking.lock()
         self._prepared = _Prepared(self._weights_version(), engine, ExecutableCache())
 
     @property
