@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.gpu_day import engine, hard_cases, networks
 from benchmarks.gpu_day.facts import FIRST_KERNEL
-from benchmarks.gpu_day.kernel_cases import run_case
+from benchmarks.gpu_day.kernel_cases import answered
 from benchmarks.gpu_day.layers import conv_calls, specs, variants
 from benchmarks.gpu_day.rehearsal import launched
 from benchmarks.gpu_day.results import Job, Record, Results
@@ -89,7 +89,7 @@ def calls_of(part: Part) -> list[KernelCall]:
     """The launches of a part, on tensors without memory, or of a case on the CPU's."""
     if part.kind == "case":
         case = next(case for case in hard_cases.EVERY if case.name == part.name)
-        return launched(lambda: run_case(case, part.precision, "cpu"))
+        return launched(lambda: answered(case, part.precision, "cpu"))
     if part.kind == "layers":
         spec = dict(specs())[part.name]
         return [c for config in variants(spec).values() for c in conv_calls(spec, config)[0]()]

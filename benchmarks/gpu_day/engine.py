@@ -25,9 +25,9 @@ OTHER_SHAPES = 3 if REHEARSED else 40
 BATCHES = (1, 2, 3, 4, 5)
 
 
-def softmaxed() -> tuple[nn.Module, Tensor]:
+def softmaxed(model: str = MODEL) -> tuple[nn.Module, Tensor]:
     """A network whose last step is torch's."""
-    net, pool = network(MODEL)
+    net, pool = network(model)
     return nn.Sequential(net, nn.Softmax(1)).eval(), pool
 
 
@@ -65,6 +65,8 @@ def two_threads() -> Record:
     threads = [threading.Thread(target=one) for _ in range(3)]
     for thread in threads:
         thread.start()
+        if REHEARSED:  # the interpreter is for one thread
+            thread.join()
     for thread in threads:
         thread.join()
     alone = [plan for plan in plans if "one by one" in plan]
@@ -102,14 +104,13 @@ def after_a_failed_recording() -> Record:
 
 def outlives_its_executable() -> Record:
     """A caller's graph is right after the executable was dropped and its memory used by others."""
-    net, pool = softmaxed()
+    net, pool = softmaxed("tiny")
     fast = optimised(net, "fp16", pool)
     x = pool[:1].clone()
     wanted = fast(x).clone()
     recording = Recording(lambda: fast(x))
     for number in range(OTHER_SHAPES):
-        side = pool.shape[-1] + 2 * (number + 1)
-        fast(torch.zeros(1, 3, side, side, dtype=pool.dtype, device=DEVICE))
+        fast(torch.zeros(number + 2, *pool.shape[1:], dtype=pool.dtype, device=DEVICE))
     count = 2**10 if REHEARSED else 2**29
     used = [torch.full((count,), torch.nan, dtype=torch.float32, device=DEVICE) for _ in range(2)]
     replayed = recording.replay()

@@ -3,8 +3,9 @@
     python -m benchmarks.gpu_day fit DIR
 
 Reads any record of the stage ``layers``. The constants are the numbers in capitals of
-:mod:`fastres.kernels.configs.cost`. What is made small is the root mean square of log(measured / modelled), so
-that a layer counts the same whether it is fast or slow, and twice as long as much as half.
+:mod:`fastres.kernels.configs.cost`. What is made small is the root mean square of
+log(measured / modelled): a layer counts the same whether it is fast or slow, and twice as long as
+much as half.
 """
 
 from __future__ import annotations

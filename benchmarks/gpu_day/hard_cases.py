@@ -16,7 +16,7 @@ class Case:
         operator: a function of :mod:`benchmarks.gpu_day.kernel_cases`.
         x: shape of the input.
         given: the rest of its arguments, beside the numbers in the tensors.
-        work: multiply-adds, or elements where there are none: what an interpreter has to do.
+        work: multiply-adds, about, or elements where there are none: what interpreting it costs.
     """
 
     name: str
@@ -37,7 +37,7 @@ def _conv(
     s = s or r
     stride, groups = more.get("stride", 1), more.get("groups", 1)
     pixels = x[0] * x[2] * x[3] / stride**2
-    work = pixels * k * x[1] / groups * r * s
+    work = pixels * k * max(x[1] / groups, 32) * r * s  # groups are filled up
     return Case(name, "conv2d", x, {"k": k, "r": r, "s": s, **more}, work)
 
 

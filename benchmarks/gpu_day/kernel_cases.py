@@ -28,7 +28,7 @@ from fastres.kernels import (
 )
 from fastres.kernels.gpus import by_name
 
-INTERPRETED_WORK = 3e6
+INTERPRETED_WORK = 1e6
 """Of a case that is interpreted in a rehearsal; of larger ones only the launches are made."""
 
 
@@ -63,16 +63,19 @@ def run_case(case: Case, precision: str, device: str = DEVICE) -> Record:
     if precision == "tf32" and not case.multiplies:
         return {"skipped": "no products: as fp32"}
     allow_tf32(precision)
-    chosen = {"precision": precision, "gpu": by_name(GPU)}
-    draw = Draw(DTYPES[precision], device)
     try:
-        answers = OPERATORS[case.operator](case, draw, chosen)
+        answers = answered(case, precision, device)
     except OptionError as error:
         return {"skipped": str(error)}
-    found = [
-        judged(*answer, nan=case.given.get("nan", False), precision=precision) for answer in answers
-    ]
+    nan = case.given.get("nan", False)
+    found = [judged(*answer, precision, nan) for answer in answers]
     return max(found, key=lambda each: (not each["ok"], each["error"]))
+
+
+def answered(case: Case, precision: str, device: str) -> list[Answer]:
+    """The kernels' answers, and what they are compared with."""
+    chosen = {"precision": precision, "gpu": by_name(GPU)}
+    return OPERATORS[case.operator](case, Draw(DTYPES[precision], device), chosen)
 
 
 def _image(case: Case, draw: Draw) -> Tensor:
@@ -305,7 +308,7 @@ def _job(case: Case, precision: str) -> Job:
             return run_case(case, precision)
         if case.operator == "far":
             return {"skipped": "cannot be rehearsed: 4 GiB"}
-        made = rehearsal.launched(lambda: run_case(case, precision))
+        made = rehearsal.launched(lambda: answered(case, precision, DEVICE))
         return {"launches": len(made), "rehearsed": "not interpreted, too large"}
 
     arguments = {"operator": case.operator, "x": case.x, **case.given, "precision": precision}

@@ -28,11 +28,10 @@ def done_beside(path: Path) -> Path:
 class Report:
     """One process's part: with ``-n`` the controller writes, and workers leave out what is done."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, is_worker: bool) -> None:
+        self.path, self.is_worker = path, is_worker
         beside = done_beside(path)
         self.done = set(beside.read_text().splitlines()) if beside.exists() else set[str]()
-        self.is_worker = "PYTEST_XDIST_WORKER" in os.environ
         self.planned = False
 
     def write(self, record: dict[str, Any]) -> None:
@@ -83,4 +82,5 @@ class Report:
 def pytest_configure(config: pytest.Config) -> None:
     """Write where the environment says, if it does."""
     if FILE in os.environ:
-        config.pluginmanager.register(Report(Path(os.environ[FILE])), "fastres-gpu-day")
+        report = Report(Path(os.environ[FILE]), hasattr(config, "workerinput"))
+        config.pluginmanager.register(report, "fastres-gpu-day")

@@ -36,7 +36,8 @@ class Recording:
     def replay(self) -> Any:
         """Do it again; the result."""
         if REHEARSED:
-            self.result.copy_(self._call())
+            with torch.inference_mode():
+                self.result.copy_(self._call())
         else:
             self._graph.replay()
         return self.result
