@@ -45,7 +45,7 @@ def need_onnxruntime() -> Any:
         listed = " and ".join(found)
         raise TargetError(
             f"{listed} are installed side by side, and each overwrites the other's files: "
-            f"pip uninstall {' '.join(found)}, then {INSTALL}, which takes the one for this machine"
+            f"pip uninstall {' '.join(found)}, then {INSTALL}, or 'fastres[onnx-gpu]' for a GPU"
         )
     if find_spec("onnxruntime") is None:
         raise TargetError(f"running ONNX files needs ONNX Runtime: {INSTALL}")

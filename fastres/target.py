@@ -21,6 +21,7 @@ import torch
 
 from fastres import cgroup
 from fastres.cgroup import ROOT, text
+from fastres.versions import cpu_capabilities
 
 _CPU0 = "sys/devices/system/cpu/cpu0"
 
@@ -141,7 +142,7 @@ def cpu(root: Path = ROOT) -> CpuTarget:
     Args:
         root: the folder that holds ``proc`` and ``sys``.
     """
-    told = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    told = cpu_capabilities()
     info = _cpuinfo(root)
     caches = _caches(root)
     implementer = _integer(info.get("CPU implementer"))

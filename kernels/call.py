@@ -66,9 +66,7 @@ class KernelCall:
         if 0 in self.grid:
             return
         with self._device():
-            self.kernel.warmup(
-                grid=self.grid, **self.arguments, **self.constants, **self.options
-            )
+            self.kernel.warmup(grid=self.grid, **self.arguments, **self.constants, **self.options)
 
     def _device(self) -> contextlib.AbstractContextManager[Any]:
         """Triton launches on the current device, whatever the tensors' is."""

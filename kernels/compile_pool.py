@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -39,12 +40,12 @@ class CompilePool:
 
     Args:
         architecture: compiled for: that of the device the launches are made on.
-        workers: processes at most; by default one for each processor, up to :data:`LARGEST`.
+        workers: processes at most, one for each processor; never more than :data:`LARGEST`.
     """
 
-    def __init__(self, architecture: Architecture, workers: int | None = None) -> None:
+    def __init__(self, architecture: Architecture, workers: int) -> None:
         self.architecture = architecture
-        self.workers = workers or min(os.cpu_count() or 1, LARGEST)
+        self.workers = min(workers, LARGEST)
         self._idle: list[subprocess.Popen[bytes]] = []
         self._all: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
@@ -144,7 +145,10 @@ def _kind(value: Any) -> Any:
 
 
 def _rounding(descriptor: Any) -> tuple[Any, ...]:
-    return (getattr(descriptor, "round_f32_to_tf32", False), str(getattr(descriptor, "padding", "zero")))
+    return (
+        getattr(descriptor, "round_f32_to_tf32", False),
+        str(getattr(descriptor, "padding", "zero")),
+    )
 
 
 def _aligned(call: KernelCall) -> bool:
@@ -172,7 +176,10 @@ def _without_memory(call: KernelCall) -> KernelCall:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+    }
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, "-W", "ignore", "-m", "fastres.kernels.compile_worker"]
     return subprocess.Popen(

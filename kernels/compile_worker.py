@@ -1,4 +1,4 @@
-"""A process that compiles launches into Triton's cache: ``python -m fastres.kernels.compile_worker``.
+"""A process that compiles launches into Triton's cache: ``python -m`` and this module's name.
 
 It reads jobs from standard input and answers each on standard output, as pickles: the two ends are
 one program, started by :mod:`fastres.kernels.compile_pool` and by nobody else. What kernels print

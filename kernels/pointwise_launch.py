@@ -6,7 +6,6 @@ the convolution kernel with a filter of one pixel.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from torch import Tensor
@@ -16,11 +15,7 @@ from fastres.kernels.call import INT32_ELEMENTS, KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_descriptors
 from fastres.kernels.pointwise import pointwise_kernel
 from fastres.spec import ConvSpec
-
-DESCRIPTORS_ROUND = any(
-    field.name == "round_f32_to_tf32" for field in dataclasses.fields(TensorDescriptor)
-)
-"""Whether descriptors of this Triton (3.8 does, 3.6 does not) can round while they copy."""
+from fastres.versions import descriptors_round
 
 
 def why_no_descriptors(
@@ -63,7 +58,7 @@ def pointwise_call(
         # Pixels times channels: any channels-last tensor, whatever its image's height and width.
         matrix = tensor.as_strided((tensor.numel() // columns, columns), (columns, 1))
         shape = list(matrix.shape)
-        if not (rounded and DESCRIPTORS_ROUND):
+        if not (rounded and descriptors_round()):
             return TensorDescriptor(matrix, shape, [columns, 1], block)
         return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=True)
 
@@ -92,7 +87,7 @@ def pointwise_call(
             "BLOCK_SIZE_N": block_n,
             "BLOCK_SIZE_K": block_k,
             "GROUP_M": config.group_m,
-            "ROUND_A": not DESCRIPTORS_ROUND,
+            "ROUND_A": not descriptors_round(),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,

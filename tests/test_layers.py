@@ -14,7 +14,7 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "version", "atomic", "place", "cgroup", "target", "options", "spec"),
+    *("errors", "version", "versions", "atomic", "place", "cgroup", "target", "options", "spec"),
     *("values", "descriptions", "transforms"),
     *("kernels", "ops"),
     *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),

@@ -83,7 +83,7 @@ def test_block_fusion_saves_time_bytes_and_launches(gpu: str) -> None:
     for batch in (32, 256):
         apart, together = views(gpu, batch)
         assert together.seconds < apart.seconds
-        assert together.bytes < 0.75 * apart.bytes
+        assert together.bytes < 0.8 * apart.bytes
         assert together.launches <= 0.65 * apart.launches
 
 

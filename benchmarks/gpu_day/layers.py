@@ -220,10 +220,14 @@ def ways_of(spec: ConvSpec) -> list[str]:
     return [CUDNN, WITH_EPILOGUE, *([CUBLAS] if product else [])]
 
 
-def layers() -> list[Job]:
-    """First what is chosen and the library's for all shapes, then the other ways to launch ours."""
+def layers(most: int | None = None) -> list[Job]:
+    """First what is chosen and the library's for all shapes, then the other ways to launch ours.
+
+    Args:
+        most: shapes at most.
+    """
     first, rest = [], []
-    for key, spec in specs():
+    for key, spec in specs()[:most]:
         for name, config in variants(spec).items():
             each = f"{key}: {name}"
             job = Job(each, functools.partial(layer, each, spec, config), {"config": str(config)})

@@ -16,11 +16,11 @@ from benchmarks.gpu_day import (
     layers,
     models,
     networks,
-    rehearsal,
     suites,
 )
 from benchmarks.gpu_day.results import DEVICE_IS_GONE, DeviceIsGone, Job, Results
 from benchmarks.gpu_day.settings import REHEARSED
+from fastres import versions
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ STAGES: dict[str, Stage] = {
     "amx": Stage(2, 100, lambda options: suites.amx(options.folder), niceness=15),
     "compile": Stage(2, 100, lambda options: compiling.compile_here(options.folder), niceness=15),
     "models": Stage(3, 130, lambda options: models.models(options.autotune), interpreted=True),
-    "layers": Stage(4, 95, lambda options: layers.layers()),
+    "layers": Stage(4, 95, lambda options: layers.layers(options.most)),
     "amx_layers": Stage(5, 30, lambda options: suites.amx_layers(options.folder)),
     "ncu": Stage(6, 40, lambda options: layers.ncu(options.folder)),
 }
@@ -104,7 +104,7 @@ def run(name: str, options: Options) -> int:
     if options.only is not None:
         jobs = [job for job in jobs if job.key == options.only]
     jobs = jobs[: options.most]
-    reason = rehearsal.why_not_interpreted() if REHEARSED and stage.interpreted else None
+    reason = versions.why_not_interpreted() if REHEARSED and stage.interpreted else None
     if reason is not None:
         jobs = [dataclasses.replace(job, work=_cannot(reason)) for job in jobs]
     faults.seed(options.fault)
@@ -117,4 +117,4 @@ def run(name: str, options: Options) -> int:
 
 
 def _cannot(reason: str) -> Callable[[], dict[str, str]]:
-    return lambda: {"skipped": reason}
+    return lambda: {"skipped": f"cannot be rehearsed: {reason}"}

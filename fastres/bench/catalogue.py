@@ -33,10 +33,23 @@ PEERS = {
         REFERENCE,
         Contender("channels-last", "torch channels-last", torch_contenders.channels_last),
         Contender(
+            "cuda-graph",
+            "torch channels-last in a CUDA graph",
+            torch_contenders.graphed,
+            devices=("cuda",),
+        ),
+        Contender(
             "compile",
             "torch.compile frozen",
             torch_contenders.compiled,
             missing=torch_contenders.no_compiler,
+        ),
+        Contender(
+            "compile-replayed",
+            "torch.compile reduce-overhead",
+            torch_contenders.compiled_replayed,
+            missing=torch_contenders.no_compiler,
+            devices=("cuda",),
         ),
         Contender(
             "compile-max",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 from fastres import target
 from fastres.bench.contender import DTYPES, Job, Ready
+from fastres.bench.torch_contenders import environment
 from fastres.errors import FastresWarning
 
 
@@ -30,14 +32,17 @@ def onednn_refuses(precision: str, device: str) -> str | None:
 def _prepare(job: Job, engine: str) -> Ready:
     import fastres
 
-    with warnings.catch_warnings(record=True) as caught:
+    cached = environment("TRITON_CACHE_DIR", str(job.cache))
+    if job.device.type != "cuda":
+        cached = contextlib.nullcontext()
+    with cached, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FastresWarning)
         fast = fastres.optimize(
             job.model,
             job.example,
             device=job.device,
             engine=engine,
-            # "fp32" by name means no TF32. Left open, it is as torch's flags say, which the bench sets.
+            # "fp32" by name means no TF32; left open, it is as torch's flags say, which are set.
             precision=None if job.precision == "tf32" else job.precision,
             threads=job.threads,
         )

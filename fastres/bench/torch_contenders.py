@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,12 +30,45 @@ def eager(job: Job) -> Ready:
 def channels_last(job: Job) -> Ready:
     """Weights and images in channels-last order, as torch's own advice for convolutions goes."""
     dtype = DTYPES[job.precision]
-    return Ready(
-        _inference(
-            _channels_last_copy(job),
-            lambda images: images.to(dtype, memory_format=torch.channels_last),
-        )
+    call = _inference(
+        _channels_last_copy(job),
+        lambda images: images.to(dtype, memory_format=torch.channels_last),
     )
+    if job.device.type != "cuda":
+        return Ready(call)
+
+    def by_timing(images: torch.Tensor) -> object:
+        with _chosen_by_timing():
+            return call(images)
+
+    by_timing(job.example)
+    return Ready(by_timing, notes=("cuDNN's kernels are chosen by timing",))
+
+
+def graphed(job: Job) -> Ready:
+    """The same, cuDNN's kernels chosen by timing, recorded once and replayed as a CUDA graph.
+
+    What a user of torch does who wants the host out of the way and nothing compiled.
+    """
+    dtype = DTYPES[job.precision]
+    model = _channels_last_copy(job)
+    with torch.cuda.device(job.device), torch.inference_mode():
+        images = job.example.to(dtype, memory_format=torch.channels_last, copy=True)
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), _chosen_by_timing():
+            for _ in range(3):  # chooses kernels, and allocates what they need
+                model(images)
+            with torch.cuda.graph(graph, stream=stream):
+                answers = leaves(model(images))
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def call(given: torch.Tensor) -> object:
+        images.copy_(given)
+        graph.replay()
+        return [tensor.to(torch.float32, copy=True) for tensor in answers]
+
+    return Ready(call, notes=("cuDNN's kernels are chosen by timing",))
 
 
 def compiled(job: Job) -> Ready:
@@ -48,6 +80,15 @@ def compiled(job: Job) -> Ready:
         RuntimeError: nothing was compiled, so that eager would be timed under another name.
     """
     return _compiled(job, None)
+
+
+def compiled_replayed(job: Job) -> Ready:
+    """The same with ``mode="reduce-overhead"``: replayed as a CUDA graph.
+
+    Raises:
+        RuntimeError: as for `compiled`.
+    """
+    return _compiled(job, "reduce-overhead")
 
 
 def compiled_max(job: Job) -> Ready:
@@ -71,7 +112,8 @@ def _compiled(job: Job, mode: str | None) -> Ready:
         own_answers=mode is not None,
     )
     before = counters["stats"]["unique_graphs"]
-    with config.patch(freezing=True), _compile_cache(job.cache), _fewer_log_lines():
+    cached = environment("TORCHINDUCTOR_CACHE_DIR", str(job.cache))
+    with config.patch(freezing=True), cached, _fewer_log_lines():
         call(job.example)
     if counters["stats"]["unique_graphs"] == before:
         raise RuntimeError("torch.compile compiled nothing and ran the model eagerly")
@@ -130,11 +172,25 @@ def _to_float32(answers: object) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _compile_cache(folder: Path) -> Iterator[None]:
-    """Keep what is compiled in the bench's own folder, not among the user's."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
+def _chosen_by_timing() -> Iterator[None]:
+    """Let cuDNN time its kernels for each shape, and take the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment, as long as the block runs.
+
+    For a compiler's cache in the bench's own folder: among the user's files it may be warm, and
+    would grow.
+    """
     before = os.environ.get(name)
-    os.environ[name] = str(folder)
+    os.environ[name] = value
     try:
         yield
     finally:

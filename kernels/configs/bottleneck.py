@@ -24,7 +24,15 @@ from dataclasses import dataclass
 
 from fastres.errors import OptionError
 from fastres.kernels.configs.conv2d import multiplies_asynchronously, on_matrix_units
-from fastres.kernels.configs.cost import NOTHING, Estimate, Loop, Work, estimate, loop_instructions
+from fastres.kernels.configs.cost import (
+    NOTHING,
+    Estimate,
+    Loop,
+    Work,
+    estimate,
+    longer,
+    loop_instructions,
+)
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Architecture, Gpu
@@ -361,4 +369,18 @@ def estimate_bottleneck(
         bytes=float(moved * size),
         flops=2.0 * spec.multiply_adds,
     )
-    return estimate(work, precision, gpu)
+    return longer(estimate(work, precision, gpu), _serial(spec, bool(tiles.step), precision, gpu))
+
+
+def _serial(spec: BottleneckSpec, shortcut_in_steps: bool, precision: str, gpu: Gpu) -> float:
+    """What the products of the second loop take longer for waiting for each other.
+
+    Asynchronous products are awaited one by one where one reads what another wrote. Measured over
+    modelled, ResNet-50 in fp16 on an H100 (``benchmarks/results/gpu_day/2026-11-28b``), at batches
+    of 256 and 32: 1.1 and 0.9 without a next convolution, 1.27 to 1.59 and 0.9 to 1.44 with one,
+    2.2 and 1.9 where the shortcut's channels are a loop in the loop.
+    """
+    if not multiplies_asynchronously(precision, gpu.architecture):
+        return 1.0
+    factor = 1.35 if spec.next_k is not None else 1.05
+    return factor * (2.0 if shortcut_in_steps else 1.0)

@@ -19,6 +19,7 @@ from fastres.kernels.configs.cost import (
     Loop,
     Work,
     estimate,
+    fetch_factor,
     instructions_around,
     loop_instructions,
     registers,
@@ -174,15 +175,21 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
 
 @functools.lru_cache(maxsize=4096)
 def choose_conv2d(spec: ConvSpec, precision: str, gpu: Gpu) -> Conv2dConfig:
-    """The candidate that the cost model finds fastest; see :mod:`fastres.kernels.configs.cost`.
+    """The candidate that the cost model finds fastest; see :mod:`fastres.kernels.configs.cost`."""
+    return fastest(
+        [
+            (estimate_conv2d(spec, config, precision, gpu).seconds, config)
+            for config in candidates(spec, precision, gpu)
+        ]
+    )
+
+
+def fastest(modelled: Sequence[tuple[float, Conv2dConfig]]) -> Conv2dConfig:
+    """The configuration with the shortest of these times.
 
     Of those within a hundredth of it, one with the deepest pipeline up to four steps, and then the
     deepest steps: what the model says of latency is rougher than that.
     """
-    modelled = [
-        (estimate_conv2d(spec, config, precision, gpu).seconds, config)
-        for config in candidates(spec, precision, gpu)
-    ]
     best = min(seconds for seconds, _ in modelled)
     near = [entry for entry in modelled if entry[0] <= best * 1.01]
     return min(near, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
@@ -210,7 +217,8 @@ def estimate_conv2d(
     loop = Loop(
         steps=math.ceil(steps(spec, config) / splits),
         flops=2.0 * math.prod(tile),
-        fetched_bytes=(config.block_m + config.block_n) * config.block_k * size,
+        fetched_bytes=(config.block_m + config.block_n)
+        * (config.block_k * size * fetch_factor(tile, size)),
         instructions=loop_instructions(
             target,
             tile,

@@ -18,6 +18,7 @@ from fastres.bench import (
     catalogue,
     contest,
     export_contender,
+    fastres_contender,
     onnxruntime_contender,
     settings,
     source,
@@ -270,3 +271,39 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = torch_contenders.no_compiler("cpu")
     assert needed is not None
     assert "a C++ compiler" in needed
+
+
+def test_on_a_gpu_channels_last_has_its_kernels_chosen_by_timing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = job(tmp_path, "fp16")
+    seen: list[bool] = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.benchmark)
+            return x.mean((1, 2, 3))
+
+    monkeypatch.setattr(torch_contenders, "_channels_last_copy", lambda job: Watching())
+    monkeypatch.setattr(Job, "device", torch.device("cuda", 0))
+    ready = torch_contenders.channels_last(given)
+    ready.call(given.example)
+    assert seen == [True, True]
+    assert not torch.backends.cudnn.benchmark
+    assert ready.notes == ("cuDNN's kernels are chosen by timing",)
+
+
+def test_the_row_of_fastres_in_tf32_leaves_the_precision_to_torchs_flags(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+
+    def optimize(*args: object, precision: str | None, **kwargs: object) -> object:
+        asked.append(precision)
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr("fastres.optimize", optimize)
+    for precision in ("tf32", "fp32", "fp16"):
+        with pytest.raises(RuntimeError, match="seen"):
+            fastres_contender.prepare(job(tmp_path, precision))
+    assert asked == [None, "fp32", "fp16"]

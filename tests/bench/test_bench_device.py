@@ -72,7 +72,14 @@ def test_who_takes_part_on_a_gpu() -> None:
     assert given.device == torch.device("cuda", 1)
     assert given.precisions == ("tf32", "fp16")
     assert given.peers == tuple(catalogue.peers("cuda"))
-    assert {"compile-max", "onnxruntime", "tensorrt", "torch-tensorrt"} <= set(given.peers)
+    assert {
+        "cuda-graph",
+        "compile-replayed",
+        "compile-max",
+        "onnxruntime",
+        "tensorrt",
+        "torch-tensorrt",
+    } <= set(given.peers)
     assert "openvino" not in given.peers
     found = [(entry.name, precision) for entry, precision in contest.entries(given)]
     assert found[0] == ("eager", "fp32")

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from export_small import EXAMPLE, Exported, small_model
-from google.protobuf import text_format
 from small import PairNet, conv, net
-from tritonclient.grpc import model_config_pb2
 
 import fastres
 from fastres.errors import OptionError, VerificationError
 from fastres.export import Session, session, triton_config, triton_repository, triton_server
 from fastres.transforms import Transforms
+
+text_format = pytest.importorskip("google.protobuf.text_format")
+model_config_pb2 = pytest.importorskip("tritonclient.grpc").model_config_pb2
 
 
 def parsed(folder: Path) -> Any:

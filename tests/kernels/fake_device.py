@@ -47,6 +47,7 @@ class FakeDevice:
         self.memory = 2**30
         self.nanoseconds: Callable[[list[KernelCall]], int] = len
         self.caller_records = False
+        self.recorded = 0  # launches in the last recording
         self._inside = threading.Lock()
         self._recording: list[Callable[[], None]] | None = None
         self._timed: list[KernelCall] = []
@@ -120,6 +121,7 @@ class FakeDevice:
             program()
         finally:
             self._recording = None
+        self.recorded = len(recorded)
 
         def replay() -> None:
             assert self._inside.locked(), "a replay outside of entered()"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -427,3 +428,129 @@ def test_a_device_used_out_of_order_says_so() -> None:
         device.entered(),
     ):
         pass
+
+
+def test_calls_after_the_callers_own_recording_replay_with_results_of_their_own() -> None:
+    """What torch made for the caller's recording must not become the result of plain calls."""
+    device = FakeDevice()
+    plan = chain(1)
+    plan.steps.append(torch_step("t", device.operator(torch.tanh), ["v0"], "bent"))
+    plan.results[:] = [result("bent")]
+    bound = Bound(plan, device)
+    bound.executable.prepare([torch.randn(SHAPE)])
+    device.caller_records = True
+    bound.executable([torch.randn(SHAPE)])
+    device.caller_records = False
+    for _ in range(2):
+        x = torch.randn(SHAPE)
+        (got,) = bound.executable([x])
+        torch.testing.assert_close(got, torch.tanh(x * 0.5))
+
+
+def test_the_callers_recording_has_memory_of_its_own_and_keeps_the_weights() -> None:
+    bound = Bound(chain(2))
+    bound.executable.prepare([torch.randn(SHAPE)])
+    bound.device.caller_records = True
+    bound.device.log.clear()
+    bound.executable([torch.randn(SHAPE)])
+    assert len(bound.device.taken("allocate")) == 1
+    written: list[Tensor] = []
+    arena = bound.executable._arena.memory
+    bound.device.launch = lambda calls: written.extend(  # type: ignore[method-assign]
+        out for each in calls for out in each.arguments["outs"]
+    )
+    bound.executable([torch.randn(SHAPE)])
+    start, end = arena.data_ptr(), arena.data_ptr() + arena.numel()
+    assert written
+    assert not any(start <= out.data_ptr() < end for out in written)
+
+
+def test_what_a_recording_reads_is_kept_beyond_the_executable() -> None:
+    kept: dict[int, object] = {}
+    workspace = Workspace(FakeDevice(), kept)
+    thing = torch.ones(1)
+    workspace.keep([thing, thing])
+    assert list(kept.values()) == [thing]
+
+
+def waiting_plan(device: FakeDevice) -> Plan:
+    """v0 by a kernel; torch counts in it, the host waiting; v1 by a kernel from both."""
+    plan = chain(1)
+
+    def count(x: Tensor) -> Tensor:
+        assert device._recording is None, "the host waited inside of a recording"
+        return (x > 0).sum().float().expand(SHAPE).clone()
+
+    waits = dataclasses.replace(torch_step("c", count, ["v0"], "counted"), synchronises=True)
+    plan.steps += [
+        torch_step("t", device.operator(torch.tanh), ["v0"], "bent"),
+        waits,
+        mixing_step("v1", ["bent", "counted"], [value("v1")]),
+        mixing_step("v2", ["v1"], [value("v2")]),
+        torch_step("u", device.operator(torch.sigmoid), ["v2"], "last"),
+    ]
+    plan.results[:] = [result("last"), result("counted")]
+    return plan
+
+
+def check_inside(bound: Bound, x: Tensor) -> None:
+    """As :func:`check`, for plans whose operators belong to the device."""
+    with bound.device.entered():
+        wanted = expected(bound.executable.plan, [x])
+    bound.device.log.clear()
+    for ours, theirs in zip(bound.executable([x]), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_around_what_the_host_waits_for_stretches_are_recorded() -> None:
+    device = FakeDevice()
+    plan = waiting_plan(device)
+    assert [(s.recordable, s.numbers) for s in plan.stretches] == [
+        (True, (0, 1)),
+        (False, (2, 3)),  # what reads a result that moves cannot be recorded either
+        (True, (4, 5)),
+    ]
+    bound = Bound(plan, device)
+    bound.executable.prepare([torch.randn(SHAPE)])
+    assert bound.executable.notes == ["the host waits for c: torch"]
+    for _ in range(3):
+        check_inside(bound, torch.randn(SHAPE))
+        assert device.taken("replay", "launch") == ["replay", "launch mix", "replay"]
+    assert "one by one" in bound.executable.code.splitlines()[0]
+
+
+def test_one_recording_that_fails_leaves_the_others() -> None:
+    device = FakeDevice()
+    bound = Bound(waiting_plan(device), device)
+    device.refuses = CannotRecord("somebody waited for the device")
+    bound.executable.prepare([torch.randn(SHAPE)])
+    assert any(note.endswith("somebody waited for the device") for note in bound.executable.notes)
+    for _ in range(2):
+        check_inside(bound, torch.randn(SHAPE))
+        assert len(device.taken("replay")) == 1
+
+
+def test_views_are_never_recorded_alone() -> None:
+    """A recording of nothing is an error on a GPU."""
+
+    class Strict(FakeDevice):
+        def record(self, program: Any) -> Any:
+            replay = super().record(program)
+            assert self.recorded, "a recording of nothing"
+            return replay
+
+    device = Strict()
+    plan = chain(1)
+    plan.steps += [
+        torch_step("view", lambda x: x.permute(0, 3, 2, 1), ["v0"], "turned", may_alias=True)
+    ]
+    plan.results[:] = [Result("value", "turned", value("turned", (2, 5, 4, 3)))]
+    bound = Bound(plan, device)
+    bound.executable.prepare([torch.randn(SHAPE)])
+    for _ in range(2):
+        bound.executable.timed([torch.randn(SHAPE)])
+        check(bound.executable, torch.randn(SHAPE))
+    view = torch_step("view", lambda x: x[:], ["x"], "seen", may_alias=True)
+    only = bound.bind(Plan([(0, value("x"))], 0, [view], [result("seen")]))
+    only.prepare([torch.randn(SHAPE)])
+    check(only, torch.randn(SHAPE))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,3 +258,104 @@ def test_progress_is_shown_on_a_terminal_only() -> None:
         shop.best(shop.layer("conv of a size", Config(7)), shop.layer("another", Config(7)))
         assert ("2/2" in text.getvalue()) == terminal
         assert ("tuning" in text.getvalue()) == terminal
+
+
+def test_trials_take_turns_with_calls() -> None:
+    """While a trial runs nobody is on the device, and between trials others may be."""
+    shop = Workshop()
+    lock = shop.tuner.workspace.lock
+    held: list[bool] = []
+    real = shop.device.record
+
+    def record(program: Any) -> Any:
+        held.append(lock.locked())
+        return real(program)
+
+    shop.device.record = record  # type: ignore[method-assign]
+    stop = threading.Event()
+    calls = 0
+
+    def caller() -> None:
+        nonlocal calls
+        while not stop.is_set():
+            with lock, shop.device.entered():  # fails where somebody else is on the device
+                calls += 1
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    try:
+        assert (
+            shop.best(*(shop.layer(f"{i}", Config(9), [Config(3)]) for i in range(20)))
+            == ["3"] * 20
+        )
+    finally:
+        stop.set()
+        thread.join()
+    assert held
+    assert all(held)
+    assert calls > 0
+
+
+@pytest.mark.parametrize("refusal", ["PassManager::run failed", "ptxas fatal: bad tile"])
+def test_what_the_compiler_cannot_take_is_passed_over(refusal: str) -> None:
+    shop = Workshop()
+    layer = shop.layer("a", Config(7), [Config(3), Config(5)])
+
+    def step(config: Config) -> KernelStep:
+        made = layer.step(config)
+
+        def calls(tensors: Any) -> list[KernelCall]:
+            found = made.calls(tensors)
+            if config.speed == 3:
+                found[0].kernel.refuses = refusal
+            return found
+
+        return dataclasses.replace(made, calls=calls)
+
+    assert shop.best(dataclasses.replace(layer, step=step)) == ["5"]
+
+
+def test_a_winner_whose_results_are_wrong_is_not_used() -> None:
+    shop = Workshop()
+    layer = shop.layer("a", Config(7), [Config(1), Config(3), Config(5)])
+
+    def wrong(x: Tensor, out: Tensor, config: Config) -> None:
+        out.copy_(x)
+        if config.speed == 1:
+            out[0, 0, 0, 0] += 0.5
+        if config.speed == 3:
+            out[0, 0, 0, 0] = torch.nan
+
+    def step(config: Config) -> KernelStep:
+        made = layer.step(config)
+
+        def calls(tensors: Any) -> list[KernelCall]:
+            made.calls(tensors)  # as before, for its time
+            return [call(wrong, x=tensors["x"], out=tensors["out"], config=config)]
+
+        return dataclasses.replace(made, calls=calls)
+
+    assert shop.best(dataclasses.replace(layer, step=step)) == ["5"]
+    assert len(shop.tuner.notes) == 2
+    assert all("compiled wrongly" in note for note in shop.tuner.notes)
+
+
+def test_all_kernels_of_a_layer_are_compiled_before_the_first_is_timed() -> None:
+    shop = Workshop()
+    asked: list[int] = []
+
+    def compile_ahead(calls: Any) -> None:
+        assert shop.device.taken("launch") == []
+        assert all(each.arguments["x"].is_meta for each in calls)
+        asked.append(len(calls))
+
+    shop.tuner._compile_ahead = compile_ahead
+    assert shop.best(shop.layer("a", Config(7), [Config(3), Config(5)])) == ["3"]
+    assert asked == [3]
+
+
+def test_trials_draw_no_number_from_the_callers_generator() -> None:
+    before = torch.random.get_rng_state()
+    shop = Workshop()
+    shop.best(shop.layer("a", Config(7), [Config(3)]))
+    assert torch.equal(torch.random.get_rng_state(), before)

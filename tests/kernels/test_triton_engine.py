@@ -20,7 +20,7 @@ from small import Net, assert_right, conv, images, measured, net
 from torch import Tensor, fx, nn
 
 import fastres
-from fastres.errors import FastresWarning, NotOptimizedError, OutOfMemory, TargetError
+from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfMemory, TargetError
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.gpu import buckets, engine
@@ -338,6 +338,27 @@ def test_too_large_an_input_is_refused_before_memory_is_taken(
     assert fast(images(5)).shape == (5, 5)
 
 
+def test_memory_that_is_taken_already_is_not_asked_for_again(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = optimize(model, images(2), engine="triton")
+    fast(images(5))
+    monkeypatch.setattr(engine, "available_memory", lambda: 0)
+    assert fast(images(4)).shape == (4, 5)
+    with pytest.raises(OutOfMemory, match=r"input \[9, 4, 9, 8\] needs .* more for activations"):
+        fast(images(9))
+
+
+def test_the_first_call_of_a_shape_cannot_be_part_of_a_recording(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = optimize(model, images(2), engine="triton")
+    monkeypatch.setattr(engine.InterpreterDevice, "is_being_recorded", lambda self: True)
+    with pytest.raises(InputError, match=r"input \[3, 4, 9, 8\]: .*call the model once with them"):
+        fast(images(3))
+    assert fast(images(2)).shape == (2, 5)  # known: its launches become part of the recording
+
+
 def test_a_device_that_runs_out_of_memory_says_so(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -525,6 +546,7 @@ def test_tuning_is_measured_and_kept(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 2)
     fast = optimize(model, images(2), engine="triton", device="cuda", tune=True)
     assert_right(model, lambda x: fast(x.cuda()).cpu(), images(2))
     assert len(list(tmp_path.glob("*.json"))) == 1

@@ -65,11 +65,11 @@ class CudaDevice:
         target.copy_(source, non_blocking=source.is_cuda)
 
     def compile(self, calls: Sequence[KernelCall]) -> None:
-        for call in calls:
-            try:
+        try:
+            for call in calls:
                 call.compile()
-            except Exception as error:  # noqa: BLE001 - its passes raise whatever they like
-                raise CannotCompile(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # its passes raise whatever they like
+            raise CannotCompile(f"{type(error).__name__}: {error}") from error
 
     def launch(self, calls: Sequence[KernelCall]) -> None:
         for call in calls:
@@ -88,18 +88,25 @@ class CudaDevice:
 
     def _attempts(self, program: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """A recording of a program, tried again where something broke it."""
-        for attempt in range(ATTEMPTS):
-            try:
-                return self._recorded(program)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self.synchronise()
-                if attempt + 1 == ATTEMPTS:
-                    # What ends a broken recording tells less than what broke it.
-                    told = error.__context__ or error
-                    raise CannotRecord(str(told).splitlines()[0]) from error
-        raise AssertionError("unreachable")
+        for _ in range(ATTEMPTS):
+            graph, broken = self._attempt(program)
+            if graph is not None:
+                return graph
+        assert broken is not None
+        # What ends a broken recording tells less than what broke it.
+        told = broken.__context__ or broken
+        raise CannotRecord(str(told).splitlines()[0]) from broken
+
+    def _attempt(
+        self, program: Callable[[], object]
+    ) -> tuple[torch.cuda.CUDAGraph | None, RuntimeError | None]:
+        try:
+            return self._recorded(program), None
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.synchronise()
+            return None, error
 
     def _recorded(self, program: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

@@ -39,7 +39,8 @@ from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_fold
 from fastres.runtime.gpu.weights import Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.propagate import propagate
-from fastres.target import available_gpu_memory, available_memory, gpu
+from fastres.target import available_gpu_memory, available_memory, cpu_threads, gpu
+from fastres.versions import why_not_interpreted
 
 INTERPRETED_GPU = "a100"
 """The GPU whose data sheet decides under the interpreter."""
@@ -104,6 +105,8 @@ class TritonEngine:
                 f"{'un' if asked else ''}set then; start Python anew with it "
                 f"{'set' if device.type == 'cpu' else 'unset'}"
             )
+        if device.type == "cpu" and (reason := why_not_interpreted()) is not None:
+            return reason
         for node in module.graph.find_nodes(op="call_function", target=ops.conv2d):
             weight = constant(arguments(node)[1])
             if weight is not None and weight.dtype not in FLOATING:
@@ -200,7 +203,7 @@ class TritonEngine:
             return
         from fastres.kernels.compile_pool import CompilePool
 
-        with CompilePool(product.architecture) as pool:
+        with CompilePool(product.architecture, cpu_threads()) as pool:
             yield pool.compile
 
     def _place(self, device: torch.device) -> tuple[Workspace, Gpu]:

@@ -14,7 +14,7 @@ from fastres.kernels.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.gpu.describe import described
 from fastres.runtime.gpu.device import CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, TorchStep, fetch
+from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, fetch
 from fastres.runtime.gpu.weights import Form, Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.lowering import is_channels_last
@@ -31,6 +31,27 @@ class Bound:
 
     tensors: Mapping[str, Any]
     calls: Mapping[int, Sequence[KernelCall]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of the plan, ready to be run again.
+
+    Attributes:
+        replay: its recording; None where its steps are run anew.
+        made: what torch made in it and is needed after it, where the recording puts it.
+    """
+
+    stretch: Stretch
+    replay: Callable[[], None] | None
+    made: Mapping[str, Any]
+
+
+_ONE_BY_ONE = "its launches are made one by one"
+
+
+def _nothing() -> None:
+    pass
 
 
 class GpuExecutable:
@@ -81,14 +102,13 @@ class GpuExecutable:
         for call in (call for calls in self._bound.calls.values() for call in calls):
             if call.note:
                 self.notes.append(call.name)
-        self._results: Mapping[str, Any] = {}
-        self._replay: Callable[[], None] | None = None
+        self._parts: list[_Part] | None = None
         self._timeline: tuple[list[Callable[[], None]], dict[str, Any]] | None = None
 
     @property
     def code(self) -> str:
         """The plan in words: arena, and steps with their launches, grids and configurations."""
-        lines = [described(self.plan, self._bound.calls, self._replay is not None)]
+        lines = [described(self.plan, self._bound.calls, self._recorded)]
         lines += [f"  apart: {remark}" for remark in self.apart]
         return "\n".join(lines)
 
@@ -107,12 +127,7 @@ class GpuExecutable:
             return
         with self._workspace.lock, self._device.entered():
             self._copy_in(inputs, self._bound)
-            try:
-                self._replay = self._device.record(self._prepared)
-            except CannotRecord as error:
-                self.notes.append(
-                    f"its launches are made one by one, since they cannot be recorded: {error}"
-                )
+            self._parts = self._record_parts()
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run on the flattened inputs; no output shares memory with an input or another output."""
@@ -126,11 +141,8 @@ class GpuExecutable:
                 results = self._program(bound)
             else:
                 self._copy_in(inputs, self._bound)
-                if self._replay is None:
-                    results = self._program(self._bound)
-                else:
-                    self._replay()
-                    results = self._results
+                parts = self._parts
+                results = self._program(self._bound) if parts is None else self._replay(parts)
             self._copy_out(inputs, outputs, images, results)
         return outputs
 
@@ -179,9 +191,64 @@ class GpuExecutable:
         self._workspace.keep(self._forms.values())
         return self._bind(self._device.allocate(self.plan.arena.nbytes))
 
-    def _prepared(self) -> None:
-        """What is recorded; its results are those of every replay."""
-        self._results = self._program(self._bound)
+    @property
+    def _recorded(self) -> bool:
+        return self._parts is not None and all(part.replay is not None for part in self._parts)
+
+    def _record_parts(self) -> list[_Part]:
+        """Run every stretch once, and record those that can be."""
+        parts: list[_Part] = []
+        tensors = dict(self._bound.tensors)
+        for stretch in self.plan.stretches:
+            after = [tensors]
+            run = partial(self._run_stretch, stretch, tensors, after)
+            replay: Callable[[], None] | None = None
+            if self.plan.launches_nothing(stretch):
+                replay = _nothing
+            elif stretch.recordable:
+                replay = self._record(run)
+            else:
+                waits = ", ".join(self.plan.waits_in(stretch))
+                self.notes += [f"the host waits for {waits}"] if waits else []
+            if replay is None or replay is _nothing:
+                run()
+            made = {name: after[-1][name] for name in after[-1].keys() - tensors.keys()}
+            parts.append(_Part(stretch, replay, made))
+            tensors = after[-1]
+        return parts
+
+    def _record(self, run: Callable[[], None]) -> Callable[[], None] | None:
+        try:
+            replay = self._device.record(run)
+        except CannotRecord as error:
+            self.notes.append(f"{_ONE_BY_ONE}, since they cannot be recorded: {error}")
+            return None
+        replay()  # what is recorded has not been done, and the next stretch reads it
+        return replay
+
+    def _replay(self, parts: Sequence[_Part]) -> Mapping[str, Any]:
+        """The parts in order; the tensors of the results."""
+        tensors = dict(self._bound.tensors)
+        for part in parts:
+            if part.replay is None:
+                after = [tensors]
+                self._run_stretch(part.stretch, tensors, after)
+                tensors = after[-1]
+            else:
+                part.replay()
+                tensors.update(part.made)
+        return tensors
+
+    def _run_stretch(
+        self, stretch: Stretch, before: Mapping[str, Any], after: list[dict[str, Any]]
+    ) -> None:
+        """Its steps, from what was there before; what is there then is added to ``after``."""
+        tensors = dict(before)
+        for number in stretch.numbers:
+            self._run(number, self.plan.steps[number], tensors, self._bound)
+            for name in self._dead[number]:
+                tensors.pop(name, None)
+        after.append(tensors)
 
     def _program(self, bound: Bound) -> Mapping[str, Any]:
         """All steps, in the device's current order of work; the tensors of the results."""
@@ -190,8 +257,7 @@ class GpuExecutable:
             self._run(number, step, tensors, bound)
             for name in self._dead[number]:
                 tensors.pop(name, None)
-        sources = [r.source for r in self.plan.results if r.kind in ("value", "constant")]
-        return {name: tensors[name] for name in sources}
+        return tensors
 
     def _run(self, number: int, step: Step, tensors: dict[str, Any], bound: Bound) -> None:
         if isinstance(step, KernelStep):
@@ -207,15 +273,21 @@ class GpuExecutable:
         With them, the tensors that they read and write.
         """
         tensors = dict(self._bound.tensors)
+        alone = dict.fromkeys(range(len(self.plan.steps)), False)
+        for stretch in self.plan.stretches:
+            for number in stretch.numbers:
+                view = self.plan.launches_nothing(Stretch(True, (number,)))
+                alone[number] = stretch.recordable and not view
         timeline: list[Callable[[], None]] = []
         for number, step in enumerate(self.plan.steps):
             run = partial(self._run, number, step, tensors, self._bound)
-            if isinstance(step, TorchStep) and step.may_alias:
-                run()  # a view launches nothing, and a recording of nothing is an error
+            if not self._device.records or not alone[number]:
+                run()
                 timeline.append(run)
                 continue
             try:
-                timeline.append(self._device.record(run) if self._device.records else run)
+                timeline.append(self._device.record(run))
+                timeline[-1]()  # the next step may be one that runs now, on what this one made
             except CannotRecord:
                 timeline.append(run)
         return timeline, tensors

@@ -140,6 +140,7 @@ class TorchStep:
         constants: weights behind the references.
         result: the result's name.
         may_alias: whether the result may be a view of an argument.
+        synchronises: whether the host waits for its result, as for a size that depends on values.
         nbytes: of the result, from its shape.
         tactic: how it runs, in words.
     """
@@ -155,9 +156,18 @@ class TorchStep:
     may_alias: bool
     nbytes: int
     tactic: str = "torch"
+    synchronises: bool = False
 
 
 Step: TypeAlias = "KernelStep | TorchStep"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Steps that follow each other, by number, all of which can be recorded or none."""
+
+    recordable: bool
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -269,6 +279,41 @@ class Plan:
             if self.last_use[name] == time and readers == 1:
                 return name
         return None
+
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """The steps in order, those that can be recorded together in one stretch.
+
+        What the host waits for cannot be recorded, and neither can what reads a result of that:
+        it lies somewhere else in every call. What our kernels write has its place.
+        """
+        found: list[Stretch] = []
+        moving: set[str] = set()
+        for number, step in enumerate(self.steps):
+            recordable = moving.isdisjoint(step.reads)
+            if isinstance(step, TorchStep):
+                recordable = recordable and not step.synchronises
+                if not recordable:
+                    moving.add(step.result)
+            if found and found[-1].recordable == recordable:
+                found[-1] = Stretch(recordable, (*found[-1].numbers, number))
+            else:
+                found.append(Stretch(recordable, (number,)))
+        return found
+
+    def waits_in(self, stretch: Stretch) -> list[str]:
+        """``module: operator`` of the steps in it that the host waits for."""
+        steps = (self.steps[number] for number in stretch.numbers)
+        return [
+            f"{step.module or '(model)'}: {step.operation}"
+            for step in steps
+            if isinstance(step, TorchStep) and step.synchronises
+        ]
+
+    def launches_nothing(self, stretch: Stretch) -> bool:
+        """Whether its steps are views: a recording of them would be empty, which is an error."""
+        steps = [self.steps[number] for number in stretch.numbers]
+        return all(isinstance(step, TorchStep) and step.may_alias for step in steps)
 
     @cached_property
     def buffers(self) -> list[Buffer]:

@@ -272,6 +272,7 @@ class Planner:
             may_alias=may_alias,
             nbytes=0 if may_alias else _nbytes(self.facts[node]),
             tactic=tactic,
+            synchronises=synchronises(node, self.facts),
         )
 
     def _argument(self, node: fx.Node) -> None:
@@ -387,3 +388,25 @@ def _nbytes(fact: Any) -> int:
 
 def _is_image(fact: Any) -> bool:
     return isinstance(fact, Tensor) and fact.dim() == 4
+
+
+def synchronises(node: fx.Node, facts: Mapping[fx.Node, Any]) -> bool:
+    """Whether the host waits for the device in an operator of torch's.
+
+    It does where the result's size depends on values, where it is a number, and where a tensor is
+    brought to the host. Indexing is tagged for masks; by numbers it waits for nothing.
+    """
+    tags = getattr(node.target, "tags", ())
+    if node.target in _INDEXING:
+        indices = node.args[1]
+        assert isinstance(indices, (list, tuple))
+        kinds = {facts[index].dtype for index in indices if isinstance(index, fx.Node)}
+        return not kinds.isdisjoint({torch.bool, torch.uint8})
+    if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        return True
+    device = node.kwargs.get("device")
+    read = [facts[each] for each in node.all_input_nodes if isinstance(facts[each], Tensor)]
+    return device is not None and any(value.device != device for value in read)
+
+
+_INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)

@@ -38,7 +38,8 @@ LAUNCHES, ROUNDS = 10, 5
 
 DISAGREEMENT = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6, torch.float32: 2.0**-9}
 """By dtype, how far results may lie apart in parts of the largest: each is rounded once, to the
-dtype or before that to TF32, and sums are taken in another order. A wrong tile is off by parts of 1."""
+dtype or before that to TF32, and sums are taken in another order. A wrong tile is off by far more.
+"""
 
 Library: TypeAlias = "Callable[[], TorchStep]"
 

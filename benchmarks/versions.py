@@ -1,0 +1,99 @@
+"""The short lane: what a release of torch and Triton could break, tested in this environment.
+
+    python -m benchmarks.versions                 # run it; the exit status is pytest's
+    python -m benchmarks.versions --record        # and keep the row in the record
+
+Captures, passes, engines, artefacts, interpreted kernels and machine code for GPUs that are not
+here; networks, campaigns and what torch has no part in are left to the whole suite. The record's
+rows, one for each set of versions, are the README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fastres import versions
+
+RECORD = Path(__file__).parent / "results" / "versions.json"
+
+LANE = (
+    *("tests/passes", "tests/test_ops.py", "tests/test_engine.py", "tests/test_call_errors.py"),
+    *("tests/test_capture_errors.py", "tests/test_optimized_module.py", "tests/test_versions.py"),
+    *("tests/artifact/test_artifact_round_trip.py", "tests/artifact/test_refresh.py"),
+    "tests/native/test_native_convolutions.py",
+    *("tests/kernels/test_gpu_executable.py", "tests/kernels/test_gpu_tactics.py"),
+    *("tests/kernels/test_gpu_plan.py", "tests/kernels/test_elementwise_kernel.py"),
+    *("tests/kernels/test_pointwise_kernel.py", "tests/kernels/test_compile_pool.py"),
+    "tests/kernels/test_inspection.py",
+)
+
+PACKAGES = ("torch", "triton", "torchvision", "numpy")
+
+
+def run(workers: int) -> tuple[int, dict[str, int]]:
+    """Pytest's exit status, and how many tests passed, failed and so on."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(workers), *LANE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line if line.strip() else last
+    counts = re.findall(r"(\d+) (\w+)", last.split(" in ")[0])
+    return process.returncode, {word: int(number) for number, word in counts}
+
+
+def row(counts: dict[str, int]) -> dict[str, Any]:
+    """A row of the record: what is installed here, and what the tests said."""
+    installed = {name: metadata.version(name) for name in PACKAGES}
+    python = ".".join(map(str, sys.version_info[:2]))
+    return {"python": python, **installed, **counts}
+
+
+def keep(new: dict[str, Any], path: Path = RECORD) -> None:
+    """Put a row into the record, in the place of one for the same versions."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    names = ("python", *PACKAGES)
+    rows = [each for each in rows if any(each[name] != new[name] for name in names)]
+    rows = sorted([*rows, new], key=lambda each: versions.release(each["torch"]))
+    path.write_text("[\n" + ",\n".join(f" {json.dumps(each)}" for each in rows) + "\n]\n")
+
+
+def table(path: Path = RECORD) -> str:
+    """The record as the README shows it."""
+    lines = ["| Python | torch | Triton | torchvision | NumPy | tests |"]
+    lines.append("|---|---|---|---|---|---:|")
+    lines += [
+        f"| {each['python']} | {each['torch'].partition('+')[0]} | {each['triton']} "
+        f"| {each['torchvision'].partition('+')[0]} | {each['numpy']} | {each['passed']} |"
+        for each in json.loads(path.read_text())
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """See the top of this file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.versions", description=__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--record", action="store_true", help="keep the row in the record")
+    parser.add_argument("--table", action="store_true", help="print the record and run nothing")
+    given = parser.parse_args(argv)
+    if given.table:
+        print(table())
+        return 0
+    status, counts = run(given.workers)
+    if given.record and status == 0:
+        keep(row(counts))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
