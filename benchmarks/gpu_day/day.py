@@ -128,7 +128,7 @@ class Running:
             if stage.interpreted:
                 found["TRITON_INTERPRET"] = "1"
             return found
-        return found | stage.environment
+        return {**found, **stage.environment}
 
 
 def run(day: Day) -> list[str]:

@@ -95,7 +95,10 @@ def seconds(row: Row, gpu: Gpu) -> float:
 def error(rows: Sequence[Row], values: Constants, gpu: Gpu) -> float:
     """Root mean square of log(measured / modelled) with these constants."""
     with assumed(values):
-        logs = [math.log(row.us / (seconds(row, gpu) * 1e6)) for row in rows]
+        modelled = [seconds(row, gpu) * 1e6 for row in rows]
+    if not all(map(math.isfinite, modelled)):
+        return math.inf  # what was measured would not fit
+    logs = [math.log(row.us / us) for row, us in zip(rows, modelled, strict=True)]
     return math.sqrt(sum(log * log for log in logs) / len(logs))
 
 
@@ -103,7 +106,7 @@ def fitted(rows: Sequence[Row]) -> Fit:
     """One constant after the other, larger or smaller, while that helps."""
     gpu = by_name(GPU)
     rows = rows[:: max(1, -(-len(rows) // MOST))]
-    rows = [row for row in rows if math.isfinite(seconds(row, gpu))]
+    rows = [row for row in rows if math.isfinite(seconds(row, gpu)) and math.isfinite(row.us)]
     before = constants()
     if not rows:
         return Fit(before, before, 0.0, 0.0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 import re
 import subprocess
@@ -74,6 +75,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         (estimate_conv2d(spec, config, "fp16", gpu).seconds, config)
         for config in candidates(spec, "fp16", gpu)
     ]
+    scored = [each for each in scored if each[0] < math.inf]
     scored.sort(key=lambda each: each[0])
 
     def best(holds: Callable[[Conv2dConfig], bool]) -> Conv2dConfig | None:
@@ -114,8 +116,9 @@ def conv_calls(
     spec: ConvSpec, config: Conv2dConfig, device: str = "meta", copies: int = 1
 ) -> tuple[Launches, list[tuple[Tensor, ...]]]:
     """Launches of a convolution with bias and ReLU, over sets of tensors in turn; and the sets."""
-    half = {"dtype": DTYPES["fp16"], "device": device}
-    sets, calls = [], []
+    half: dict[str, Any] = {"dtype": DTYPES["fp16"], "device": device}
+    sets: list[tuple[Tensor, ...]] = []
+    calls = []
     for _ in range(copies):
         x = torch.randn(spec.n, spec.h, spec.w, spec.c, **half)
         packed = torch.randn(packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups), **half)
@@ -189,7 +192,7 @@ def library(spec: ConvSpec, way: str) -> Record:
     """cuDNN's convolution alone, with bias and ReLU in its epilogue, or cuBLAS for a product."""
     torch.backends.cudnn.benchmark = True
     copies = copies_of(spec)
-    half = {"dtype": DTYPES["fp16"], "device": DEVICE}
+    half: dict[str, Any] = {"dtype": DTYPES["fp16"], "device": DEVICE}
     if REHEARSED:
         return {"us": 1.2e6 * estimate_conv2d(
             spec, choose_conv2d(spec, "fp16", by_name(GPU)), "fp16", by_name(GPU)
@@ -226,7 +229,8 @@ def layers(most: int | None = None) -> list[Job]:
     Args:
         most: shapes at most.
     """
-    first, rest = [], []
+    first: list[Job] = []
+    rest: list[Job] = []
     for key, spec in specs()[:most]:
         for name, config in variants(spec).items():
             each = f"{key}: {name}"

@@ -173,7 +173,7 @@ def _of_batch(batch: str, by_layer: Mapping[str, Records]) -> str:
 
 
 def _best(ways: Records) -> float:
-    return min(each["us"] for each in ways.values() if "config" in each)
+    return float(min(each["us"] for each in ways.values() if "config" in each))
 
 
 def _library(ways: Records) -> float:

@@ -25,12 +25,12 @@ Times = Mapping[str, Mapping[str, Any]]
 
 def times_of(records: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str, int], Times]:
     """Contenders' times by model, precision and batch, in the order of the record."""
-    found: dict[tuple[str, str, int], dict[str, Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str, int], Times] = {}
     for key, record in records.items():
         parts = re.match(r"(\S+) (\S+) (\d+): (.+)$", key)
         if parts is not None and not is_wrong(dict(record)):
             network = parts[1], parts[2], int(parts[3])
-            found.setdefault(network, {})[parts[4]] = record
+            found[network] = {**found.get(network, {}), parts[4]: record}
     return found
 
 

@@ -31,10 +31,13 @@ from benchmarks.gpu_day import (
     tables,
 )
 from benchmarks.gpu_day.results import DeviceIsGone, Job, Results
+from benchmarks.gpu_day.settings import GPU
 from benchmarks.gpu_day.stages import STAGES
 from fastres import versions
 from fastres.errors import InputError
+from fastres.kernels.configs.conv2d import choose_conv2d
 from fastres.kernels.elementwise_launch import add_relu
+from fastres.kernels.gpus import by_name
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "gpu_day"
@@ -67,7 +70,11 @@ def test_wrong_and_failed_results_are_made_again_and_right_ones_are_not(tmp_path
     made: list[str] = []
 
     def work(key: str) -> Any:
-        return lambda: made.append(key) or {"ok": key != "wrong"}
+        def make() -> dict[str, Any]:
+            made.append(key)
+            return {"ok": key != "wrong"}
+
+        return make
 
     jobs = [Job(key, work(key)) for key in ("right", "wrong")]
     Results(tmp_path, "stage").run([*jobs, Job("raises", raises)])
@@ -111,10 +118,11 @@ def test_a_lost_device_ends_the_process_and_is_written_down(tmp_path: Path) -> N
 
 
 def judged(ours: Tensor, exact: Tensor, theirs: Tensor | None = None, **more: Any) -> Any:
-    def oracle(tensors: Any) -> Tensor:
-        return exact.double() if tensors[0].dtype == torch.float64 else theirs
+    same = exact.to(ours.dtype) if theirs is None else theirs
 
-    theirs = exact.to(ours.dtype) if theirs is None else theirs
+    def oracle(tensors: Any) -> Tensor:
+        return exact.double() if tensors[0].dtype == torch.float64 else same
+
     more = {"length": 1, "precision": "fp16", **more}
     return answers.judged(ours, oracle, (torch.zeros(1, dtype=ours.dtype),), **more)
 
@@ -212,7 +220,8 @@ def test_constants_are_found_again() -> None:
     found = fit.fitted(rows)
     assert found.rows == len(rows) > 80
     assert found.error_after < 0.03 < found.error_before
-    assert found.after["LAUNCH_S"] / found.before["LAUNCH_S"] == pytest.approx(1.3, rel=0.1)
+    for name, factor in layers.REAL.items():
+        assert (found.after[name] > found.before[name]) == (factor > 1), name
     assert fit.constants() == found.before, "the model itself is not changed"
     assert "LAUNCH_S" in " ".join(fit.told(found))
 
@@ -220,7 +229,7 @@ def test_constants_are_found_again() -> None:
 def test_keys_say_what_was_launched() -> None:
     for key, spec in layers.specs():
         assert fit.spec_of(f"{key}: chosen") == spec
-        config = layers.choose_conv2d(spec, "fp16", layers.by_name(layers.GPU))
+        config = choose_conv2d(spec, "fp16", by_name(GPU))
         assert fit.config_of(str(config)) == config
 
 
