@@ -84,9 +84,12 @@ class Running:
             self.over = True
             results.end("its time was over")
             return
-        if code not in (0, SANITIZER_FOUND, DEVICE_IS_GONE) and begun is not None:
+        if code == SANITIZER_FOUND:
+            results.put("compute-sanitizer", {"ok": False, "why": "found errors: see log.txt"})
+        elif code not in (0, DEVICE_IS_GONE) and begun is not None:
             results.put(begun, {"failed": f"the process ended in it: {_status(code)}"})
-        self.over = code in (0, SANITIZER_FOUND) or late or self.restarts == RESTARTS
+        goes_on = code == DEVICE_IS_GONE or (code != 0 and begun is not None)
+        self.over = not goes_on or late or self.restarts == RESTARTS
         results.end(_status(code))
         if not self.over:
             self.restarts += 1
@@ -196,7 +199,7 @@ def _status(code: int) -> str:
     if code == DEVICE_IS_GONE:
         return "the device was lost"
     if code == SANITIZER_FOUND:
-        return "compute-sanitizer found errors, see log.txt"
+        return "compute-sanitizer found errors"
     return f"exit {code}"
 
 

@@ -158,12 +158,11 @@ def spec_of(key: str) -> ConvSpec | None:
 def config_of(text: str) -> Conv2dConfig:
     """A configuration as it prints itself."""
     values = dict(re.findall(r"(\w+)=(\w+)", text))
-    return Conv2dConfig(
-        **{
-            name: value == "True" if value in ("True", "False") else int(value)
-            for name, value in values.items()
-        }
-    )
+    numbers: dict[str, Any] = {
+        name: value == "True" if value in ("True", "False") else int(value)
+        for name, value in values.items()
+    }
+    return Conv2dConfig(**numbers)
 
 
 def told(fit: Fit) -> list[str]:

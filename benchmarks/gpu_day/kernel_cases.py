@@ -45,7 +45,7 @@ class Draw:
 
     def weight(self, *shape: int) -> Tensor:
         """Such that sums are of the size of what is summed."""
-        return self(*shape) / math.prod(shape[1:]) ** 0.5
+        return self(*shape) / math.sqrt(math.prod(shape[1:]))
 
     def bias(self, count: int) -> Tensor:
         """Always float32."""
@@ -166,13 +166,21 @@ def _stem(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     pool = given["pool"]
     rest = ((2, 2), (3,) * 4, "relu", (pool,) * 2, (2, 2), (pool // 2,) * 2)
     weight, bias = draw.weight(64, c, 7, 7), draw.bias(64).to(draw.dtype).float()
-    pixels: dict[str, Tensor] = {}
+    pixels: dict[str, Any] = {}
     if given.get("uint8"):
         x = torch.randint(0, 256, (n, h, w, c), dtype=torch.uint8, device="cpu").to(draw.device)
         pixels = {"scale": draw.bias(c).abs() / 64 + 1 / 64, "shift": draw.bias(c) - 2.0}
     else:
         x = _image(case, draw)
-    ours = stem_launch.conv2d_max_pool2d(x, weight, bias, *rest, **pixels, **chosen)
+    ours = stem_launch.conv2d_max_pool2d(
+        x,
+        weight,
+        bias,
+        *rest,
+        scale=pixels.get("scale"),
+        shift=pixels.get("shift"),
+        **chosen,
+    )
 
     def oracle(t: Tensors) -> Tensor:
         image, weight, bias = t

@@ -89,8 +89,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         "pointers": best(lambda c: not c.descriptors and c.block_k == 64),
         "no split": best(lambda c: c.split_k == 1),
     }
-    for number, config in enumerate(_sweep(scored)):
-        wanted[f"sweep {number}"] = config
+    wanted |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
     names: dict[Conv2dConfig, str] = {}
     for name, config in wanted.items():
         if config is not None:

@@ -13,7 +13,7 @@ def launched(work: Callable[[], object]) -> list[KernelCall]:
     """The launches that work would make; none is made, so that its results mean nothing."""
     found: list[KernelCall] = []
     run = KernelCall.run
-    KernelCall.run = lambda call: found.append(call)  # type: ignore[method-assign]
+    KernelCall.run = lambda call: found.append(call)  # type: ignore[method-assign, assignment]
     try:
         with contextlib.suppress(FastresError):  # a block that fits on no GPU
             work()

@@ -56,7 +56,7 @@ def graph_time(run: Callable[[], object], launches: int = 20, rounds: int = 9) -
     for _ in range(3):
         run()
     recorded = Recording(every)
-    times = []
+    times: list[float] = []
     for _ in range(rounds + 2):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
