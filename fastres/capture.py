@@ -125,9 +125,7 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
         state, advice = "is in training mode", "call model.eval() first"
         if not training:
             state, advice = "was made under torch.inference_mode", "make it outside"
-        raise CaptureError(
-            f"the model {state} and cannot be copied ({error}); {advice}"
-        ) from error
+        raise CaptureError(f"the model {state} and cannot be copied ({error}); {advice}") from error
     if not training:
         return twin, []
     return twin, [

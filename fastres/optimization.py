@@ -32,8 +32,8 @@ from fastres.place import checked_device
 from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
-from fastres.runtime.engine import choose
 from fastres.runtime.autocast import without_autocast
+from fastres.runtime.engine import choose
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 

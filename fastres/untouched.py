@@ -64,7 +64,9 @@ class _Contents:
                     self._look_into(value, f"{where} changes self.{key}", seen, _DEPTH)
         for kind in {type(module) for module in model.modules()}:
             if not kind.__module__.startswith("torch."):
-                self._held.append((f"class {kind.__name__} sets {kind.__name__}.", kind, dict(vars(kind))))
+                self._held.append(
+                    (f"class {kind.__name__} sets {kind.__name__}.", kind, dict(vars(kind)))
+                )
 
     def _look_into(self, value: Any, where: str, seen: set[int], depth: int) -> None:
         items = _items(value)
@@ -114,7 +116,9 @@ def _items(value: Any) -> list[Any] | None:
     kind = type(value).__module__.partition(".")[0]
     if isinstance(value, (nn.Module, type)) or kind in ("torch", "numpy", "builtins"):
         return None
-    return list(vars(value).values()) if isinstance(getattr(value, "__dict__", None), dict) else None
+    return (
+        list(vars(value).values()) if isinstance(getattr(value, "__dict__", None), dict) else None
+    )
 
 
 def _changed(now: Any, before: Any) -> list[Any]:
