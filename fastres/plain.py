@@ -172,7 +172,7 @@ def _is_in_memory(value: Tensor) -> bool:
     return value.untyped_storage().nbytes() >= _end(value) * value.element_size()
 
 
-def _end(value: Tensor) -> int:
+def _end(value: Tensor) -> Any:
     """Elements from the storage's start to behind the tensor's last one."""
     count = value.numel()
     if not count:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,6 @@ from fastres.errors import FastresError, InputError, ModelError, OptionError
 from fastres.plain import is_ordinary
 from fastres.target import most_threads
 
-
 # torch's forward-mode differentiation compiles some of its rules in a way that it warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
 
@@ -40,14 +38,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
 class Wrapper(torch.Tensor):
     """Holds another tensor, and has no memory itself."""
 
+    inner: Any
+
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Wrapper:
-        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+    def __new__(cls, inner: Tensor) -> Any:
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
         made.inner = inner
-        return made  # type: ignore[no-any-return]
+        return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         def inner(value: Any) -> Any:
@@ -64,7 +64,7 @@ class Refusing(Wrapper):
     """Computes nothing."""
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise NotImplementedError("no operator at all")
@@ -207,8 +207,8 @@ def test_fake_in_fake_out(fast: Any, model: nn.Module) -> None:
 
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
 @pytest.mark.parametrize("pre_dispatch", [False, True])
-def test_make_fx(tracing: str, pre_dispatch: bool, fast: Any, model: nn.Module) -> None:
-    traced = make_fx(fast, tracing_mode=tracing, pre_dispatch=pre_dispatch)(batch())
+def test_make_fx(tracing: Any, pre_dispatch: bool, fast: Any, model: nn.Module) -> None:
+    traced: Any = make_fx(fast, tracing_mode=tracing, pre_dispatch=pre_dispatch)(batch())
     others = [batch(), batch(3, 22)] if tracing == "symbolic" else [batch()]
     for x in others:
         assert_close(traced(x), answer(model, x))
@@ -248,7 +248,7 @@ def test_the_contract_holds_in_what_is_traced() -> None:
     for trace in (lambda x: make_fx(fast)(x), lambda x: vmap(fast)(x[None])):
         with pytest.raises(InputError, match="at least 11 where this is 8"):
             trace(images(2, height=8))
-    symbolic = make_fx(fast, tracing_mode="symbolic")(images(2, height=20))
+    symbolic: Any = make_fx(fast, tracing_mode="symbolic")(images(2, height=20))
     assert symbolic.shape_env.guards
 
 
@@ -311,7 +311,7 @@ def test_a_plain_tensor_where_others_are_dual(fast: Any, model: nn.Module) -> No
         lambda f, x: torch.jit.script(nn.Sequential(f, nn.ReLU())),
         lambda f, x: torch.fx.symbolic_trace(f),
         lambda f, x: torch.fx.symbolic_trace(nn.Sequential(f, nn.ReLU())),
-        lambda f, x: torch.onnx.export(f, (x,), io.BytesIO(), dynamo=False),
+        lambda f, x: torch.onnx.export(f, (x,), "unwritten.onnx", dynamo=False),
     ],
 )
 def test_tracers_that_cannot_follow_are_told_what_to_use(trace: Any, fast: Any) -> None:
@@ -368,7 +368,8 @@ def test_what_makes_weights_is_refused_under_modes(work: Any, fast: Any, model: 
 
 @pytest.mark.parametrize("spoil", [freed, Wrapper, negative, FakeTensorMode().from_tensor])
 def test_weights_that_are_not_in_memory(spoil: Any, fast: Any) -> None:
-    model, x = classifier(), batch()
+    model: Any = classifier()
+    x = batch()
     spoiled = nn.Parameter(spoil(model.fc.weight.detach().clone()), requires_grad=False)
     model.fc.weight = spoiled
     with pytest.raises(ModelError, match=r"fc\.weight is no plain tensor"):

@@ -71,7 +71,7 @@ def refuse_tracing(values: Sequence[Any]) -> None:
     """
     if any(isinstance(value, fx.Proxy) for value in values):
         raise InputError(f"torch.fx.symbolic_trace cannot follow an optimised model: {INSTEAD}")
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise InputError(
             f"torch.jit.trace would record the sizes of this one call as they are: {INSTEAD}"
         )
