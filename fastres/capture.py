@@ -135,12 +135,7 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
         state, advice = "is in training mode", "call model.eval() first"
         if not training:
             state, advice = "was made under torch.inference_mode", "make it outside"
-        raise CaptureError(
-            f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
-            if training
-            else f"the model was made in inference mode and cannot be copied ({error}); make it "
-            "outside that"
-        ) from error
+        raise CaptureError(f"the model {state} and cannot be copied ({error}); {advice}") from error
     if not training:
         return twin, []
     return twin.eval(), [

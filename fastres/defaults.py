@@ -34,9 +34,9 @@ def name_defaults(graph: fx.Graph) -> None:
 def _name(node: fx.Node, value: Tensor) -> None:
     assert isinstance(node.target, torch._ops.OpOverload)
     taken = {argument.name for argument in node.target._schema.arguments}
-    named = {"device": value.device}
+    named: dict[str, Any] = {"device": value.device}
     if value.is_floating_point() or value.is_complex():
-        named |= {"dtype": value.dtype}
+        named["dtype"] = value.dtype
     missing = {k: v for k, v in named.items() if k in taken and node.kwargs.get(k) is None}
     node.kwargs = {**node.kwargs, **missing}
 

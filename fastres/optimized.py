@@ -249,9 +249,18 @@ class OptimizedModule(nn.Module):
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``nn.Module``, for state dicts of this optimised model (folded weights)."""
+        """As in ``nn.Module``, for state dicts of this optimised model (folded weights).
+
+        Raises:
+            ModelError: with ``assign=True``, a tensor has no values; the old ones are kept.
+        """
+        before = dict(self.graph_module._buffers)
         result = super().load_state_dict(*args, **kwargs)
-        self._runner = self._make_runner()
+        try:
+            self._runner = self._make_runner()
+        except FastresError:
+            self.graph_module._buffers.update(before)
+            raise
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:

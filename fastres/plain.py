@@ -93,9 +93,8 @@ def refuse_watched(what: str) -> None:
 def oddity(value: Tensor) -> str | None:
     """What keeps kernels from reading a tensor's values in memory; None where nothing does."""
     extra = _tensor_keys(value).raw_repr() & ~_OF_PLAIN
-    kind = type(value)
-    if extra & _STANDS_FOR_ANOTHER:
-        return f"it is a {kind.__name__}, a tensor that stands for something else"
+    if stands_for_another(value):
+        return f"it is a {type(value).__name__}, a tensor that stands for something else"
     if value.is_meta:
         return "it is on the meta device, without values"
     if value.layout != torch.strided:
@@ -129,7 +128,7 @@ def settled(value: Any, name: str) -> Any:
     """
     if not isinstance(value, Tensor):
         return value
-    if not _tensor_keys(value).raw_repr() & _STANDS_FOR_ANOTHER:
+    if type(value) is not Tensor and not stands_for_another(value):
         value = value.as_subclass(Tensor)
     extra = _tensor_keys(value).raw_repr() & ~_OF_PLAIN
     if extra and not extra & ~_READ_OTHERWISE:
@@ -138,6 +137,11 @@ def settled(value: Any, name: str) -> Any:
     if found is not None:
         raise OptionError(f"{name}: {found}; pass a plain tensor")
     return value
+
+
+def stands_for_another(value: Tensor) -> bool:
+    """Whether Python code of somebody's own computes with the tensor (a fake one, a wrapper)."""
+    return bool(_tensor_keys(value).raw_repr() & _STANDS_FOR_ANOTHER)
 
 
 def has_tangent(value: Tensor) -> bool:
@@ -168,7 +172,7 @@ def _is_in_memory(value: Tensor) -> bool:
     return value.untyped_storage().nbytes() >= _end(value) * value.element_size()
 
 
-def _end(value: Tensor) -> int:
+def _end(value: Tensor) -> Any:
     """Elements from the storage's start to behind the tensor's last one."""
     count = value.numel()
     if not count:

@@ -35,6 +35,7 @@ from fastres.options import PRECISIONS
 from fastres.pipeline import around
 from fastres.retype import Recorder
 from fastres.runtime.threads import safe_threads
+from fastres.untouched import untouched
 from fastres.wrappers import like, unwrapped
 
 BOUND = 2.0
@@ -298,8 +299,10 @@ class InPrecision:
         args, kwargs = _cast(as_arguments(batch), own, self._dtype)
         before = self._state()
         try:
-            with TRACING, contextlib.redirect_stdout(io.StringIO()):  # a forward may print
+            # A forward may print, and keep something on a class, which the twin has in common.
+            with TRACING, untouched(self._twin), contextlib.redirect_stdout(io.StringIO()):
                 answer = self._twin(*args, **kwargs)
+                after = self._state()
         except RuntimeError:
             if self._dtype == own:
                 raise  # nothing was converted, the model itself fails
@@ -307,7 +310,7 @@ class InPrecision:
             recorder = Recorder(captured.module, own, self._dtype)
             flat = recorder.run(*_cast(captured.example, own, self._dtype))
             return pytree.tree_unflatten(list(flat), captured.out_spec)
-        for name, state in self._state().items():
+        for name, state in after.items():
             if state != before.get(name):
                 module = name.rpartition(".")[0] or "the model"
                 raise CaptureError(STATE_CHANGES.format(module=module))

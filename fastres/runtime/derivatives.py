@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastres.errors import InputError
-from fastres.plain import has_tangent
+from fastres.plain import has_tangent, stands_for_another
 
 _functorch = torch._C._functorch
 
@@ -41,4 +41,6 @@ def _is_differentiated(value: Tensor) -> bool:
         if _functorch.is_gradtrackingtensor(value):
             return True
         value = _functorch.get_unwrapped(value)
-    return forward_ad._current_level >= 0 and has_tangent(value)
+    if forward_ad._current_level < 0:
+        return False
+    return stands_for_another(value) or has_tangent(value)  # what is inside cannot be asked for

@@ -40,12 +40,9 @@ def run_in_torch(
     """
     exporting = torch.compiler.is_exporting()
     refuse_tracing(values)
-    for value in values:
-        if isinstance(value, Tensor):
-            _refuse_without_values(value)
+    check(contract, values)
     if not exporting:
         refuse_derivatives(values)
-    contract.check(values)
     try:
         with without_autocast(), _weights_allowed(values):
             if exporting and not torch.onnx.is_in_onnx_export():
@@ -74,21 +71,30 @@ def refuse_tracing(values: Sequence[Any]) -> None:
     """
     if any(isinstance(value, fx.Proxy) for value in values):
         raise InputError(f"torch.fx.symbolic_trace cannot follow an optimised model: {INSTEAD}")
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         raise InputError(
             f"torch.jit.trace would record the sizes of this one call as they are: {INSTEAD}"
         )
 
 
-def _refuse_without_values(value: Tensor) -> None:
-    if value.is_nested:
-        raise InputError(
-            "got a nested tensor, expected one image size for the whole batch: call the optimised "
-            "model once per size, or use x.to_padded_tensor(0.0)"
-        )
-    lost = lost_memory(value)
-    if lost is not None:
-        raise InputError(f"got a tensor without its values: {lost}; pass one that has them")
+def check(contract: Contract, values: Sequence[Any]) -> None:
+    """``contract.check``, for tensors of any kind.
+
+    Raises:
+        InputError: as there, and for a tensor that has no one shape, or no values any more.
+    """
+    for value in values:
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_nested:
+            raise InputError(
+                "got a nested tensor, expected one image size for the whole batch: call the "
+                "optimised model once per size, or use x.to_padded_tensor(0.0)"
+            )
+        lost = lost_memory(value)
+        if lost is not None:
+            raise InputError(f"got a tensor without its values: {lost}; pass one that has them")
+    contract.check(values)
 
 
 class _InTorch(fx.Interpreter):

@@ -25,7 +25,7 @@ from fastres.runtime.derivatives import refuse_derivatives
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
-from fastres.runtime.in_torch import refuse_tracing, run_in_torch
+from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
@@ -105,7 +105,7 @@ class Runner:
         """
         if not is_ordinary(inputs):
             refuse_tracing(inputs)
-            self.contract.check(inputs)
+            check(self.contract, inputs)
             refuse_derivatives(inputs)
             found = watcher() or next(
                 filter(None, (oddity(v) for v in inputs if isinstance(v, Tensor))),
