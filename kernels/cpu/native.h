@@ -131,8 +131,8 @@ FR_API fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phas
                                int32_t phase_count, int32_t images, int64_t arena_bytes,
                                const int64_t *guards, int32_t guard_count);
 FR_API void fr_plan_destroy(fr_plan *plan);
-// Arenas that no run works in are kept for the next one of their plan, of all plans together no more
-// bytes than this; beyond it those go back to the system that were used longest ago.
+// Arenas that no run works in are kept for the next one of their plan, of all plans together no
+// more bytes than this; beyond it those go back to the system that were used longest ago.
 FR_API void fr_keep(int64_t bytes);
 // Gives all of them back to the system now. How many bytes they had.
 FR_API int64_t fr_let_go(void);

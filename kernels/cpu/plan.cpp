@@ -67,8 +67,9 @@ Idle &idle_rooms() {
 
 using Rooms = std::vector<std::unique_ptr<Room>>;
 
-// Takes rooms out until no more than so many bytes are left, those first that were used longest ago.
-// The caller lets them go when it does not hold moment() any more: that takes the system a while.
+// Takes rooms out until no more than so many bytes are left, those first that were used longest
+// ago. The caller lets them go when it does not hold moment() any more: that takes the system a
+// while.
 Rooms beyond(int64_t most) {
     Idle &all = idle_rooms();
     Rooms out;
