@@ -81,7 +81,7 @@ def test_convolution(
     benchmark.extra_info["multiply_adds"] = shape.multiply_adds
     torch.manual_seed(0)
     model = layer(shape).to(dtype)
-    images = torch.randn(1, shape.channels, shape.height, shape.width, dtype=dtype)
+    images = torch.randn((1, shape.channels, shape.height, shape.width), dtype=dtype, device="cpu")
     call = WAYS[way](model, images)
     with torch.inference_mode():
         exact = copy.deepcopy(model).double()(images.double())

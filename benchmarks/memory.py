@@ -44,7 +44,7 @@ def sizes(fast: fastres.OptimizedModule, calls: int, distinct: int, channels: in
         if not left:
             left = order.sample(shapes(distinct), distinct)
         batch, height, width = left.pop()
-        fast(torch.zeros(batch, channels, height, width))
+        fast(torch.zeros((batch, channels, height, width), dtype=torch.float32, device="cpu"))
         size = memory.resident()
         if size is None:
             raise OSError("this system does not tell the resident size in /proc/self/status")

@@ -34,7 +34,7 @@ def clip(b: Builder, x: str, low: float | None, high: float | None) -> str:
     """Clamp to constants, either of which may be missing."""
     dtype = b.dtype(x)
     bounds = (
-        "" if bound is None else b.constant(torch.tensor(bound, dtype=dtype))
+        "" if bound is None else b.constant(torch.tensor(bound, dtype=dtype, device="cpu"))
         for bound in (low, high)
     )
     return b.emit("Clip", x, *bounds)

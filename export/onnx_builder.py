@@ -72,7 +72,7 @@ class Builder(Facts):
             name = value
         elif isinstance(argument, (int, float, bool)):
             assert dtype is not None
-            return self.constant(torch.tensor(argument, dtype=dtype))
+            return self.constant(torch.tensor(argument, dtype=dtype, device="cpu"))
         else:
             raise self.refusal(f"it takes {argument!r} for a tensor")
         return self.cast(name, dtype) if dtype is not None else name
@@ -110,7 +110,7 @@ class Builder(Facts):
 
     def integers(self, *numbers: int) -> str:
         """A constant list of whole numbers: axes, sizes, starts."""
-        return self.constant(torch.tensor(numbers, dtype=torch.int64))
+        return self.constant(torch.tensor(numbers, dtype=torch.int64, device="cpu"))
 
     def emit(
         self,

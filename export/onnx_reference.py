@@ -121,9 +121,13 @@ def draw(inputs: Sequence[Any], given: Sequence[Any], seed: int) -> list[Any]:
 
 def _drawn(leaf: Tensor, example: Any, generator: torch.Generator) -> Tensor:
     if leaf.is_floating_point():
-        return torch.randn(leaf.shape, generator=generator).to(leaf.dtype)
+        return torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu").to(
+            leaf.dtype
+        )
     if leaf.dtype == torch.uint8:
-        return torch.randint(0, 256, leaf.shape, generator=generator, dtype=leaf.dtype)
+        return torch.randint(
+            0, 256, leaf.shape, generator=generator, dtype=leaf.dtype, device="cpu"
+        )
     if isinstance(example, Tensor) and example.shape == leaf.shape and not example.is_meta:
         return example.cpu()
-    return torch.zeros(leaf.shape, dtype=leaf.dtype)
+    return torch.zeros(leaf.shape, dtype=leaf.dtype, device="cpu")

@@ -176,9 +176,13 @@ class Session:
             wrong = wrong or (wanted is not None and wanted != got)
         if wrong:
             dtype = str(value.dtype).removeprefix("torch.")
-            raise InputError(
-                f"got {dtype} {list(value.shape)} for {place.name!r}, expected {place}"
-            )
+            message = f"got {dtype} {list(value.shape)} for {place.name!r}, expected {place}"
+            if value.dim() == len(place.sizes) == 4 and value.dtype == place.dtype:
+                message += (
+                    ", as was asked when the file was exported: numbers are fixed; to_onnx(..., "
+                    "dynamic_size=True) leaves height and width open where the model does"
+                )
+            raise InputError(message)
         if value.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{place.name!r} requires a gradient, which a file has none of: pass x.detach(), "

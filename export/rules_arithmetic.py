@@ -74,7 +74,7 @@ def _rsqrt(b: Builder, node: fx.Node) -> str:
 
 def _reciprocal(b: Builder, x: str) -> str:
     """The operator Reciprocal is not on TensorRT's list."""
-    return b.emit("Div", b.constant(torch.ones((), dtype=b.dtype(x))), x)
+    return b.emit("Div", b.constant(torch.ones((), dtype=b.dtype(x), device="cpu")), x)
 
 
 def _clamp(b: Builder, node: fx.Node) -> str:
@@ -153,6 +153,25 @@ def _power(b: Builder, node: fx.Node) -> str:
     return b.emit("Pow", x, b.tensor(float(exponent), b.dtype(x)))
 
 
+def _exp2(b: Builder, node: fx.Node) -> str:
+    x = _operand(b, node, 0)
+    return b.emit("Pow", b.tensor(2.0, b.dtype(x)), x)
+
+
+def _log2(b: Builder, node: fx.Node) -> str:
+    x = _operand(b, node, 0)
+    return b.emit("Mul", b.emit("Log", x), b.tensor(1.0 / math.log(2.0), b.dtype(x)))
+
+
+def _clamp_tensor(b: Builder, node: fx.Node) -> str:
+    x = _operand(b, node, 0)
+    for index, name, operator in ((1, "min", "Max"), (2, "max", "Min")):
+        bound = b.argument(index, name)
+        if bound is not None:
+            x = b.emit(operator, x, b.tensor(bound, b.fact(node).dtype))
+    return x
+
+
 def _hardsigmoid(b: Builder, node: fx.Node) -> str:
     return hard_sigmoid(b, _operand(b, node, 0))
 
@@ -162,14 +181,24 @@ def _square(b: Builder, node: fx.Node) -> str:
     return b.emit("Mul", x, x)
 
 
-def _addcmul(b: Builder, node: fx.Node) -> str:
-    """``x + value * a * b``."""
-    x, a, c = (_operand(b, node, index) for index in range(3))
-    product = b.emit("Mul", a, c)
-    value = b.argument(3, "value", 1)
-    if value != 1:
-        product = b.emit("Mul", product, b.tensor(float(value), b.dtype(x)))
-    return b.emit("Add", x, product)
+def _added(operator: str) -> Callable[[Builder, fx.Node], str]:
+    """``x + value * a * b``, or ``a / b``."""
+
+    def rule(b: Builder, node: fx.Node) -> str:
+        x, a, c = (_operand(b, node, index) for index in range(3))
+        term = b.emit(operator, a, c)
+        value = b.argument(3, "value", 1)
+        if value != 1:
+            term = b.emit("Mul", term, b.tensor(float(value), b.dtype(x)))
+        return b.emit("Add", x, term)
+
+    return rule
+
+
+def _lerp(b: Builder, node: fx.Node) -> str:
+    """``x + weight * (y - x)``."""
+    x, y, weight = (_operand(b, node, index) for index in range(3))
+    return b.emit("Add", x, b.emit("Mul", weight, b.emit("Sub", y, x)))
 
 
 RULES: dict[Any, Any] = {
@@ -179,9 +208,12 @@ RULES: dict[Any, Any] = {
     **{aten.mul.Tensor: _binary("Mul"), aten.mul.Scalar: _binary("Mul")},
     **{aten.div.Tensor: _div, aten.div.Scalar: _div, aten.div.Tensor_mode: _div},
     **{aten.maximum.default: _binary("Max"), aten.minimum.default: _binary("Min")},
-    aten.addcmul.default: _addcmul,
-    aten.pow.Tensor_Scalar: _power,
-    aten.square.default: _square,
+    **{aten.addcmul.default: _added("Mul"), aten.addcdiv.default: _added("Div")},
+    **{aten.lerp.Scalar: _lerp, aten.lerp.Tensor: _lerp},
+    **{aten.pow.Tensor_Scalar: _power, aten.square.default: _square},
+    **{aten.pow.Tensor_Tensor: _binary("Pow"), aten.pow.Scalar: _binary("Pow")},
+    **{aten.exp2.default: _exp2, aten.log2.default: _log2},
+    aten.clamp.Tensor: _clamp_tensor,
     **{aten.clamp.default: _clamp, aten.clip.default: _clamp, aten.hardtanh.default: _hardtanh},
     aten.clamp_min.default: _clamp,
     aten.clamp_max.default: lambda b, node: clip(
@@ -200,6 +232,7 @@ RULES: dict[Any, Any] = {
             "sigmoid": "Sigmoid", "tanh": "Tanh", "neg": "Neg", "abs": "Abs", "exp": "Exp",
             "log": "Log", "sqrt": "Sqrt", "erf": "Erf", "floor": "Floor", "ceil": "Ceil",
             "round": "Round", "sin": "Sin", "cos": "Cos", "sign": "Sign",
+            "atan": "Atan",
         }.items()
     },
 }  # fmt: skip

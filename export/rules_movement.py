@@ -71,7 +71,7 @@ def _slice(b: Builder, node: fx.Node) -> str:
 
 def _select(b: Builder, node: fx.Node) -> str:
     x, axis, index = arguments(node)
-    chosen = b.constant(torch.tensor(b.number(index), dtype=torch.int64))
+    chosen = b.constant(torch.tensor(b.number(index), dtype=torch.int64, device="cpu"))
     return b.emit("Gather", b.tensor(x), chosen, axis=axis % b.rank(x))
 
 
@@ -114,8 +114,8 @@ def _split(b: Builder, node: fx.Node) -> list[str]:
 def _unbind(b: Builder, node: fx.Node) -> list[str]:
     x, axis = arguments(node)[0], b.argument(1, "dim", 0)
     return [
-        b.emit("Gather", b.tensor(x), b.constant(torch.tensor(i)), axis=axis % b.rank(x))
-        for i in range(len(b.fact(node)))
+        b.emit("Gather", b.tensor(x), b.constant(number), axis=axis % b.rank(x))
+        for number in torch.arange(len(b.fact(node)), dtype=torch.int64, device="cpu")
     ]
 
 

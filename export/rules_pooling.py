@@ -53,7 +53,9 @@ def _shares(
     for axis in (0, 1):
         size, windows = b.size(x, axis + 2), b.size(node, axis + 2)
         assert size is not None and windows is not None
-        starts = torch.arange(windows) * stride[axis] - padding[axis]
+        starts = (
+            torch.arange(windows, dtype=torch.int64, device="cpu") * stride[axis] - padding[axis]
+        )
         counted = torch.clamp(starts + kernel[axis], max=size + padding[axis]) - starts
         factors.append(kernel[axis] / counted.double())
     share = factors[0][:, None] * factors[1][None, :]
@@ -81,7 +83,7 @@ def _adaptive_avg(b: Builder, node: fx.Node) -> str:
 
 def _averaging(size: int, parts: int) -> Tensor:
     """[parts, size]: each row averages one window."""
-    matrix = torch.zeros(parts, size, dtype=torch.float64)
+    matrix = torch.zeros(parts, size, dtype=torch.float64, device="cpu")
     for row, (first, last) in enumerate(_windows(size, parts)):
         matrix[row, first:last] = 1.0 / (last - first)
     return matrix

@@ -114,6 +114,42 @@ def _addmm(b: Builder, node: fx.Node) -> str:
     return b.emit("Gemm", b.tensor(x), b.tensor(y), b.tensor(bias), alpha=alpha, beta=beta)
 
 
+def _baddbmm(b: Builder, node: fx.Node) -> str:
+    """``beta * bias + alpha * x @ y``."""
+    bias, x, y = (b.tensor(argument) for argument in arguments(node)[:3])
+    alpha, beta = (float(b.number(node.kwargs.get(name, 1))) for name in ("alpha", "beta"))
+    product = b.emit("MatMul", x, y)
+    if alpha != 1:
+        product = b.emit("Mul", product, b.tensor(alpha, b.dtype(x)))
+    if beta == 0:
+        return product
+    if beta != 1:
+        bias = b.emit("Mul", bias, b.tensor(beta, b.dtype(x)))
+    return b.emit("Add", product, bias)
+
+
+def _einsum(b: Builder, node: fx.Node) -> str:
+    equation, operands = arguments(node)[:2]
+    if not isinstance(equation, str):
+        raise b.refusal("its equation is no text")
+    return b.emit("Einsum", *(b.tensor(x, b.fact(node).dtype) for x in operands), equation=equation)
+
+
+def _cosine(b: Builder, node: fx.Node) -> str:
+    """``(x / max(|x|, eps)) . (y / max(|y|, eps))`` along a dimension."""
+    dtype = b.fact(node).dtype
+    rank = max(b.rank(x) for x in arguments(node)[:2])
+    axes = [b.argument(2, "dim", 1) % rank]
+    least = b.tensor(float(b.argument(3, "eps", 1e-8)), dtype)
+
+    def scaled(x: str) -> str:
+        length = b.emit("Sqrt", reduce(b, "ReduceSum", b.emit("Mul", x, x), axes, keepdim=True))
+        return b.emit("Div", x, b.emit("Max", length, least))
+
+    x, y = (scaled(b.tensor(argument, dtype)) for argument in arguments(node)[:2])
+    return reduce(b, "ReduceSum", b.emit("Mul", x, y), axes, keepdim=False)
+
+
 def _vector_norm(b: Builder, node: fx.Node) -> str:
     """Of order 2 or 1."""
     x, order = arguments(node)[0], float(b.argument(1, "ord", 2))
@@ -160,13 +196,16 @@ RULES: dict[Any, Any] = {
     **{aten.max.default: _whole("ReduceMax"), aten.min.default: _whole("ReduceMin")},
     **{aten.max.dim: _max_along("ReduceMax", "ArgMax")},
     **{aten.min.dim: _max_along("ReduceMin", "ArgMin")},
+    aten.logsumexp.default: _reduction("ReduceLogSumExp"),
+    aten.prod.dim_int: _reduction("ReduceProd"),
     aten.argmax.default: _argmax,
     **{aten.softmax.int: _softmax("Softmax"), aten._softmax.default: _softmax("Softmax")},
     **{aten.log_softmax.int: _softmax("LogSoftmax")},
     **{aten._log_softmax.default: _softmax("LogSoftmax")},
     aten.topk.default: _topk,
     **{aten.matmul.default: _matmul, aten.mm.default: _matmul, aten.bmm.default: _matmul},
-    aten.addmm.default: _addmm,
+    **{aten.addmm.default: _addmm, aten.baddbmm.default: _baddbmm},
+    **{aten.einsum.default: _einsum, aten.cosine_similarity.default: _cosine},
     aten.linalg_vector_norm.default: _vector_norm,
     **{aten.var.correction: _variance(root=False), aten.std.correction: _variance(root=True)},
     **{aten.var.dim: _variance(root=False), aten.std.dim: _variance(root=True)},

@@ -44,7 +44,9 @@ def _upsample(mode: str, antialias: bool = False) -> Callable[[Builder, fx.Node]
         by_sizes = b.argument(1, "output_size")
         factors = b.argument(3 if mode != "nearest" else 2, "scale_factors")
         if by_sizes is None and isinstance(factors, Sequence):
-            scales = torch.tensor([1.0, 1.0, *map(float, factors)])
+            scales = torch.tensor(
+                [1.0, 1.0, *map(float, factors)], dtype=torch.float32, device="cpu"
+            )
             given = [b.tensor(x), "", b.constant(scales)]
         else:
             given = [b.tensor(x), "", "", _sizes(b, node, x)]

@@ -34,15 +34,18 @@ def _operand(b: Builder, argument: Any) -> str:
 
 
 def _floordiv(b: Builder, node: fx.Node) -> str:
-    """Python rounds down, ONNX towards zero: one less where a remainder is negative."""
+    """Python rounds down, ONNX towards zero: one less where a remainder has not the divisor's sign.
+
+    ``-(x // -k)`` is how many write a division that rounds up.
+    """
     first, second = arguments(node)
-    if not _not_negative(second):
-        raise b.refusal("it divides by what may be negative")
     x, y = _operand(b, first), _operand(b, second)
     quotient = b.emit("Div", x, y)
-    if _not_negative(first):
+    if _not_negative(first) and _not_negative(second):
         return quotient
     rest = b.emit("Sub", x, b.emit("Mul", quotient, y))
+    if not _not_negative(second):
+        rest = b.emit("Mul", rest, b.emit("Sign", y))
     return b.emit("Add", quotient, b.emit("Min", b.emit("Sign", rest), b.integers(0)))
 
 

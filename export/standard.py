@@ -8,6 +8,7 @@ reads exported programs takes it from there.
 from __future__ import annotations
 
 import inspect
+import warnings
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
     args, kwargs = with_batch(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, of its own classes
         program: ExportedProgram = torch.export.export(
             fast, args, kwargs, dynamic_shapes=sizes, strict=False
         ).run_decompositions(dict(ops.REFERENCE))
@@ -50,7 +52,9 @@ def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
 
     def image(leaf: object) -> object:
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype)
+            return torch.randn(
+                leaf.shape, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(leaf.device, leaf.dtype)
         return leaf
 
     args, kwargs = pytree.tree_map(image, (args, kwargs))

@@ -240,7 +240,9 @@ def _tried(loaded: Session, settings: Settings, example: Sequence[Sequence[int]]
     batches = sorted({1, *settings.preferred}) if settings.max_batch_size else [0]
     for batch in batches:
         given = [
-            torch.zeros([batch, *sizes[1:]] if batch else list(sizes), dtype=place.dtype)
+            torch.zeros(
+                [batch, *sizes[1:]] if batch else list(sizes), dtype=place.dtype, device="cpu"
+            )
             for place, sizes in zip(loaded.inputs, example, strict=True)
         ]
         answers = loaded(*given)

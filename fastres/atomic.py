@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A context with a temporary file beside ``path``, which takes its place at the end.
+    """A context with a temporary file, which takes the place of ``path`` at the end.
 
-    The file exists and is empty at first. Where the block raises, the temporary file is removed and
-    ``path`` is as it was. Otherwise it is on the disk, under its name, when the context is left. A
-    symbolic link keeps pointing where it does; what it points at is replaced.
+    The file exists and is empty at first. Where the block raises, it is removed and ``path`` is as
+    it was. Otherwise it is on the disk, under its name and with the permissions of what was there,
+    when the context is left. A symbolic link keeps pointing where it does; what it points at is
+    replaced. What a process that was killed has left behind goes with the next one that writes
+    there.
 
     Raises:
         OSError: the folder is missing or must not be written to, ``path`` is a folder or a device,
@@ -24,17 +33,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     refuse_special(target)
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    mode = stat.S_IMODE(temporary.stat().st_mode)
-    try:
+    with _folder_beside(target) as folder:
+        temporary = folder / target.name
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        old = target if target.exists() else temporary
+        mode = stat.S_IMODE(old.stat().st_mode)
         yield temporary
         temporary.chmod(mode)  # a library may have put a private file in its place
         _flush(temporary)
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _flush(target.parent)
 
 
@@ -49,6 +56,50 @@ def refuse_special(path: Path) -> None:
         raise IsADirectoryError(f"{path} is a directory")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file, and is not replaced by one")
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder next to ``target``, gone afterwards; others of dead processes go, too."""
+    prefix = f".{target.name[:100]}."
+    for left in target.parent.glob(f"{_literal(prefix)}*{_SUFFIX}"):
+        with _held(left) as free:
+            if free:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(_SUFFIX, prefix, target.parent))
+    try:
+        with _held(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_SUFFIX = ".tmp"
+
+
+def _literal(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Lock a folder until its process ends at the latest; False where another one has it."""
+    if fcntl is None:
+        yield False
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # no folder, or gone by now
+        yield False
+        return
+    try:
+        taken = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = True
+        yield taken
+    finally:
+        os.close(handle)
 
 
 def _flush(path: Path) -> None:

@@ -7,31 +7,42 @@ width become symbols where the model's code allows it, so one capture serves eve
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import io
-import threading
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils import _pytree as pytree
 
-from fastres.contract import Contract, contract_of, fixed_size
+from fastres import forking, nested
+from fastres.contract import Contract
+from fastres.defaults import name_defaults
 from fastres.diagnose import why_not_captured
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.functional import can_make_functional, is_in_place, make_functional
-from fastres.graph import INNER, add_constant, arguments, output_nodes, user_path
+from fastres.graph import (
+    INNER,
+    add_constant,
+    arguments,
+    module_path,
+    module_stack,
+    output_nodes,
+    user_path,
+)
 from fastres.place import move
 from fastres.quiet import quiet
-from fastres.tracing import TangledSizes, export, with_batch
+from fastres.tracing import Exported, export_openly, import_ahead
 from fastres.untouched import untouched
+from fastres.wrappers import like
 
-TRACING = threading.RLock()
+TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
 
 DEFAULT_IMAGE = 224
@@ -108,20 +119,45 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so."""
+    """The model if all of it is in eval mode, else a copy that is, with a sentence that says so.
+
+    Of a model made under ``torch.inference_mode`` it is a copy, too: torch.export cannot take its
+    tensors.
+    """
     training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
-    if not training:
+    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    of_inference = {i: _ordinary(t) for i, t in memo.items() if _is_inference(t)}
+    if not training and not of_inference:
         return model, []
     try:
-        twin = copy.deepcopy(model)
+        twin = like(model, {**memo, **of_inference} if not training else dict(of_inference))
     except Exception as error:  # a user's __deepcopy__ may raise anything
-        raise CaptureError(
-            f"the model is in training mode and cannot be copied ({error}); call model.eval() first"
-        ) from error
+        state, advice = "is in training mode", "call model.eval() first"
+        if not training:
+            state, advice = "was made under torch.inference_mode", "make it outside"
+        raise CaptureError(f"the model {state} and cannot be copied ({error}); {advice}") from error
+    if not training:
+        return twin, []
     return twin.eval(), [
         f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
         "optimised, the model itself still trains; call model.eval() first to silence this"
     ]
+
+
+def _is_inference(tensor: Tensor) -> bool:
+    lazy = isinstance(tensor, UninitializedTensorMixin)
+    return not lazy and tensor.is_inference()
+
+
+def _ordinary(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that was not made in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
+            tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
+        )
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(plain, requires_grad=False)
+        return plain
 
 
 def capture(model: nn.Module, example_input: Any = None) -> Captured:
@@ -133,6 +169,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         ModelError: there is no convolution to derive an example from.
         OptionError: ``example_input`` is neither tensor, tuple nor dict.
     """
+    import_ahead()
     _refuse_what_would_be_lost(model)
     derived = example_input is None
     args, kwargs = as_arguments(derive_example(model) if derived else example_input)
@@ -148,17 +185,18 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     printed = io.StringIO()
     try:
         with TRACING, untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
-            program, images_vary = _export(model, signature, args, kwargs)
+            exported = export_openly(model, signature, args, kwargs)
     except FastresError:  # of a wrapper around the user's model
         raise
     except Exception as error:  # forward is the user's and may raise anything
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
-    captured = _from_program(program, signature, example, hasattr(model, INNER))
+    captured = _from_program(exported, signature, example, hasattr(model, INNER))
     captured.notes += changes
-    if not images_vary:
+    if exported.fixed_by is not None:
+        by = f"module {exported.fixed_by}" if exported.fixed_by else "the model"
         captured.notes.append(
-            "the image size is fixed to the example's: the model computes paddings or sizes from "
-            "it at every layer, too tangled for torch.export; optimise once per size"
+            f"the image size is fixed to the example's: {by} computes paddings or sizes from it, "
+            "too tangled for torch.export; optimise once per size"
         )
     if output_nodes(captured.module.graph) == [None]:
         raise CaptureError(
@@ -172,54 +210,32 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     return captured
 
 
-def _export(
-    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[ExportedProgram, bool]:
-    """The model exported with as many sizes left open as it allows; and whether images may vary."""
-    images_vary = True
-    try:
-        program = export(model, signature, *with_batch(args, kwargs))
-    except (TangledSizes, NotImplementedError):  # the second from sympy, solving for a size
-        images_vary = False
-        program = export(model, signature, *with_batch(args, kwargs), images_vary)
-    if not _takes(program, pytree.tree_leaves((args, kwargs))):  # the batch is fixed, say by len(x)
-        program = export(model, signature, args, kwargs, images_vary)
-    return program, images_vary
-
-
-def _takes(program: ExportedProgram, example: list[Any]) -> bool:
-    """Whether the program is valid for the arguments that it was captured for."""
-    placeholders = program.graph.find_nodes(op="placeholder")
-    values = [
-        node.meta.get("val")
-        for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True)
-        if spec.kind == InputKind.USER_INPUT
-    ]
-    return not any(
-        isinstance(given, Tensor)
-        and isinstance(value, Tensor)
-        and any(
-            fixed_size(s) not in (None, g) for s, g in zip(value.shape, given.shape, strict=True)
-        )
-        for value, given in zip(values, example, strict=True)
-    )
-
-
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
     """Names, kinds and defaults: annotations may hold what cannot be pickled."""
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     return inspect.Signature(plain)
 
 
+_COUNTING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+"""Modules that change their statistics when they run in training mode."""
+
+
 def _refuse_what_would_be_lost(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("got a TorchScript module: pass the nn.Module that it was made from")
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise CaptureError(
-            "got a torch.compile'd module: pass the module you gave to torch.compile"
-        )
     for name, module in model.named_modules():
         where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{where} is TorchScript, of which there is no Python code to follow: put the "
+                "nn.Module that it was made from in its place"
+            )
+        if isinstance(module, _COUNTING) and module.training and module.track_running_stats:
+            raise CaptureError(
+                f"{where} is in training mode though the model is not (its own train() or eval() "
+                "keeps it so): it would normalise by each batch and change its statistics; call "
+                f".eval() on that module, model.get_submodule({user_path(name)!r}).eval()"
+            )
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         if hooks:
             hook = getattr(hooks[0], "__qualname__", type(hooks[0]).__name__)
@@ -238,19 +254,20 @@ def _refuse_what_would_be_lost(model: nn.Module) -> None:
 
 
 def _from_program(
-    program: ExportedProgram, forward: inspect.Signature, example: list[Any], wrapped: bool
+    exported: Exported, forward: inspect.Signature, example: list[Any], wrapped: bool
 ) -> Captured:
+    contract, program = exported.contract(), exported.program
+    regions = nested.inline(program)
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of its own classes
             program = program.run_decompositions({})
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports sympy
 
     module = fx.GraphModule(torch.nn.Module(), fx.Graph())
     graph = module.graph
     values: dict[fx.Node, fx.Node] = {}
-    names: list[str] = []
-    recorded: list[Any] = []
     signature = program.graph_signature
     specs = iter(signature.input_specs)
     state = {**program.state_dict, **program.constants}
@@ -259,23 +276,16 @@ def _from_program(
             spec = next(specs)
             if spec.kind == InputKind.USER_INPUT:
                 values[node] = graph.node_copy(node)
-                names.append(node.name)
-                recorded.append(node.meta.get("val", getattr(spec.arg, "value", None)))
             elif node.users and isinstance(spec.target, str):
                 values[node] = add_constant(graph, user_path(spec.target), state[spec.target])
                 values[node].meta["val"] = node.meta.get("val")
         elif node.op == "output":
             graph.output(_returned(node, signature, values))
-        elif node.op == "get_attr":
-            raise CaptureError(
-                f"the model uses {node.target}, a nested graph (control flow of torch or another "
-                "higher-order operator), which fastres does not take"
-            )
-        else:
+        elif node.target is not torch.ops.aten._assert_tensor_metadata.default:  # capture's own
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
-            values[node].meta["asked"] = wrapped and not _stack(node).startswith(INNER)
+            values[node].meta["asked"] = wrapped and not module_stack(node).startswith(INNER)
             if free_unbacked_symbols(node.meta.get("val")):
                 raise CaptureError(
                     f"{module_path(node) or 'the model'} computes a size or a number from the "
@@ -291,17 +301,30 @@ def _from_program(
         for spec in signature.output_specs
         if spec.kind == OutputKind.USER_INPUT_MUTATION
     }
-    notes = [
+    notes = regions + [
         f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
         for name in sorted(written)
     ]
+    name_defaults(graph)
     graph.lint()
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(
-        module, contract_of(names, recorded), in_spec, out_spec, forward, example, notes
-    )
+    return Captured(module, contract, in_spec, _plain(out_spec), forward, example, notes)
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The structure with Python's containers for those that ``torch.fx`` keeps in its graphs."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, immutable_dict):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, immutable_list):
+            return [plain(part) for part in value]
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+
+    numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    return pytree.tree_structure(plain(numbered))
 
 
 STATE_CHANGES = (
@@ -330,14 +353,3 @@ def _returned(
         if spec.kind == OutputKind.USER_OUTPUT:
             kept.append(values[result] if isinstance(result, fx.Node) else result)
     return tuple(kept)
-
-
-def module_path(node: fx.Node) -> str:
-    """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
-    return ".".join(part.split("@")[0] for part in user_path(_stack(node)).split("."))
-
-
-def _stack(node: fx.Node) -> str:
-    """The innermost module that ran a node, by its name in what was exported."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""

@@ -7,7 +7,7 @@ not run the captured graph, for its answer would silently be another model's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.decisions import Place, is_operators
 from fastres.errors import CaptureError, InputError
 from fastres.expression import (
     Expression,
@@ -128,11 +129,12 @@ class Contract:
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
-            if evaluate(guard.condition, sizes) is False:
+            held = evaluate(guard.condition, sizes)
+            if held is not None and not held:  # of symbolic sizes, asking records the decision
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
-                    f"{guard.place}, "
-                    f"and for this size it would run something else than what was captured; call "
+                    f"{guard.place}, and for this size it would run something else than what was "
+                    "captured, or would not fit; call "
                     "optimize() with an example_input of this size and keep one optimised model "
                     "for each case"
                 )
@@ -168,9 +170,10 @@ def _check_tensor(wanted: TensorInput, value: Any) -> None:
             f"takes; {advice}"
         )
     if value.device != wanted.device:
+        other = f", or optimise with device={str(value.device)!r}"
         raise InputError(
             f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move "
-            f"it with x.to({str(wanted.device)!r}), or optimise with device={str(value.device)!r}"
+            f"it with x.to({str(wanted.device)!r}){'' if value.is_meta else other}"
         )
     if value.layout != torch.strided:
         raise InputError(
@@ -230,12 +233,15 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
     return int(expression) if expression.is_number else None
 
 
-def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
+def contract_of(
+    names: Sequence[str], values: Sequence[Any], places: Mapping[int, Place] | None = None
+) -> Contract:
     """The contract behind the values that capture recorded for a graph's inputs.
 
     Args:
         names: the arguments' names, for messages.
         values: per argument a fake tensor, or the plain value it had during capture.
+        places: where torch's conditions come from, by their number, as far as is known.
     """
     inputs: list[Any] = []
     environment = None
@@ -254,25 +260,23 @@ def contract_of(names: Sequence[str], values: Sequence[Any]) -> Contract:
         inputs.append(TensorInput(name, value.dtype, value.device, tuple(sizes)))
     if environment is None:
         return Contract(tuple(inputs), ())
-    return Contract(tuple(inputs), tuple(_guards(environment)), tuple(_limits(environment)))
+    guards = tuple(_guards(environment, places or {}))
+    return Contract(tuple(inputs), guards, tuple(_limits(environment)))
 
 
-def _guards(shape_env: Any) -> list[Guard]:
-    """The decisions of the model's own code, without those inside torch's shape functions.
-
-    Torch's operators take their decisions (is it contiguous? does it broadcast?) again on the real
-    sizes when they run. ``torch.nn`` is Python code like the user's and counts as the user's.
-    """
-    package = Path(torch.__file__).parent
-    guards = []
-    for guard in shape_env.guards:
+def _guards(shape_env: Any, places: Mapping[int, Place]) -> list[Guard]:
+    """The conditions on sizes under which the captured graph is the model, once each."""
+    guards: dict[Size, Guard] = {}
+    for number, guard in enumerate(shape_env.guards):
+        place = places.get(number)
         frame = guard.sloc.framework_loc
-        file = Path(getattr(frame, "filename", "") or "")
-        inside = package in file.parents and package / "nn" not in file.parents
-        if frame is not None and not inside:
-            place = f"{file.name}:{frame.lineno}"
-            guards.append(Guard(_plain(guard.expr, place), place))
-    return guards
+        file = str(getattr(frame, "filename", "") or "")
+        if place is None and (frame is None or is_operators(file)):
+            continue  # asked while the inputs were made symbolic: torch's own assumptions
+        where = str(place or f"{Path(file).name}:{frame.lineno}")
+        condition = _plain(guard.expr, where)
+        guards.setdefault(condition, Guard(condition, where))
+    return list(guards.values())
 
 
 def _plain(expression: Any, place: str) -> Any:

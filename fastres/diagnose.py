@@ -80,7 +80,7 @@ def why_not_captured(
         return f"{type(model).__name__} cannot be captured with input {shapes}: {fault}.{advice}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     place = _user_line(error)
-    if "data-dependent" in reason or "unbacked" in reason:
+    if "data dependent" in reason or "data-dependent" in reason or "unbacked" in reason:
         return (
             f"{type(model).__name__} decides on the values of a tensor{place}, so there is no "
             f"one graph of it ({reason}). Use torch.where instead of if, or optimise the parts "

@@ -75,7 +75,9 @@ def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
 def _example(model: nn.Module, size: int) -> torch.Tensor:
     if size < 1:
         raise OptionError(f"--size {size}: expected a number of pixels of at least 1")
-    return torch.zeros(1, workload.input_channels(model), size, size)
+    return torch.zeros(
+        (1, workload.input_channels(model), size, size), dtype=torch.float32, device="cpu"
+    )
 
 
 def table(report: OnnxReport) -> Table:

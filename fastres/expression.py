@@ -163,8 +163,10 @@ def solve(size: Expression, value: int, unknown: str, known: Mapping[str, int]) 
     if line is None or line[0] == 0:
         return None
     slope, offset = line
-    found = Fraction(value - offset) / Fraction(slope)
-    return int(found) if found.denominator == 1 else None
+    # In whole numbers throughout: a size may be symbolic (torch.SymInt), and no Fraction takes one.
+    above = (value * offset.denominator - offset.numerator) * slope.denominator
+    below = slope.numerator * offset.denominator
+    return above // below if above % below == 0 else None
 
 
 def _linear(

@@ -7,6 +7,7 @@ ours:
 - ``"module"``: dotted name of the user's module that the node came from ("" for the model itself);
 - ``"source"``: name of the captured node whose value this node computes, so that a value can be
   compared with the same value in another graph of the same model;
+- ``"lowered"``: the node is a cast that ``torch.autocast`` makes in the user's model;
 - ``"asked"``: the node is no part of the user's model, ``optimize`` was asked to add it.
 """
 
@@ -28,6 +29,17 @@ INNER = "fastres_network"
 def user_path(path: str) -> str:
     """A module's or a tensor's dotted name in the user's model, of its name inside a wrapper."""
     return "" if path == INNER else path.removeprefix(f"{INNER}.")
+
+
+def module_path(node: fx.Node) -> str:
+    """``layer1.0.conv1`` from the stack of modules that torch.export records with each node."""
+    return ".".join(part.split("@")[0] for part in user_path(module_stack(node)).split("."))
+
+
+def module_stack(node: fx.Node) -> str:
+    """The innermost module that ran a node, by its name in what was exported."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def module_of(node: fx.Node) -> str:
@@ -117,7 +129,7 @@ def _same_size(a: Any, b: Any) -> bool:
 
 def copy_meta(new: fx.Node, old: fx.Node) -> fx.Node:
     """Give ``new`` the recorded value, module and source of the node whose value it computes."""
-    for key in ("val", "module", "source", "asked", "stack_trace"):
+    for key in ("val", "module", "source", "asked", "lowered", "stack_trace"):
         if key in old.meta:
             new.meta[key] = old.meta[key]
     return new

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import OptionError
+from fastres.regular import read_text
 
 
 def read(path: str | Path) -> list[str]:
@@ -21,7 +22,7 @@ def read(path: str | Path) -> list[str]:
     """
     file = Path(path)
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"labels {file}: cannot be read: {error}") from error
     if file.suffix.lower() == ".json":

@@ -17,8 +17,10 @@ from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.place import checked_device
+from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.autocast import without_autocast
+from fastres.runtime.threads import preparing
 
 
 def load(
@@ -50,10 +52,11 @@ def load(
         OptionError: device, engine or threads is none.
         TargetError: the device or the engine is not there.
     """
+    refuse_watched("load")
     place = checked_device(device)
     Options(engine=engine, threads=threads, device=place)
     try:
-        with torch.no_grad(), torch.inference_mode(False), without_autocast():
+        with preparing(), torch.no_grad(), torch.inference_mode(False), without_autocast():
             return _load(path, place, engine, threads)
     except ArtifactError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from torch.utils import _pytree as pytree
 from fastres import pipeline
 from fastres.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.contract import Contract
+from fastres.diagnose import eager_fault
 from fastres.errors import (
     ArtifactError,
+    CaptureError,
+    FastresError,
     FastresWarning,
     InputError,
     ModelError,
@@ -28,12 +32,15 @@ from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
 from fastres.place import checked_device
+from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
+from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
-from fastres.runtime.runner import without_autocast
+from fastres.runtime.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
+from fastres.wrappers import unwrapped
 
 CHECK_IMAGES = 4
 """How many images of the example, at most, ``optimize`` runs in float64."""
@@ -105,7 +112,7 @@ def optimize(
 
     Raises:
         OptionError: an argument is not one of those above.
-        ModelError: the model has no convolution.
+        ModelError: the model has no convolution, or weights that do not lie in memory.
         CaptureError: the model cannot be captured as one graph (hooks, parametrisations, control
             flow on data, state changed in forward); the message names the module.
         NotOptimizedError: under ``strict``.
@@ -115,17 +122,20 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
+    refuse_watched("optimize")
     surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
-    _refuse_meta(model)
+    _refuse_without_values(model)
     for name, module in model.named_modules():
         if isinstance(module, OptimizedModule):
             raise ModelError(
                 f"{name or 'the model'} is already optimised: give optimize() the model that "
                 "it was made from"
             )
-    with torch.no_grad(), without_autocast():  # autocast would be captured
+    with preparing(), torch.no_grad(), without_autocast():  # autocast would be captured
         fast, told = _optimize(model, example_input, options, surroundings)
+    fast.report.notes += left_out
     _announce(fast.report, strict, told)
     return fast
 
@@ -135,6 +145,7 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
+        example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
         example = pipeline.example(evaluated, surroundings, example_input)
         captured = capture(pipeline.around(evaluated, surroundings), example)
@@ -158,11 +169,27 @@ def _optimize(
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
     fast = OptimizedModule(captured, options, report, surroundings, recipe)
     sample = _sample(captured, given=example_input is not None)
-    with _stage(report, "first call"):
+    with _stage(report, "first call"), _blaming(evaluated, captured, sample):
         _run_once(fast, captured, sample, report)
-    with _stage(report, "check"):
+    with _stage(report, "check"), _blaming(evaluated, captured, sample):
         _check(evaluated, fast, captured, sample, report)
     return fast, told
+
+
+@contextmanager
+def _blaming(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterator[None]:
+    """Name the module where the model itself cannot be run, though capture's stand-ins could."""
+    try:
+        yield
+    except FastresError:
+        raise
+    except Exception as error:
+        fault = eager_fault(model, *pytree.tree_unflatten(sample, captured.in_spec))
+        if fault is None:
+            raise
+        raise CaptureError(
+            f"{type(model).__name__} cannot be run on {_shapes(sample)}: {fault}"
+        ) from error
 
 
 def _recipe(captured: Captured, model: nn.Module, own: torch.dtype, report: Report) -> Recipe | str:
@@ -180,12 +207,19 @@ def _stage(report: Report, name: str) -> Iterator[None]:
     report.seconds[name] = time.perf_counter() - started
 
 
-def _refuse_meta(model: nn.Module) -> None:
+def _refuse_without_values(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            continue  # capture tells of the hook that would make it
         if tensor.is_meta:
             raise ModelError(
                 f"{name} is on the meta device and has no values: load the weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
+            )
+        found = oddity(tensor)
+        if found is not None:
+            raise ModelError(
+                f"{name} is no plain tensor: {found}; give the model weights that lie in memory"
             )
 
 
@@ -197,9 +231,11 @@ def _sample(captured: Captured, given: bool) -> list[Any]:
 
     def image(leaf: Any) -> Any:
         if leaf.dtype == torch.uint8:
-            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
             return pixels.to(leaf.device)
-        noise = torch.randn(leaf.shape, generator=generator)
+        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu")
         return noise.to(leaf.device, leaf.dtype)
 
     return [image(leaf) for leaf in captured.example]

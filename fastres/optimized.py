@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,20 +12,30 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import ops, profile
+from fastres import forking, ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
 from fastres.capture import Captured
-from fastres.errors import ArtifactError, FastresError, FastresWarning, InputError, OptionError
+from fastres.errors import (
+    ArtifactError,
+    FastresError,
+    FastresWarning,
+    InputError,
+    ModelError,
+    OptionError,
+)
 from fastres.graph import output_nodes
 from fastres.options import Options
+from fastres.plain import refuse_watched
 from fastres.recipe import Recipe
 from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
+from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.runtime.runner import Runner
+from fastres.runtime.runner import Runner, check_weights
+from fastres.runtime.threads import preparing
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -114,7 +123,7 @@ class OptimizedModule(nn.Module):
             OutOfMemory: this shape does not fit into memory.
         """
         flat = self._flatten(args, kwargs)
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_dynamo_compiling():
             results = self.graph_module(*flat)
         else:
             try:
@@ -200,7 +209,8 @@ class OptimizedModule(nn.Module):
             VerificationError: the answers differ from those of the captured graph.
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
-        with _RENEWING:
+        refuse_watched("refresh")
+        with preparing(), _RENEWING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
             sample = sample_of(self._example, self.report.device)
@@ -239,9 +249,18 @@ class OptimizedModule(nn.Module):
         return self
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``nn.Module``, for state dicts of this optimised model (folded weights)."""
+        """As in ``nn.Module``, for state dicts of this optimised model (folded weights).
+
+        Raises:
+            ModelError: with ``assign=True``, a tensor has no values; the old ones are kept.
+        """
+        before = dict(self.graph_module._buffers)
         result = super().load_state_dict(*args, **kwargs)
-        self._runner = self._make_runner()
+        try:
+            self._runner = self._make_runner()
+        except FastresError:
+            self.graph_module._buffers.update(before)
+            raise
         return result
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
@@ -255,24 +274,35 @@ class OptimizedModule(nn.Module):
                 )
         return self
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` asks for, of a module and of each inside it."""
+        raise ModelError(f"torch.jit.script cannot compile an optimised model: {INSTEAD}")
+
     def __reduce__(self) -> Any:
+        refuse_watched("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
+        # Some versions of torch warn of their own class where a structure is copied.
+        state["_in_spec"], state["_out_spec"] = map(_skeleton, (self._in_spec, self._out_spec))
         # torch.fx pickles a graph as its code, without what we know about its nodes.
         state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         known = state.pop("_known")
+        for name in ("_in_spec", "_out_spec"):
+            state[name] = pytree.tree_structure(state[name])
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         for node, meta in zip(self.graph_module.graph.nodes, known, strict=True):
             node.meta.update(meta)
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
+        refuse_watched("copying an optimised model or giving it weights")
+        check_weights(self.graph_module)
         engine, self._passed_over = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)
 
@@ -293,13 +323,15 @@ class OptimizedModule(nn.Module):
         return flat
 
 
-_RENEWING = threading.Lock()
+_RENEWING = forking.lock()
 
 
 def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:
     """A subclass whose ``forward`` shows this signature, for ``torch.export`` and editors."""
 
     def forward(self: OptimizedModule, *args: Any, **kwargs: Any) -> Any:
+        if type(args) is not tuple:  # torch.fx.symbolic_trace takes the star away
+            refuse_tracing([args])
         return OptimizedModule.forward(self, *args, **kwargs)
 
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -316,6 +348,11 @@ def _restore(signature: inspect.Signature, state: dict[str, Any]) -> OptimizedMo
     module: OptimizedModule = nn.Module.__new__(_with_signature(signature))
     module.__setstate__(state)
     return module
+
+
+def _skeleton(spec: pytree.TreeSpec) -> Any:
+    """Something of this structure."""
+    return pytree.tree_unflatten(range(spec.num_leaves), spec)
 
 
 def _knowledge(node: fx.Node) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastres.errors import OptionError
+from fastres.target import most_threads
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -57,10 +58,14 @@ class Options:
             if not isinstance(getattr(self, name), bool):
                 raise OptionError(f"{name}={getattr(self, name)!r}: expected True or False")
         threads = self.threads
+        most = most_threads()
         if threads is not None and (
-            not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
+            not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most
         ):
-            raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+            raise OptionError(
+                f"threads={threads!r}: expected None or a number from 1 to {most}; more than the "
+                "processors that the process may use only take turns"
+            )
         sizes = self.batch_buckets
         if not isinstance(sizes, tuple) or not all(
             type(size) is int and size > 0 for size in sizes

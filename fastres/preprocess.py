@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from fastres.errors import InputError, OptionError
+from fastres.regular import open_regular
 from fastres.transforms import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Transforms
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ __all__ = [
 ]
 
 Source: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any]"
+
+# What is decoded, by content, whatever a file is called. For others Pillow runs programs on it
+# (PostScript), or needs what few have.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
@@ -109,8 +114,8 @@ def load_image(
     transforms = transforms or Transforms()
     pixels = load_pixels(source, transforms, exif_orientation=exif_orientation)
     image = pixels.permute(2, 0, 1).contiguous()
-    mean = torch.tensor(transforms.mean).view(-1, 1, 1)
-    std = torch.tensor(transforms.std).view(-1, 1, 1)
+    mean = torch.tensor(transforms.mean, dtype=torch.float32, device="cpu").view(-1, 1, 1)
+    std = torch.tensor(transforms.std, dtype=torch.float32, device="cpu").view(-1, 1, 1)
     return image.float().div_(transforms.divisor).sub_(mean).div_(std)
 
 
@@ -153,9 +158,9 @@ def load_images(
 def list_images(directory: str | os.PathLike[str]) -> list[Path]:
     """The image files in a directory and the directories in it, sorted by path.
 
-    Files are known by their suffix. Hidden ones (name begins with a dot) are left out. Links to
-    files are taken, also those that lead nowhere, so that loading can tell; links to directories
-    are not followed.
+    Files are known by their suffix. Hidden ones (name begins with a dot) are left out. Whatever
+    else is called like an image is taken, pipes and links that lead nowhere too, so that loading
+    can tell; links to directories are not followed.
 
     Raises:
         InputError: there is no such directory, or no image in it.
@@ -168,7 +173,7 @@ def list_images(directory: str | os.PathLike[str]) -> list[Path]:
         for path in root.rglob("*")
         if path.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and (path.is_file() or (path.is_symlink() and not path.exists()))
+        and not path.is_dir()
     ]
     if not found:
         raise InputError(f"{root} holds no image; looked for {', '.join(sorted(SUFFIXES))}")
@@ -203,13 +208,16 @@ def _read(path: Path) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             image.load()  # Image.open reads the header only; damage further on shows here
             return image
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; an image file is needed") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image in a format Pillow can read") from error
+        raise InputError(
+            f"{path} is no image in one of the formats {', '.join(_FORMATS)}; convert it to one of "
+            "these"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{path} is too large to decode: {error}") from error
     # What Pillow's decoders raise for damaged data, by its own documentation and by trying.

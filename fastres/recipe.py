@@ -27,6 +27,7 @@ from fastres.artifact.receipt import notes_from_json
 from fastres.artifact.strict import count, fields, items, of_type, parse, text
 from fastres.errors import ArtifactError, OptionError
 from fastres.passes import rewrite
+from fastres.plain import oddity
 from fastres.report import Report
 
 _FIELDS = (
@@ -197,7 +198,7 @@ class ReadRecipe:
     def _placed(self, value: Tensor, expected: Expected | None) -> Tensor:
         placed = value.detach().to(self.device)
         assert expected is not None
-        strides = expected.strides or torch.empty(expected.shape, device="meta").stride()
+        strides = expected.strides or placed.new_empty(expected.shape, device="meta").stride()
         if placed.stride() == strides:
             return placed
         # As load_state_dict would: the model's own memory format decides, for sums' order too.
@@ -249,6 +250,9 @@ def _check(name: str, value: Any, expected: Expected | None) -> None:
         return
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise OptionError(f"{name}: expected a dense tensor with values, got {_kind(value)}")
+    found = oddity(value)
+    if found is not None:
+        raise OptionError(f"{name}: expected a plain tensor in memory: {found}")
     if tuple(value.shape) != expected.shape:
         raise OptionError(
             f"{name}: expected the shape {list(expected.shape)}, got {list(value.shape)}: new "

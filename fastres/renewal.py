@@ -23,8 +23,9 @@ from fastres.place import move
 from fastres.recipe import ReadRecipe, Recipe, make_graph
 from fastres.report import Check, Report
 from fastres.retype import Recorder
+from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
-from fastres.runtime.runner import Runner, without_autocast
+from fastres.runtime.runner import Runner
 
 BOUND = 8.0
 """How many times eager's own error the result may be off on the one sample; as ``optimize`` has it
@@ -170,10 +171,14 @@ def sample_of(example: list[Any], device: str) -> list[Any]:
         if not isinstance(leaf, Tensor):
             return leaf
         if leaf.dtype == torch.uint8:
-            pixels = torch.randint(0, 256, leaf.shape, generator=generator, dtype=torch.uint8)
+            pixels = torch.randint(
+                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
+            )
             return pixels.to(device)
         if leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator).to(device, leaf.dtype)
+            return torch.randn(
+                leaf.shape, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(device, leaf.dtype)
         return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
 
     return [filled(leaf) for leaf in example]

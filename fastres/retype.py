@@ -19,6 +19,9 @@ def retype_node(node: fx.Node, own: torch.dtype, dtype: torch.dtype) -> None:
     """Let a call that names ``own``, or creates a tensor of that dtype, use ``dtype``."""
     if node.op != "call_function":
         return
+    if node.meta.get("lowered") and dtype == torch.float64:
+        node.args = (node.args[0], dtype)  # torch.autocast leaves float64 alone
+        return
     node.args = fx.node.map_aggregate(node.args, lambda a: dtype if a is own else a)
     node.kwargs = fx.node.map_aggregate(node.kwargs, lambda a: dtype if a is own else a)
     value = value_of(node)

@@ -6,6 +6,8 @@ system does not tell is None in the answer; nothing here raises for that.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import os
 import platform
@@ -128,12 +130,50 @@ def cpu_threads(root: Path = ROOT) -> int:
     Args:
         root: the folder that holds ``proc`` and ``sys``.
     """
-    if hasattr(os, "sched_getaffinity"):
+    bound = _bound_by_openmp() if root == ROOT else None
+    if bound is not None:
+        allowed = bound
+    elif hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:  # macOS and Windows have no such mask, or none that Python can read
         allowed = os.cpu_count() or 1
     quota = cgroup.cpu_quota(root)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+@functools.cache
+def openmp() -> ctypes.CDLL | None:
+    """torch's OpenMP runtime, None where it has none or it is no shared library of this process."""
+    if not torch.backends.openmp.is_available():
+        return None
+    folder = Path(torch.__file__).parent
+    loaded = {path for path in shared_libraries() if re.match(r"lib(gomp|iomp5|omp)\b", path.name)}
+    for path in sorted(loaded, key=lambda path: folder not in path.parents):
+        runtime = ctypes.CDLL(str(path))
+        if hasattr(runtime, "GOMP_parallel"):
+            return runtime
+    return None
+
+
+def _bound_by_openmp() -> int | None:
+    """Processors that OpenMP may use, where it has bound this thread to one of them.
+
+    ``OMP_PROC_BIND=true`` narrows the affinity mask of the thread that starts it, and with it that
+    of all threads made later.
+    """
+    runtime = openmp()
+    if runtime is None or not runtime.omp_get_proc_bind():
+        return None
+    return int(runtime.omp_get_num_procs())
+
+
+FEW_THREADS = 64
+"""Of these a process may have more than processors: to see what a larger machine would do."""
+
+
+def most_threads() -> int:
+    """More threads than this nobody can mean; the OpenMP runtime ends a process it cannot serve."""
+    return max(FEW_THREADS, 2 * (os.cpu_count() or 1))
 
 
 def cpu(root: Path = ROOT) -> CpuTarget:

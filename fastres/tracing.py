@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import os
+import threading
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+
+from fastres import forking
+from fastres.contract import Contract, contract_of
+from fastres.decisions import Decisions
+from fastres.errors import InputError
 
 TANGLED = 60
 """Operations in the expression of one size, beyond which symbols do not pay.
@@ -20,9 +31,15 @@ A ResNet's sizes have at most a dozen. Padding computed from the image's size at
 (TensorFlow's SAME) nests divisions, and torch.export then takes minutes instead of seconds.
 """
 
+ENTANGLED = 8
+"""The same for a size that is a quotient of height times width, as attention in blocks has them.
+
+sympy cannot divide such products again, so every further size is a nest of quotients.
+"""
+
 
 class TangledSizes(Exception):
-    """Raised inside capture to start again with the image's size as a number."""
+    """Raised inside capture to start again with the image's size as a number; says where."""
 
 
 class Tracing(TorchFunctionMode):
@@ -34,17 +51,35 @@ class Tracing(TorchFunctionMode):
     too complicated for symbols.
     """
 
+    def __init__(self, decisions: Decisions) -> None:
+        super().__init__()
+        self._decisions = decisions
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.conv2d and any(map(_is_tangled, args[0].shape)):
-            raise TangledSizes
+        self._watch(args)
         if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
             return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
         return func(*args, **kwargs)
 
+    def _watch(self, args: Any) -> None:
+        sizes = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
+        symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
+        if symbolic:
+            self._decisions.watch(symbolic[0])
+        if any(_is_tangled(size.node.expr) for size in symbolic):
+            raise TangledSizes(self._decisions.module())
 
+
+@functools.lru_cache(1024)
 def _is_tangled(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and size.node.expr.count_ops() > TANGLED
+    from torch.utils._sympy.functions import FloorDiv, Mod  # imports sympy
+
+    operations = size.count_ops()
+    return operations > TANGLED or (
+        operations > ENTANGLED
+        and any(len(part.args[0].free_symbols) > 1 for part in size.atoms(FloorDiv, Mod))
+    )
 
 
 def _pools_everything(
@@ -106,11 +141,117 @@ def dynamic_sizes(arguments: Any, images_vary: bool = True) -> Any:
     return pytree.tree_map(axes, arguments)
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A model as torch exported it, and what its sizes depend on.
+
+    Attributes:
+        decisions: what was decided on sizes.
+        fixed_by: the module whose sizes are too tangled to leave heights and widths open; "" where
+            none is, None where they are open.
+    """
+
+    program: ExportedProgram
+    decisions: Decisions
+    fixed_by: str | None = None
+
+    def inputs(self) -> tuple[list[str], list[Any]]:
+        """Names of the arguments, and what torch recorded for each: a tensor or a plain value."""
+        specs = self.program.graph_signature.input_specs
+        placeholders = self.program.graph.find_nodes(op="placeholder")
+        given = [
+            (node.name, node.meta.get("val", getattr(spec.arg, "value", None)))
+            for node, spec in zip(placeholders, specs, strict=True)
+            if spec.kind == InputKind.USER_INPUT
+        ]
+        return [name for name, _ in given], [value for _, value in given]
+
+    def contract(self) -> Contract:
+        """The inputs that the program is valid for."""
+        return contract_of(*self.inputs(), self.decisions.places)
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it is valid for a call."""
+        try:
+            self.contract().check(pytree.tree_leaves((args, kwargs)))
+        except InputError:
+            return False
+        return True
+
+
+def export_openly(
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exported:
+    """Export a model in eval mode with as many sizes left open as its own code allows.
+
+    Raises:
+        Exception: whatever the model's forward or torch.export raise.
+    """
+    fixed_by: str | None = None
+
+    def exported(args: Any, kwargs: Any, strict: bool = False) -> Exported:
+        decisions = Decisions(model, strict)
+        program = export(model, signature, args, kwargs, decisions, fixed_by is None)
+        return Exported(program, decisions, fixed_by)
+
+    try:
+        result = exported(*with_batch(args, kwargs))
+    except (TangledSizes, NotImplementedError) as error:  # the second from sympy, solving
+        fixed_by = str(error) if isinstance(error, TangledSizes) else ""
+        result = exported(*with_batch(args, kwargs))
+    if result.decisions.coincidences:
+        result = _of_larger(exported, args, kwargs) or exported(*with_batch(args, kwargs), True)
+    if not result.takes(args, kwargs):  # the batch is fixed, say by len(x)
+        result = exported(args, kwargs, True)
+    return result
+
+
+def _of_larger(
+    exported: Callable[..., Exported], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Exported | None:
+    """The model as a larger example shows it, if that is valid for the given one too."""
+    for factor in LARGER:
+        try:
+            result = exported(*enlarged(*with_batch(args, kwargs), factor))
+        except Exception:  # noqa: BLE001 - a model that takes no other size fails somehow
+            return None
+        if not result.decisions.coincidences:
+            return result if result.takes(args, kwargs) else None
+    return None
+
+
+LARGER = (2, 4, 8, 16)
+"""By how much an example is enlarged in which a size is 1 by coincidence, until none is."""
+
+
+def enlarged(
+    args: tuple[Any, ...], kwargs: dict[str, Any], factor: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call with images of so many times the height and width."""
+
+    def larger(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() < 4:
+            return leaf
+        fixed = {0, *range(1, leaf.dim())} - set(_image_axes(leaf))
+        return leaf.new_empty([s if i in fixed else s * factor for i, s in enumerate(leaf.shape)])
+
+    larger_args, larger_kwargs = pytree.tree_map(larger, (args, kwargs))
+    return larger_args, larger_kwargs
+
+
+def _image_axes(image: Tensor) -> tuple[int, int]:
+    """Which axes are height and width: bytes may be [N, H, W, C]."""
+    last = image.dim() - 1
+    pixels = image.dtype == torch.uint8 and image.shape[last] <= 4 < image.shape[last - 2]
+    return (last - 2, last - 1) if pixels else (last - 1, last)
+
+
 def export(
     model: nn.Module,
     signature: inspect.Signature,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    decisions: Decisions,
     images_vary: bool = True,
 ) -> ExportedProgram:
     """Export a model in eval mode; ``signature`` is that of its forward.
@@ -121,6 +262,65 @@ def export(
     """
     shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments), images_vary)
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), Tracing(), warnings.catch_warnings():
+    with torch.no_grad(), Tracing(decisions), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+class _Small(nn.Module):
+    """A convolution: what torch imports for it, it imports for every model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.get_buffer("weight"))
+
+
+class _Loader:
+    """Has torch import what capture needs, once, in a thread of its own.
+
+    Ctrl-C reaches the main thread only. An import that it cuts off would leave names half
+    registered in torch and sympy, and no later capture in the process would work.
+    """
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def wait(self) -> None:
+        """Return when all is imported; begin where nobody has."""
+        if self._done.is_set():
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._load, name="fastres-imports")
+            self._thread.start()
+        self._done.wait()
+
+    def _load(self) -> None:
+        try:
+            small = _Small().eval()
+            x = torch.zeros(2, 1, 4, 4, dtype=torch.float32, device="cpu")
+            export_openly(small, inspect.signature(small.forward), (x,), {})
+        finally:
+            self._done.set()  # what is wrong shows in the capture itself
+
+
+_loader = _Loader()
+
+
+def import_ahead() -> None:
+    """Have torch import what :func:`export` needs, so that Ctrl-C cannot cut it off."""
+    _loader.wait()
+
+
+def _nothing_is_exported() -> None:
+    """torch tells all threads that one exports; in a child that one is not there any more."""
+    if forking.cut_off():
+        torch.compiler._is_compiling_flag = False
+        torch.compiler._is_exporting_flag = False
+
+
+if hasattr(os, "register_at_fork"):  # behind the hook of `forking`
+    os.register_at_fork(after_in_child=_nothing_is_exported)

@@ -8,7 +8,6 @@ relative root-mean-square: ``|y - y64| / |y64|`` with Euclidean norms over all a
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Iterable, Sequence
@@ -35,6 +34,9 @@ from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.pipeline import around
 from fastres.retype import Recorder
+from fastres.runtime.threads import safe_threads
+from fastres.untouched import untouched
+from fastres.wrappers import like, unwrapped
 
 BOUND = 2.0
 """How many times eager's own error ours may be."""
@@ -133,17 +135,19 @@ def verify(
             f"data is a {type(data).__name__}: expected a tensor [N, C, H, W] or an iterable of "
             "such batches"
         )
+    model, _ = unwrapped(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
-    comparison = compare(model, fast, batches)
-    drifts = (_first_drift(model, fast, batch, bound) for batch in batches)
+    with safe_threads():
+        comparison = compare(model, fast, batches)
+        drift = next(filter(None, (_first_drift(model, fast, b, bound) for b in batches)), None)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,
         error_ratio=comparison.ratio,
         top1_agreement=comparison.agreeing / max(comparison.images, 1),
-        first_drift=next(filter(None, drifts), None),
+        first_drift=drift,
         bound=bound,
         images=comparison.images,
         precision=str(precision_of(fast)).removeprefix("torch."),
@@ -280,7 +284,7 @@ class InPrecision:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, _ = in_eval_mode(model)
-        self._twin = copy.deepcopy(self._model)
+        self._twin = like(self._model)
         if dtype != own_dtype(self._model):
             self._twin.to(dtype)
         self._dtype = dtype
@@ -295,8 +299,10 @@ class InPrecision:
         args, kwargs = _cast(as_arguments(batch), own, self._dtype)
         before = self._state()
         try:
-            with TRACING, contextlib.redirect_stdout(io.StringIO()):  # a forward may print
+            # A forward may print, and keep something on a class, which the twin has in common.
+            with TRACING, untouched(self._twin), contextlib.redirect_stdout(io.StringIO()):
                 answer = self._twin(*args, **kwargs)
+                after = self._state()
         except RuntimeError:
             if self._dtype == own:
                 raise  # nothing was converted, the model itself fails
@@ -304,7 +310,7 @@ class InPrecision:
             recorder = Recorder(captured.module, own, self._dtype)
             flat = recorder.run(*_cast(captured.example, own, self._dtype))
             return pytree.tree_unflatten(list(flat), captured.out_spec)
-        for name, state in self._state().items():
+        for name, state in after.items():
             if state != before.get(name):
                 module = name.rpartition(".")[0] or "the model"
                 raise CaptureError(STATE_CHANGES.format(module=module))

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ModelError, OptionError
+from fastres.regular import open_regular
+from fastres.wrappers import unprefixed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """What weights' files are called."""
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema")
-_PREFIXES = ("module.", "_orig_mod.")
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
@@ -33,8 +34,14 @@ def read(path: str | Path) -> dict[str, Tensor]:
         OptionError: no such file, another kind of file, or one that holds no state dict.
     """
     file = Path(path)
-    if not file.is_file():
-        raise OptionError(f"weights {file}: there is no such file")
+    try:
+        open_regular(file).close()
+    except FileNotFoundError as error:
+        raise OptionError(f"weights {file}: there is no such file") from error
+    except OSError as error:
+        raise OptionError(
+            f"weights {file}: it cannot be read ({error.strerror or error})"
+        ) from error
     if file.suffix not in SUFFIXES:
         raise OptionError(f"weights {file}: expected a file called {', '.join(SUFFIXES)}")
     state: Any = _safetensors(file) if file.suffix == ".safetensors" else _torch(file)
@@ -50,7 +57,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 f"weights {file}: {name!r} is a {type(value).__name__}; expected a state dict, "
                 "names to tensors, as torch.save(model.state_dict(), path) writes it"
             )
-    return _unprefixed(dict(state))
+        _refuse_no_numbers(f"weights {file}: {name}", value)
+    return unprefixed(dict(state))
 
 
 def load_into(model: nn.Module, path: str | Path) -> None:
@@ -77,6 +85,23 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def _refuse_no_numbers(what: str, value: Tensor) -> None:
+    """Raise an OptionError for a tensor that a weight cannot be copied from as it is."""
+    if value.is_meta:
+        raise OptionError(f"{what} is on the meta device and has no values; store a whole model")
+    if value.is_quantized or value.layout != torch.strided or type(value) not in _PLAIN:
+        kind = str(value.layout) if value.layout != torch.strided else type(value).__name__
+        raise OptionError(
+            f"{what} is no plain tensor ({'quantised' if value.is_quantized else kind}); store "
+            "dense numbers"
+        )
+    if value.is_complex():
+        raise OptionError(f"{what} is of {value.dtype}; a network's weights are real numbers")
+
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def _mismatch(missing: list[str], unknown: list[str], own: list[str]) -> str:
     parts = []
     if missing:
@@ -90,10 +115,11 @@ def _mismatch(missing: list[str], unknown: list[str], own: list[str]) -> str:
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return dict(load_file(file))
+        with open_regular(file) as opened:  # not mapped: the file may be written over meanwhile
+            return dict(load(opened.read()))
     except (SafetensorError, OSError, ValueError) as error:
         raise OptionError(f"weights {file}: it is no safetensors file ({error})") from error
 
@@ -102,17 +128,11 @@ def _torch(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about what is refused right after
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with open_regular(file) as opened:
+                return torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OptionError(
             f"weights {file}: it cannot be read as tensors alone ({first}); store the state dict: "
             "torch.save(model.state_dict(), path), or safetensors"
         ) from error
-
-
-def _unprefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state

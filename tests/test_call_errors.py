@@ -189,7 +189,7 @@ def test_pixels_that_a_linear_layer_fixes() -> None:
     assert fast(images(5)).shape == (5, 3)
     text = refusal(fast, images(2, height=10))
     assert "[2, 4, 10, 8]" in text
-    assert "at module 2 (fastres.linear.default)" in text
+    assert "(module 2, Linear)" in text
     # As many pixels in another form are as good for the model.
     assert_right(model, fast, images(2, height=8, width=9))
 

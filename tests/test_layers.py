@@ -14,11 +14,12 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "version", "versions", "atomic", "place", "cgroup", "target", "options", "spec"),
-    *("values", "descriptions", "transforms"),
+    *("errors", "version", "versions", "forking", "atomic", "regular", "place", "cgroup"),
+    *("target", "options", "spec", "values", "descriptions", "transforms", "plain"),
     *("kernels", "ops"),
-    *("quiet", "graph", "functional", "retype", "expression", "contract", "diagnose"),
-    *("tracing", "untouched", "capture", "pipeline"),
+    *("quiet", "graph", "functional", "defaults", "retype", "expression", "decisions", "contract"),
+    *("diagnose", "wrappers"),
+    *("tracing", "nested", "untouched", "capture", "pipeline"),
     *("report", "passes"),
     *("artifact", "recipe", "deviation"),
     *(

@@ -33,7 +33,7 @@ def small_model() -> nn.Module:
         ({"batch_buckets": 8}, "batch_buckets=8: expected a sequence of batch sizes"),
         ({"batch_buckets": (8, 0)}, "batch_buckets=(8, 0): expected a sequence of batch sizes of"),
         ({"batch_buckets": [True]}, "batch_buckets=(True,): expected a sequence"),
-        ({"threads": 0}, "threads=0: expected None or a number of at least 1"),
+        ({"threads": 0}, "threads=0: expected None or a number from 1 to "),
         ({"threads": 1.5}, "threads=1.5: expected None or a number"),
         ({"threads": True}, "threads=True: expected None or a number"),
         ({"device": "nonsense"}, "device='nonsense': "),

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import socket
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -234,3 +235,13 @@ def test_environment_names_preloaded_libraries_without_their_folders(
 ) -> None:
     monkeypatch.setenv("LD_PRELOAD", "/secret/place/libjemalloc.so.2:libiomp5.so")
     assert target.environment()["preloaded"] == ["libjemalloc.so.2", "libiomp5.so"]
+
+
+@pytest.mark.parametrize("binding", [{"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}, {}])
+def test_threads_that_openmp_binds_are_counted_all(binding: dict[str, str]) -> None:
+    script = "import torch; from fastres.target import cpu_threads; print(cpu_threads())"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**clean, **binding}, capture_output=True, check=True
+    )
+    assert int(done.stdout) == target.cpu_threads()

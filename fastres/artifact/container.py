@@ -11,12 +11,12 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastres.artifact import stored
 from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.strict import count, of_type, text
 from fastres.atomic import replacing
@@ -25,9 +25,6 @@ from fastres.target import cpu_threads
 
 FORMAT_VERSION = 1
 """Grows with every change that an older fastres would misread."""
-
-LARGEST_HEADER = 2**26
-"""Bytes of the header of safetensors, which holds the description: 64 MiB. A ResNet-50 has 0.2."""
 
 _METADATA = {"format", "format_version", "description", "description_sha256"}
 
@@ -44,9 +41,6 @@ def write(
     Raises:
         ArtifactError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     metadata = {
         "format": "fastres",
         "format_version": str(FORMAT_VERSION),
@@ -55,9 +49,9 @@ def write(
     }
     try:
         with replacing(path) as temporary:
-            save_file(dict(tensors), temporary, metadata)
+            stored.write(temporary, tensors, metadata)
             check(temporary)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise ArtifactError(
             f"{os.fspath(path)} cannot be written ({error}); nothing was left behind"
         ) from error
@@ -75,16 +69,15 @@ class File:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._opened = _opened(self.path)
-        metadata = self._opened.metadata() or {}
+        self._stored = stored.Stored(path)
+        metadata = self._stored.metadata
         _check_version(metadata)
         self.description = metadata["description"]
         if _digest(self.description.encode()) != metadata["description_sha256"]:
             raise ArtifactError("its description does not have the checksum it was written with")
 
     def tensors(self, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-        """All tensors, copied into memory of their own and held against their checksums.
+        """All tensors, in memory of their own and held against their checksums.
 
         Args:
             expected: what :func:`tensors_to_json` wrote.
@@ -92,7 +85,7 @@ class File:
         Raises:
             ArtifactError: one is missing, more than was written, or changed.
         """
-        names = set(self._opened.keys())
+        names = self._stored.names
         if names != set(expected):
             odd = min(names ^ set(expected))
             raise ArtifactError(f"the tensor {ascii(odd)[:80]} is {_where(odd in names)}")
@@ -109,42 +102,17 @@ class File:
             raise ArtifactError(f"the tensor {ascii(name)[:80]} is not described")
         shape = [count(size, "tensors") for size in of_type(parts[1], list, "tensors")]
         text(parts[2], "tensors")
-        stored = self._opened.get_slice(name)
-        if list(stored.get_shape()) != shape:
-            raise ArtifactError(f"the tensor {name} is {stored.get_shape()}, expected {shape}")
-        found = self._opened.get_tensor(name)
+        given = self._stored.shape(name)
+        if given != shape:
+            raise ArtifactError(f"the tensor {name} is {given}, expected {shape}")
+        found = self._stored.tensor(name)
         if found.dtype != dtype_from_json(parts[0], "tensors"):
             raise ArtifactError(f"the tensor {name} is {found.dtype}, expected {parts[0]}")
-        # Memory of torch's own: aligned for its kernels, and nobody else's file.
-        copied: Tensor = found.clone(memory_format=torch.contiguous_format)
-        return copied
+        return found
 
 
 def _where(in_file: bool) -> str:
     return "in the file, but not in its description" if in_file else "missing"
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            first = file.read(8)
-    except OSError as error:
-        raise ArtifactError(f"it cannot be read ({error.strerror or error})") from error
-    header = int.from_bytes(first, "little")
-    if len(first) < 8 or not 2 <= header <= size - 8:
-        raise ArtifactError(
-            f"it is no safetensors file, or it is cut off ({size} bytes, of which the header "
-            f"would be {header})"
-        )
-    if header > LARGEST_HEADER:
-        raise ArtifactError(f"its header of {header} bytes is larger than {LARGEST_HEADER}")
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise ArtifactError(f"it is no safetensors file, or it is damaged ({error})") from error
 
 
 def _check_version(metadata: Mapping[str, str]) -> None:

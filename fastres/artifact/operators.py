@@ -2,8 +2,9 @@
 
 - ``fastres::conv2d.default`` and the other operators of :mod:`fastres.ops`;
 - ``aten::add.Tensor`` and the like: torch's own operators, unless they write to an argument, touch
-  files or names (``from_file``), skip their bounds checks (``_unsafe_index``), or are torch's
-  internal ones (a leading underscore) other than those that captured models consist of;
+  files or names (``from_file``), skip their bounds checks (``_unsafe_index``), give memory as it
+  is found (``empty``: it may hold anything of the process's), or are torch's internal ones (a
+  leading underscore) other than those that captured models consist of;
 - ``python::getitem`` and arithmetic on sizes.
 
 A name is looked up in torch's table of operators, never imported.
@@ -56,6 +57,11 @@ INTERNAL: frozenset[str] = frozenset(
     }
 )
 """Operators of torch with a leading underscore that captured models may hold."""
+
+UNINITIALISED: frozenset[str] = frozenset(
+    {"new_empty", "new_empty_strided", "resize", "resize_as", "resize_as_sparse"}
+)
+"""Operators of torch whose results hold what memory held, beside those called ``empty...``."""
 
 TEXTS: frozenset[str] = frozenset(
     {
@@ -128,6 +134,10 @@ def _looked_up(name: str) -> Any:
         return found
     if base.startswith("_") and base not in INTERNAL:
         raise _refused(name, "it is internal to torch")
+    if base.startswith("empty") or base in UNINITIALISED:
+        raise _refused(
+            name, "it gives memory that nobody has written to; make zeros instead (torch.zeros)"
+        )
     schema = found._schema
     if schema.is_mutable:
         raise _refused(name, "it writes to its argument")

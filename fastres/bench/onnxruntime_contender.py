@@ -85,7 +85,9 @@ def _bound(session: Any, device: torch.device) -> Callable[[torch.Tensor], objec
         binding = session.io_binding()
         shape = tuple(images.shape)
         binding.bind_input(given.name, "cuda", device.index, np.float32, shape, images.data_ptr())
-        answers = [torch.empty(tuple(node.shape), device=device) for node in results]
+        answers = [
+            torch.empty(tuple(node.shape), dtype=torch.float32, device=device) for node in results
+        ]
         for node, answer in zip(results, answers, strict=True):
             where = tuple(answer.shape), answer.data_ptr()
             binding.bind_output(node.name, "cuda", device.index, np.float32, *where)

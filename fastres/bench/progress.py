@@ -20,7 +20,7 @@ class Progress:
             TextColumn("{task.description}"),
             console=Console(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=sys.stderr is None or not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task("starting", total=1.0)
 

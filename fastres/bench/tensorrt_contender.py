@@ -69,7 +69,9 @@ def _call(trt: Any, engine: Any, device: torch.device) -> Callable[[torch.Tensor
     (given,) = inputs
 
     def call(images: torch.Tensor) -> object:
-        answers = [torch.empty(shape, device=device) for shape in outputs.values()]
+        answers = [
+            torch.empty(shape, dtype=torch.float32, device=device) for shape in outputs.values()
+        ]
         stream.wait_stream(torch.cuda.current_stream(device))
         context.set_tensor_address(given, images.data_ptr())
         for name, answer in zip(outputs, answers, strict=True):

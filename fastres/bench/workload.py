@@ -49,9 +49,13 @@ def synthetic_images(count: int, channels: int, size: int, seed: int) -> torch.T
         float32, ``[count, channels, size, size]``.
     """
     generator = torch.Generator().manual_seed(seed)
-    blotches = torch.randn(count, channels, 7, 7, generator=generator)
+    blotches = torch.randn(
+        (count, channels, 7, 7), generator=generator, dtype=torch.float32, device="cpu"
+    )
     images = F.interpolate(blotches, size=(size, size), mode="bilinear", align_corners=False)
-    noise = torch.randn(count, channels, size, size, generator=generator)
+    noise = torch.randn(
+        (count, channels, size, size), generator=generator, dtype=torch.float32, device="cpu"
+    )
     return images.add_(noise, alpha=0.3).contiguous()
 
 
@@ -72,7 +76,7 @@ def photographs(folder: Path, count: int, size: int) -> tuple[torch.Tensor, int]
     paths = preprocess.list_images(folder)[:count]
     transforms = preprocess.Transforms(resize=round(size * 256 / 224), crop=size)
     images = preprocess.load_images(paths, transforms)
-    repeated = torch.arange(count) % len(paths)
+    repeated = torch.arange(count, dtype=torch.int64, device="cpu") % len(paths)
     return images[repeated].contiguous(), len(paths)
 
 
@@ -182,7 +186,10 @@ def _settle_classifier(model: nn.Module, pool: torch.Tensor, generator: torch.Ge
     centred = features - mean
     length = centred.norm(dim=1).mean()
     classes = min(len(features), classifier.out_features)
-    rows = F.normalize(torch.randn(classifier.weight.shape, generator=generator), dim=1)
+    noise = torch.randn(
+        classifier.weight.shape, generator=generator, dtype=torch.float32, device="cpu"
+    )
+    rows = F.normalize(noise, dim=1)
     rows[:classes] = F.normalize(centred[:classes], dim=1)
     classifier.weight.copy_(rows * (_LOGIT / length))
     classifier.bias.copy_(-(classifier.weight @ mean))

@@ -91,9 +91,18 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         if isinstance(argument, fx.Node)
     }
     folded = module.meta.get("folded", set())
+    lower = {
+        str(argument.target): value_of(node).dtype
+        for node in module.graph.nodes
+        if is_call(node, ops.conv2d, ops.linear) and value_of(node).dtype != own
+        for argument in arguments(node)[1:3]
+        if isinstance(argument, fx.Node)
+    }  # inside torch.autocast
     for name, value in list(module.named_buffers(recurse=False)):
         target = value.dtype
-        if target == own or name in folded:
+        if name in folded:
+            target = lower.get(name, dtype)
+        elif target == own:
             target = dtype
         if name in wide and target.itemsize < 4:
             target = torch.float32

@@ -90,7 +90,7 @@ class Classifier:
         if self.inside.input_format == "uint8_nchw":
             return batch
         mean, std = (
-            torch.tensor(values, device=batch.device).view(1, -1, 1, 1)
+            torch.tensor(values, dtype=torch.float32, device=batch.device).view(1, -1, 1, 1)
             for values in (self.transforms.mean, self.transforms.std)
         )
         image = batch.float().div_(self.transforms.divisor).sub_(mean).div_(std)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from fastres import labels, target
 from fastres.bench.progress import Progress
@@ -19,6 +18,7 @@ from fastres.predict.classifier import Classifier
 from fastres.predict.images import Decoded
 from fastres.predict.results import Choice, Result, as_text, printable, summary
 from fastres.predict.settings import parser
+from fastres.predict.voice import Voice
 from fastres.version import __version__
 
 INTERRUPTED = 130
@@ -32,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        0, or 1 if an image could not be classified, or 2 for arguments that cannot be.
+        0, or 1 if an image could not be classified or nobody is left to tell, or 2 for arguments
+        that cannot be.
     """
     given = parser().parse_args(argv)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    errors = Voice(sys.stderr)
     try:
         return _run(given, errors)
     except FastresError as error:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(given: argparse.Namespace, errors: Console) -> int:
+def _run(given: argparse.Namespace, errors: Voice) -> int:
     files = {kind: getattr(given, kind) for kind in ("csv", "json", "parquet")}
     files = {kind: path for kind, path in files.items() if path is not None}
     for kind, path in files.items():
@@ -55,7 +56,7 @@ def _run(given: argparse.Namespace, errors: Console) -> int:
     paths = images.find(given.images)
     named = (given.weights, given.labels, given.transforms, Path(given.model))
     writing.check_apart(files, [*paths, *(path for path in named if path is not None)])
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Voice(sys.stdout)
     results: list[Result] = []
     with Progress() as progress:
         progress.show(f"preparing {given.model}")
@@ -67,6 +68,9 @@ def _run(given: argparse.Namespace, errors: Console) -> int:
                 errors.print(f"fastres predict: {printable(result.error)}")
             elif not given.quiet:
                 console.print(result.lines())
+            if not (files or given.quiet or console.is_heard):
+                errors.print("fastres predict: standard output is closed: stopped")
+                return 1
             progress.show(f"{len(results)} of {len(paths)}", len(results) / len(paths))
         took = time.perf_counter() - started
         for kind, path in files.items():

@@ -18,6 +18,7 @@ from fastres.loading import load
 from fastres.models import available
 from fastres.optimization import optimize
 from fastres.predict.classifier import Classifier
+from fastres.regular import read_text
 from fastres.transforms import Transforms
 
 
@@ -114,7 +115,7 @@ def _resized(transforms: Transforms, size: int | None) -> Transforms:
 
 def _read(path: Path) -> Transforms:
     try:
-        given: Any = json.loads(path.read_text(encoding="utf-8"))
+        given: Any = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--transforms {path}: cannot be read as JSON: {error}") from error
     if not isinstance(given, dict):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -46,9 +47,10 @@ def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
     Raises:
         OptionError: two outputs are one file, or one is an image or the weights.
     """
-    known = {path.resolve(): "is read here" for path in read}
+    # Path.resolve() raises for a link that leads to itself.
+    known = {os.path.realpath(path): "is read here" for path in read}
     for kind, path in outputs.items():
-        place = path.resolve()
+        place = os.path.realpath(path)
         if place in known:
             raise OptionError(f"--{kind} {path}: this file {known[place]}; give another name")
         known[place] = f"is --{kind} already"

@@ -107,7 +107,7 @@ def images_for(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
             f"the model takes {len(values)} inputs: expected one image tensor [N, C, H, W]"
         )
     (value,) = values
-    one = torch.zeros((), dtype=value.dtype)
+    one = torch.zeros((), dtype=value.dtype, device="cpu")
     return [one.expand(batch, int(value.shape[1]), size, size)]
 
 

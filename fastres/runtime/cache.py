@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Hashable
 
+from fastres import forking
 from fastres.runtime.executable import Runnable
+from fastres.runtime.threads import preparing
 
 CAPACITY = 32
 """Executables kept per model. Each holds little of its own: weights are shared by layout."""
@@ -20,7 +21,7 @@ class ExecutableCache:
         self._entries: dict[Hashable, Runnable] = {}
         self._used: dict[Hashable, int] = {}
         self._clock = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = forking.lock()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -32,7 +33,7 @@ class ExecutableCache:
         """
         found = self._entries.get(key)
         if found is None:
-            with self._lock:
+            with preparing(), self._lock:
                 found = self._entries.get(key)
                 if found is None:
                     found = build()

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from fastres import ops
 from fastres.graph import arguments, constant, module_of
 from fastres.kernels import reference
-from fastres.runtime import image_rows
+from fastres.runtime import contiguous, image_rows
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.ordinary import may_break, ordinary
@@ -182,9 +182,16 @@ def _add_to(fresh: Tensor, residual: Tensor, activation: str) -> Tensor:
 
 def keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
     """torch's own operation, and a look at what may break in it."""
-    new = keep(lowering, node)
     fact = lowering.facts[node]
     looks = isinstance(fact, Tensor) and fact.is_floating_point()
+    if node.target in contiguous.INEXACT:
+        given = contiguous.arguments_of(lowering, node)
+        new = keep(lowering, node)
+        new.args = given
+        if isinstance(fact, Tensor) and fact.dim() == 4:
+            new = lowering.call(channels_last, (new, fact.dtype, _strides(fact)), node)
+    else:
+        new = keep(lowering, node)
     if looks and node.target not in ops.REFERENCE and may_break(node.target):
         return lowering.call(ordinary, (new,), node, "look for NaN")
     return new
@@ -233,5 +240,5 @@ def channels_last(image: Tensor, dtype: torch.dtype, strides: tuple[int, ...]) -
         image = image.to(dtype)
     if image.stride() == strides:
         return image
-    out = torch.empty_strided(image.shape, strides, dtype=dtype)
+    out = torch.empty_strided(image.shape, strides, dtype=dtype, device=image.device)
     return out.copy_(image)

@@ -2,13 +2,12 @@
 
 The way of every call: find the executable for these shapes (check and build on first sight), run it
 without autograd and within the thread limit, and where a number is not ordinary, run it again in
-plain PyTorch.
+plain PyTorch. A call that is no ordinary one (traced, transformed, on what is no plain tensor in
+memory) goes through torch's operators instead: see :mod:`fastres.plain`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres import forking
 from fastres.contract import Contract
-from fastres.errors import InputError, OutOfMemory
+from fastres.errors import InputError, ModelError, OutOfMemory
+from fastres.plain import is_ordinary, oddity, watcher
+from fastres.runtime.autocast import without_autocast
 from fastres.runtime.cache import ExecutableCache
+from fastres.runtime.derivatives import refuse_derivatives
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
+from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
@@ -45,7 +49,7 @@ class Runner:
         self.contract = contract
         self.limit = ThreadLimit(threads)
         self._eager = EagerEngine()
-        self._renewing = threading.Lock()
+        self._renewing = forking.lock()
         self._prepared = _Prepared(self._weights_version(), engine, ExecutableCache())
 
     @property
@@ -65,7 +69,9 @@ class Runner:
             InputError: the arguments do not fit the contract, or need a gradient.
             OutOfMemory: the activations do not fit into memory.
         """
-        executable = self.executable(inputs)
+        if not is_ordinary(inputs):
+            return run_in_torch(self.module, self.contract, inputs)
+        executable = self._executable(inputs)
         try:
             return self.run(executable, inputs)
         except NotOrdinary:
@@ -92,14 +98,28 @@ class Runner:
             raise
 
     def executable(self, inputs: Sequence[Any]) -> Runnable:
-        """The executable that a call with these arguments runs (if they are ordinary)."""
-        if torch.is_grad_enabled() and any(
-            isinstance(v, Tensor) and v.requires_grad for v in inputs
-        ):
-            raise InputError(
-                "got an input that requires a gradient, but an optimised model is for inference "
-                "and has none: call it under torch.no_grad(), or pass x.detach()"
+        """The executable that a call with these arguments runs (if its numbers are ordinary).
+
+        Raises:
+            InputError: as a call does, and for arguments that no executable can run.
+        """
+        if not is_ordinary(inputs):
+            refuse_tracing(inputs)
+            check(self.contract, inputs)
+            refuse_derivatives(inputs)
+            found = watcher() or next(
+                filter(None, (oddity(v) for v in inputs if isinstance(v, Tensor))),
+                "it is of a subclass of torch.Tensor",
             )
+            raise InputError(
+                f"only a call with plain tensors, which nothing watches, has a program ({found}): "
+                "pass plain tensors, outside"
+            )
+        return self._executable(inputs)
+
+    def _executable(self, inputs: Sequence[Any]) -> Runnable:
+        if torch.is_grad_enabled():
+            refuse_derivatives(inputs)
         prepared = self._current()
         return self._built(prepared, inputs, prepared.engine)
 
@@ -125,7 +145,9 @@ class Runner:
 
     def _built(self, prepared: _Prepared, inputs: Sequence[Any], engine: Engine) -> Runnable:
         def build() -> Runnable:
+            refuse_tracing(inputs)
             self.contract.check(inputs)
+            check_weights(self.module)
             empty = any(isinstance(v, Tensor) and not v.numel() for v in inputs)
             with torch.inference_mode(False), torch.no_grad(), self.limit(), without_autocast():
                 return (self._eager if empty else engine).build(self.module, inputs)
@@ -141,23 +163,24 @@ class Runner:
         return tuple([_version(weight) for weight in self.module._buffers.values()])
 
 
+def check_weights(module: fx.GraphModule) -> None:
+    """Kernels read weights by their addresses, and somebody may have put in what has no values.
+
+    Raises:
+        ModelError: one has none.
+    """
+    for name, weight in module.named_buffers():
+        found = oddity(weight)
+        if found is not None:
+            raise ModelError(
+                f"the optimised model's weight {name} cannot be read: {found}; give it plain "
+                "weights by refresh() or load_state_dict()"
+            )
+
+
 def _version(weight: Tensor | None) -> Hashable:
     assert weight is not None
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
-
-
-def without_autocast() -> contextlib.AbstractContextManager[Any]:
-    """A context in which precision is what ``optimize`` was asked for, autocast or not."""
-    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
-        return _NOTHING
-    stack = contextlib.ExitStack()
-    for device in ("cpu", "cuda"):
-        if torch.is_autocast_enabled(device):
-            stack.enter_context(torch.autocast(device, enabled=False))
-    return stack
-
-
-_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
 
 def _fingerprint(value: Any) -> Hashable:

@@ -28,7 +28,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 3  // changes with every change of this file
+#define FR_ABI 4  // changes with every change of this file
 
 enum fr_isa { FR_AVX2 = 0, FR_AVX512 = 1, FR_AVX512_BF16 = 2, FR_AMX_BF16 = 3 };
 enum fr_dtype { FR_FLOAT32 = 0, FR_BFLOAT16 = 1 };
@@ -91,7 +91,8 @@ typedef struct {
     int32_t row_step;
 
     // FR_WINOGRAD, F(2x2, 3x3): weights [panel][frequency 16][channel][32], `group` output tiles of
-    // 2x2 pixels in a chunk, and room in the arena for each thread.
+    // 2x2 pixels in a chunk, and room in the arena for each thread: 16 lines per tile for each
+    // channel block and for two more, and 4 bytes per channel block.
     int64_t scratch_offset, scratch_bytes;
 
     // FR_MAX_POOL: rows, columns.

@@ -39,12 +39,11 @@ struct fr_plan {
     int64_t arena_bytes = 0;
     std::vector<int64_t> guards;
     int64_t steps = 0;  // ops of a run, each counted as often as it runs
-    std::mutex mutex;
     std::vector<std::unique_ptr<fastres::Room>> idle;
 
     std::unique_ptr<fastres::Room> take(int threads);
     void give_back(std::unique_ptr<fastres::Room> room) {
-        std::lock_guard<std::mutex> lock(mutex);
+        std::lock_guard<std::mutex> lock(fastres::moment());
         idle.push_back(std::move(room));
     }
 };
@@ -164,7 +163,7 @@ void run_job(void *context, int thread, int count) {
 std::unique_ptr<fastres::Room> fr_plan::take(int threads) {
     std::unique_ptr<fastres::Room> room;
     {
-        std::lock_guard<std::mutex> lock(mutex);
+        std::lock_guard<std::mutex> lock(fastres::moment());
         if (!idle.empty()) {
             room = std::move(idle.back());
             idle.pop_back();

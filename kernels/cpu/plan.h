@@ -4,7 +4,6 @@
 #define FASTRES_PLAN_H
 
 #include <atomic>
-#include <mutex>
 #include <vector>
 
 #include "native.h"

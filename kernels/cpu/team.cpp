@@ -152,6 +152,17 @@ struct Key {
 
 }  // namespace
 
+std::mutex &moment() {
+    static auto &mutex = [] () -> std::mutex & {
+        static auto &made = *new std::mutex;
+#if defined(__linux__)
+        pthread_atfork([] { made.lock(); }, [] { made.unlock(); }, [] { made.unlock(); });
+#endif
+        return made;
+    }();
+    return mutex;
+}
+
 void Barrier::wait(int threads) {
     const unsigned round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
@@ -174,12 +185,11 @@ std::shared_ptr<Team> Team::of(int threads) {
     // Never destroyed: threads may still wait in it while the process ends. A child after fork()
     // finds its parent's entries under another process and leaves them alone, for their threads are
     // not in it.
-    static auto &lock = *new std::mutex;
     static auto &teams = *new std::map<Key, std::shared_ptr<Team>>;
     if (openmp().parallel && openmp().process == process())
         return std::make_shared<Region>(threads);
     Key key{process(), threads, processors()};
-    std::lock_guard<std::mutex> guard(lock);
+    std::lock_guard<std::mutex> guard(moment());
     auto &team = teams[key];
     if (!team) {
         try {

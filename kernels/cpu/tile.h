@@ -30,7 +30,6 @@ using TileFunction = void (*)(const Tile &);
 
 constexpr int kNoPixel = -1;  // in output_px of AMX
 constexpr int kMostPixels = 14;
-constexpr int kMostSteps = 1024;  // channel blocks of a Winograd convolution
 
 // By number of pixels, 1 to kMostPixels; null beyond what an instruction set's registers hold.
 TileFunction avx512_float32(int pixels, int step_units);

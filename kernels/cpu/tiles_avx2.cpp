@@ -133,7 +133,7 @@ FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
 #pragma GCC unroll 6
     for (int i = 0; i < M; i++) {
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm256_loadu_ps(t.bias + (first + v) * 8);
+        for (int v = 0; v < VECTORS; v++) sum[i][v] = _mm256_setzero_ps();
     }
     const char *weights = t.weights + first * 32;
     const char *ahead = t.ahead;
@@ -159,6 +159,13 @@ FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
         }
         if (begin) put_together(sum, sums);
         if (end < t.step_count) put_aside(sum, sums);
+    }
+    // The bias comes last: were it first, every product would be rounded at its size.
+#pragma GCC unroll 6
+    for (int i = 0; i < M; i++) {
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            sum[i][v] = _mm256_add_ps(sum[i][v], _mm256_loadu_ps(t.bias + (first + v) * 8));
     }
     if (t.channels >= (first + VECTORS) * 8 && !t.rows && t.before == FR_NONE &&
         t.after <= FR_RELU) {

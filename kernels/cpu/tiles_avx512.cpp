@@ -64,15 +64,26 @@ FR_BF16 FR_INLINE void put_together(__m512 (&sum)[M][2], const float (&aside)[M]
     }
 }
 
+template <int M>
+FR_BF16 FR_INLINE void add_bias(__m512 (&sum)[M][2], const float *bias) {
+    const __m512 low = _mm512_loadu_ps(bias), high = _mm512_loadu_ps(bias + 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+        sum[i][0] = _mm512_add_ps(sum[i][0], low);
+        sum[i][1] = _mm512_add_ps(sum[i][1], high);
+    }
+}
+
 // UNITS: of a step; 0 where it is not known before.
 template <class T, int M, int UNITS>
 FR_BF16 void tile(const Tile &t) {
     __m512 sum[M][2];
-    const __m512 bias[2] = {_mm512_loadu_ps(t.bias), _mm512_loadu_ps(t.bias + 16)};
+    // To float32 the bias comes last: were it first, every product would be rounded at its size.
+    constexpr bool kBiasFirst = T::kind == FR_BFLOAT16;
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-        sum[i][0] = bias[0];
-        sum[i][1] = bias[1];
+        sum[i][0] = kBiasFirst ? _mm512_loadu_ps(t.bias) : _mm512_setzero_ps();
+        sum[i][1] = kBiasFirst ? _mm512_loadu_ps(t.bias + 16) : _mm512_setzero_ps();
     }
     if (t.residual)
         for (int i = 0; i < M; i++) {
@@ -110,6 +121,7 @@ FR_BF16 void tile(const Tile &t) {
         if (first) put_together<M>(sum, aside);
         if (end < t.step_count) put_aside<M>(sum, aside);
     }
+    if (!kBiasFirst) add_bias<M>(sum, t.bias);
     if (is_plain(t)) {
         const __m512 floor = floor_of(t);
 #pragma GCC unroll 16

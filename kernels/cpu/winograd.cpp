@@ -26,6 +26,7 @@ struct Block {
     int channel_blocks;
     char *transformed;  // [frequency][channel block][tile] lines
     char *products;     // [frequency][half of a panel][tile] lines of float32
+    int32_t *steps;     // from one channel block to the next, in units of 4 bytes
 };
 
 int high(const fr_op &op) { return (op.output.height + 1) / 2; }
@@ -43,6 +44,7 @@ Block block_of(const Work &work, int64_t index) {
     b.channel_blocks = (op.input.channels + lanes - 1) / lanes;
     b.transformed = work.data->arena + op.scratch_offset + work.thread * op.scratch_bytes;
     b.products = b.transformed + (int64_t)kFrequencies * b.channel_blocks * op.group * 64;
+    b.steps = (int32_t *)(b.products + (int64_t)kFrequencies * 2 * op.group * 64);
     return b;
 }
 
@@ -230,12 +232,10 @@ void winograd_chunk(const Work &work, int64_t chunk) {
     const TileFunction functions[2] = {function(smaller),
                                        smaller < op.tile ? function(smaller + 1) : nullptr};
     half ? transform<Bfloat16>(work, b) : transform<Float32>(work, b);
-    // Steps go from one channel block to the next; a plan for a part of the last block has its own.
-    int32_t steps[kMostSteps];
-    for (int i = 0; i < b.channel_blocks; i++) steps[i] = (int32_t)(i * count * 16);
+    for (int i = 0; i < b.channel_blocks; i++) b.steps[i] = (int32_t)(i * count * 16);
     Tile tile{};
     tile.input_px = tile.output_px = kSideBySide;
-    tile.steps = steps;
+    tile.steps = b.steps;
     tile.step_count = b.channel_blocks;
     tile.step_units = 16;
     tile.bias = kNothing;

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from onnx_nets import IMAGE, NETWORKS, fixed_pooling, network
 from optimizing import optimize
 from small import Net, conv, net
-from torch import nn
+from torch import Tensor, nn
 
 from fastres import ops
 from fastres.errors import ModelError
@@ -130,3 +130,25 @@ def test_pooling_to_a_number_of_pixels_needs_a_fixed_size(tmp_path: Path) -> Non
         to_onnx(
             model, tmp_path / "m.onnx", example_input=torch.zeros(1, 4, 9, 9), dynamic_size=True
         )
+
+
+class GeM(nn.Module):
+    """Generalised-mean pooling (Radenovic, Tolias and Chum, 2018), as image retrieval has it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((count, 1, 1), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        powers = x.clamp(min=1e-6).pow(self.p)
+        return F.avg_pool2d(powers, powers.shape[2:]).pow(1.0 / self.p).flatten(1)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_embedding_by_powers_that_are_learned(count: int, dynamic: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), GeM(count), nn.BatchNorm1d(8)).eval()
+    example = torch.randn(2, 3, 20, 14)
+    report = to_onnx(model, tmp_path / "m.onnx", example_input=example, dynamic_size=dynamic)
+    assert "Pow" in report.operators

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from native.by_hand import Convolution, arguments_of, check, each_set, needs, piece
+from native.emulator import tile_instructions
 from oracle import PRECISIONS, assert_as_accurate
 
 from fastres.runtime.native import schedule
 from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.library import Library
 from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.planner import uses_winograd
 from fastres.runtime.ordinary import NotOrdinary
@@ -33,6 +35,14 @@ SHAPES = {
     "channels in whole blocks": ConvSpec(2, 64, 4, 4, 64, 1, 1),
     "three channels, 7x7, stride 2": ConvSpec(1, 3, 11, 9, 64, 7, 7, (2, 2), (3, 3, 3, 3)),
     "three channels, 3x3, stride 2": ConvSpec(2, 3, 9, 8, 32, 3, 3, (2, 2), AROUND),
+    "four channels, 17x17 filter": ConvSpec(1, 4, 18, 19, 20, 17, 17),
+    "five channels, 7x7, stride 2": ConvSpec(2, 5, 9, 11, 20, 7, 7, (2, 2), (3, 3, 3, 3)),
+    "eight channels, 7x7": ConvSpec(1, 8, 8, 9, 33, 7, 7, padding=(3, 3, 3, 3)),
+    "three channels, 11x11, stride 4": ConvSpec(1, 3, 19, 23, 20, 11, 11, (4, 4), (2, 2, 2, 2)),
+    "eight channels, 5x5": ConvSpec(1, 8, 6, 7, 20, 5, 5, padding=(2, 2, 2, 2)),
+    "patches": ConvSpec(2, 3, 32, 48, 20, 16, 16, (16, 16)),
+    "patches of many channels": ConvSpec(1, 40, 2, 96, 20, 2, 32, (2, 32)),
+    "one channel, rows of 37": ConvSpec(1, 1, 3, 40, 20, 3, 37, padding=(1, 2, 1, 2)),
     "four channels": ConvSpec(2, 4, 9, 8, 20, 5, 5, padding=(2, 2, 2, 2)),
     "eight channels, stride 3": ConvSpec(2, 8, 9, 10, 20, 3, 3, (3, 3), AROUND),
     "nine channels": ConvSpec(2, 9, 6, 7, 20, 3, 3, padding=AROUND),
@@ -92,6 +102,25 @@ def test_small_filters_of_many_channels(spec: ConvSpec, precision: str, isa: str
             check(spec, precision, isa)
             check(spec, precision, isa, residual=True, after="relu", bias=False)
             check(spec, precision, isa, residual=True, before="relu6", threads=3)
+
+
+@pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
+def test_answers_of_tile_registers(spec: ConvSpec) -> None:
+    """On processors without them, too; what is read stays in front of each buffer's fence."""
+    with tile_instructions(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Library, "isas", frozenset({"amx_bf16"}))
+        check(spec, "bf16", "amx_bf16", guarded=True)
+        check(spec, "bf16", "amx_bf16", residual=True, after="relu", guarded=True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "isa", "c"), [("fp32", "avx512", 16400), ("bf16", "avx512_bf16", 32800)]
+)
+def test_very_many_channels(
+    precision: str, isa: str, c: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "winograd_pays", always)
+    check(ConvSpec(1, c, 2, 3, 32, 3, 3, padding=AROUND), precision, isa, threads=2, guarded=True)
 
 
 def always(_: ConvSpec, itemsize: int) -> bool:

@@ -85,7 +85,7 @@ class InterpreterDevice:
     records = False
 
     def allocate(self, nbytes: int) -> Tensor:
-        raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        raw = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8, device="cpu")
         start = -raw.data_ptr() % ALIGNMENT
         return raw[start : start + nbytes]
 

@@ -41,7 +41,7 @@ class Planned:
 
     def calls(self) -> dict[int, list[KernelCall]]:
         """The launches of each step, built on tensors without memory: to be counted and read."""
-        nowhere = torch.empty(0, device="meta")
+        nowhere = torch.empty(0, dtype=torch.uint8, device="meta")
         tensors: dict[str, Any] = {
             name: value.within(nowhere, 0) for name, value in self.plan.values.items()
         }

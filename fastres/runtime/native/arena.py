@@ -16,12 +16,15 @@ from fastres.runtime.native.plan import Buffer, Phase
 
 PAGE = 4096
 SLACK = 8192
-"""Bytes behind each buffer that may be read: by the rows of AMX's last run that have no pixel, and
-ahead."""
+"""Bytes behind each buffer that may be read, at least."""
 
 
 class Arena:
     """The places of a plan's values.
+
+    Args:
+        slack: bytes behind each buffer that are read, by the rows of AMX's last run that have no
+            pixel.
 
     Attributes:
         places: each value's buffer.
@@ -29,8 +32,8 @@ class Arena:
         buffers, guards, end: see :class:`fastres.runtime.native.plan.Plan`.
     """
 
-    def __init__(self, images: int, isa: str, guarded: bool) -> None:
-        self.images, self.isa, self.guarded = images, isa, guarded
+    def __init__(self, images: int, slack: int, guarded: bool) -> None:
+        self.images, self.slack, self.guarded = images, slack, guarded
         self.places: dict[Value, Buffer] = {}
         self.whole: set[Value] = set()
         self.buffers: list[Buffer] = []
@@ -100,11 +103,10 @@ class Arena:
         """The offset of ``size`` bytes that are nobody else's; fenced on request."""
         start = self._start()
         if not self.guarded:
-            self.end = start + size + SLACK
+            self.end = start + size + max(self.slack, SLACK)
             return start
-        # What AMX's last rows read beyond the end stays in front of the fence.
-        behind = SLACK if self.isa == "amx_bf16" else LINE
-        self.end = start + math.ceil((size + behind) / PAGE) * PAGE
+        # What is read beyond the end stays in front of the fence.
+        self.end = start + math.ceil((size + max(self.slack, LINE)) / PAGE) * PAGE
         self.guards.append((self.end, PAGE))
         self.end += PAGE
         return start

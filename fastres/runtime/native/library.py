@@ -11,17 +11,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import re
 import sys
 from ctypes import POINTER, c_double, c_int32, c_int64, c_uint32, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch
-
 from fastres import kernels
 from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
-from fastres.target import shared_libraries
+from fastres.target import openmp
 
 STEM = "_native"
 
@@ -67,7 +64,7 @@ class Library:
 
     def _share_threads(self) -> None:
         """Run in the OpenMP runtime that torch brought along, where there is one."""
-        runtime = _openmp()
+        runtime = openmp()
         if runtime is not None:
             functions = (runtime.GOMP_parallel, runtime.omp_get_thread_num)
             self._functions.fr_use_openmp.argtypes = [c_void_p] * 3
@@ -94,19 +91,6 @@ class Library:
         if isa not in self.isas:
             return 0.0
         return float(self._functions.fr_peak(ISAS.index(isa), threads, milliseconds))
-
-
-def _openmp() -> ctypes.CDLL | None:
-    """torch's OpenMP runtime, None where it has none or it is no shared library of this process."""
-    if not torch.backends.openmp.is_available():
-        return None
-    folder = Path(torch.__file__).parent
-    loaded = {path for path in shared_libraries() if re.match(r"lib(gomp|iomp5|omp)\b", path.name)}
-    for path in sorted(loaded, key=lambda path: folder not in path.parents):
-        runtime = ctypes.CDLL(str(path))
-        if hasattr(runtime, "GOMP_parallel"):
-            return runtime
-    return None
 
 
 def find() -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres import forking
 from fastres.runtime.native import weights
 from fastres.runtime.native.pages import Pages
 
@@ -36,23 +36,34 @@ class PackedPanels:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = forking.lock()
         self._pages = Pages()
 
     def weight(
-        self, name: str, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int
+        self,
+        name: str,
+        weight: Tensor,
+        dtype: torch.dtype,
+        form: str,
+        channels: int,
+        groups: int,
+        most: int,
     ) -> Panels:
-        """``weight`` [K, C / groups, R, S] as ``"panels"``, ``"small"`` or ``"winograd"``."""
-        key = (name, form, channels, groups)
+        """``weight`` [K, C / groups, R, S] as ``"panels"``, ``"small"`` or ``"winograd"``.
+
+        Args:
+            most: units of a step in the form ``"small"``.
+        """
+        key = (name, form, channels, groups, most)
         packed: Panels = self._once(
-            key, lambda: self._pack(weight.detach(), dtype, form, channels, groups)
+            key, lambda: self._pack(weight.detach(), dtype, form, channels, groups, most)
         )
         return packed
 
     def _pack(
-        self, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int
+        self, weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int, most: int
     ) -> Panels:
-        made = _packed(weight, dtype, form, channels, groups)
+        made = _packed(weight, dtype, form, channels, groups, most)
         return replace(made, panels=self._pages.copy(made.panels))
 
     def bias(self, bias: tuple[str, Tensor] | None, channels: int) -> Tensor:
@@ -71,11 +82,13 @@ class PackedPanels:
             return self._known[key]
 
 
-def _packed(weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int) -> Panels:
+def _packed(
+    weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int, most: int
+) -> Panels:
     lanes = LANES[dtype]
     blocks = -(-channels // lanes)
     if form == "small":
-        return Panels(weights.pack_small(weight), 1)
+        return Panels(weights.pack_small(weight, most), 1)
     if form == "winograd":
         return Panels(weights.pack_winograd(weight, lanes), blocks)
     if groups == 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.errors import OutOfMemory
+from fastres.errors import InputError, OutOfMemory
 from fastres.runtime.native.describe import described
 from fastres.runtime.native.draft import Draft, Op
 from fastres.runtime.native.interface import COp, COutside
@@ -161,7 +161,7 @@ class Piece:
 
     def _run(self, inputs: Sequence[Tensor], times: Any) -> tuple[Tensor, ...]:
         outputs = tuple(
-            torch.empty_strided(shape, _strides(shape), dtype=dtype)
+            torch.empty_strided(shape, _strides(shape), dtype=dtype, device="cpu")
             for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
         )
         alone, together = self._handles
@@ -185,10 +185,14 @@ def _operation(op: Op) -> str:
 
 
 def _outside(tensor: Tensor) -> COutside:
+    address = tensor.data_ptr()
+    if not address:  # what comes in was checked, and torch's own results lie in memory
+        raise InputError(
+            f"a {type(tensor).__name__} {list(tensor.shape)} without memory reached the native "
+            "engine: call the optimised model with plain tensors"
+        )
     strides = (*tensor.stride(), *(0,) * (4 - tensor.dim()))
-    return COutside(
-        tensor.data_ptr(), strides[0] * tensor.element_size(), (ctypes.c_int64 * 4)(*strides)
-    )
+    return COutside(address, strides[0] * tensor.element_size(), (ctypes.c_int64 * 4)(*strides))
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:

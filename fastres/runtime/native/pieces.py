@@ -78,6 +78,7 @@ def rewrite(
     inside = {node for piece in pieces for node in piece}
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
+    taken: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node in values:
             continue
@@ -94,7 +95,9 @@ def rewrite(
             [(n, facts[c or n].dtype) for n, c in zip(outputs, wanted, strict=True)],
             facts,
         )
-        sources = [_source(n, nodes, facts) for n in drafted.inputs]
+        # A cast between two pieces goes into the one that comes first.
+        sources = [n if n in taken else _source(n, nodes, facts) for n in drafted.inputs]
+        taken.update(cast for cast in wanted if cast is not None)
         function = make(drafted, [facts[source].dtype for source in sources])
         result = graph.call_function(function, tuple(values[source] for source in sources))
         copy_meta(result, node)

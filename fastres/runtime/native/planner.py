@@ -17,6 +17,7 @@ from fastres.errors import OutOfMemory
 from fastres.runtime.native import schedule
 from fastres.runtime.native.arena import PAGE, Arena
 from fastres.runtime.native.draft import Draft, Op, Value
+from fastres.runtime.native.exposed import has_outlying_tap, is_cut_off
 from fastres.runtime.native.interface import (
     ACTIVATIONS,
     INPUT,
@@ -29,8 +30,8 @@ from fastres.runtime.native.interface import (
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Phase, Plan
-from fastres.runtime.native.tables import for_images, pixel_offsets, runs
-from fastres.runtime.native.weights import panels
+from fastres.runtime.native.tables import RUN, for_images, pixel_offsets, runs
+from fastres.runtime.native.weights import panels, parts
 from fastres.spec import ConvSpec
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -50,6 +51,8 @@ def uses_winograd(op: Op, isa: str) -> bool:
         and conv.k >= 32
         and conv.padding == (1, 1, 1, 1)
         and schedule.winograd_pays(conv, op.input.layout.dtype.itemsize)
+        and not is_cut_off(op.node)
+        and not (op.weight is not None and has_outlying_tap(op.weight[1]))
     )
 
 
@@ -74,9 +77,10 @@ class Planner:
     ) -> None:
         self.images, self.threads, self.isa = images, threads, isa
         self.packed = packed
-        self.arena = Arena(images, isa, guarded)
         self.near = schedule.caches(sharing)
         self.drafted = [replace(op) for op in draft.ops]
+        slack = max(map(_beyond, self.drafted)) if isa == "amx_bf16" else 0
+        self.arena = Arena(images, slack, guarded)
         self.output_dtypes = draft.output_dtypes
         self.kept: list[Any] = []
         self._tables: dict[Any, npt.NDArray[np.int32]] = {}
@@ -214,7 +218,8 @@ class Planner:
         assert conv is not None and op.input is not None and op.weight is not None
         source = self.layouts[op.input]
         form = "winograd" if kind == "winograd" else "small" if source.small else "panels"
-        weight = self.packed.weight(*op.weight, source.dtype, form, conv.c, conv.groups)
+        most = schedule.STEP_UNITS[self.isa]
+        weight = self.packed.weight(*op.weight, source.dtype, form, conv.c, conv.groups, most)
         bias = self.packed.bias(op.bias, conv.k)
         self.kept += [weight.panels, bias]
         out.weights, out.bias = weight.panels.data_ptr(), bias.data_ptr()
@@ -232,7 +237,7 @@ class Planner:
             return
         self._pixels(out, op, source, phase.images)
         n = phase.images
-        steps, out.step_units = _steps(source, conv, weight.blocks)
+        steps, out.step_units = _steps(source, conv, weight.blocks, most)
         out.step_count = len(steps)
         out.steps = self._keep(("steps", tuple(steps)), lambda: np.array(steps))
         if weight.firsts is not None:
@@ -255,7 +260,7 @@ class Planner:
         )
         out.group, out.chunk_panels, out.prefetch = cut.group, cut.chunk_panels, cut.prefetch
         out.pixels, out.step_units = conv.p * conv.q, 16
-        size = 16 * cut.group * (source.blocks + 2) * LINE
+        size = 16 * cut.group * (source.blocks + 2) * LINE + 4 * source.blocks
         out.scratch_bytes = math.ceil(size / PAGE) * PAGE + 5 * LINE
         out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)
 
@@ -322,6 +327,13 @@ def _joined(phases: Sequence[Phase]) -> list[Phase]:
     return joined
 
 
+def _beyond(op: Op) -> int:
+    """Bytes behind its image that an operation of AMX reads: a run of pixels less one."""
+    if op.conv is None or op.input is None:
+        return 0
+    return RUN * op.conv.stride[1] * op.input.layout.pixel
+
+
 def _border(conv: ConvSpec, winograd: bool) -> tuple[int, int, int, int]:
     """Zeros around an image so that every tap of every output pixel is inside."""
     top, left, _, _ = conv.padding
@@ -334,12 +346,13 @@ def _border(conv: ConvSpec, winograd: bool) -> tuple[int, int, int, int]:
     return top, left, max(bottom, 0), max(right, 0)
 
 
-def _steps(source: Layout, conv: ConvSpec, blocks: int) -> tuple[list[int], int]:
+def _steps(source: Layout, conv: ConvSpec, blocks: int, most: int) -> tuple[list[int], int]:
     """The K-steps' offsets from an output pixel's corner, in units of 4 bytes, and their length."""
     top, left, _, _ = conv.padding
     rows = [(r * conv.dilation[0] - top) * source.row for r in range(conv.r)]
     columns = [(s * conv.dilation[1] - left) * source.pixel for s in range(conv.s)]
     if source.small:
-        return [(row + columns[0]) // 4 for row in rows], conv.s * source.pixel // 4
+        firsts, length = parts(conv.s * source.pixel // 4, most)
+        return [(row + columns[0]) // 4 + first for row in rows for first in firsts], length
     taps = [row + column for row in rows for column in columns]
     return [(block * source.plane + tap) // 4 for block in range(blocks) for tap in taps], 16

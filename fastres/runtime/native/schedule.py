@@ -19,6 +19,9 @@ from fastres.target import cpu
 TILE_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32}
 """Most pixels of a tile, by instruction set: what its registers hold."""
 
+STEP_UNITS = {"avx2": 1 << 20, "avx512": 1 << 20, "avx512_bf16": 1 << 20, "amx_bf16": 16}
+"""Most units of a K-step: of AMX what a row of a register holds, of the others any number."""
+
 
 @dataclass(frozen=True)
 class Caches:

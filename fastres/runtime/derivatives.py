@@ -1,0 +1,46 @@
+"""An optimised model has no derivative, and says so where one is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastres.errors import InputError
+from fastres.plain import has_tangent, stands_for_another
+
+_functorch = torch._C._functorch
+
+
+def refuse_derivatives(values: Sequence[Any]) -> None:
+    """Let pass what no derivative is taken of.
+
+    Raises:
+        InputError: an input requires a gradient where gradients are recorded, has a tangent, or is
+            what ``torch.func`` differentiates by.
+    """
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+        raise InputError(
+            "got an input that requires a gradient, but an optimised model is for inference "
+            "and has none: call it under torch.no_grad(), or pass x.detach()"
+        )
+    if any(map(_is_differentiated, tensors)):
+        raise InputError(
+            "got an input that a derivative is taken of (by torch.func or forward-mode "
+            "differentiation), but an optimised model is for inference and has none: pass "
+            "x.detach(), or differentiate the model that it was made from"
+        )
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    while _functorch.is_functorch_wrapped_tensor(value):
+        if _functorch.is_gradtrackingtensor(value):
+            return True
+        value = _functorch.get_unwrapped(value)
+    if forward_ad._current_level < 0:
+        return False
+    return stands_for_another(value) or has_tangent(value)  # what is inside cannot be asked for

@@ -1,0 +1,78 @@
+"""Wrappers that do not change what a model computes are taken off, and their names too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastres.errors import CaptureError
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+
+
+def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model without wrappers around it or its parts, and a sentence for each that there was.
+
+    The model is not changed: where a part is wrapped, the result is another module of the same
+    structure on the same parts and tensors.
+
+    Raises:
+        CaptureError: a part is wrapped, and the model around it cannot be copied.
+    """
+    told: list[str] = []
+    while (inner := _inside(model)) is not None:
+        told.append(f"{type(model).__name__} around the model is left out")
+        model = inner
+    parts = {name: m for name, m in model.named_modules() if _inside(m) is not None}
+    if not parts:
+        return model, told
+    # deepcopy takes what the memo has for an object instead of copying that object.
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for name, part in parts.items():
+        told.append(f"{type(part).__name__} around {name} is left out")
+        inner = part
+        while (next_inner := _inside(inner)) is not None:
+            inner = next_inner
+        memo[id(part)] = inner
+    try:
+        return like(model, memo), told
+    except Exception as error:  # a user's __deepcopy__ may raise anything
+        name, part = next(iter(parts.items()))
+        raise CaptureError(
+            f"module {name} is wrapped in a {type(part).__name__}, and the model around it cannot "
+            f"be copied to leave that out ({error}); replace it by the module inside"
+        ) from error
+
+
+def like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy in the same mode, part by part: a copied ``fx.GraphModule`` is in training mode."""
+    twin = copy.deepcopy(model, memo)
+    training = {name: module.training for name, module in model.named_modules()}
+    for name, module in twin.named_modules():
+        module.training = training.get(name, module.training)
+    return twin
+
+
+def unprefixed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by the names that they have in the model without wrappers around it."""
+    names = dict(state)
+    for prefix in PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): value for name, value in names.items()}
+    return names
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The module in a wrapper; None for anything else."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner: Any = module.module
+    elif isinstance(module, torch._dynamo.OptimizedModule):
+        inner = module._orig_mod
+    else:
+        return None
+    return inner if isinstance(inner, nn.Module) else None
