@@ -64,9 +64,11 @@ def _stages(every: Mapping[str, Results]) -> list[str]:
     for name, results in every.items():
         count = len(results.records)
         of = f" of {results.planned}" if results.planned is not None else ""
-        skipped = sum("skipped" in record for record in results.records.values())
+        reasons = [each["skipped"] for each in results.records.values() if "skipped" in each]
         words = [f"{count}{of} results", f"{len(results.wrong)} wrong"]
-        words += [f"{skipped} skipped"] if skipped else []
+        if reasons:
+            why = f" ({reasons[0]})" if len(reasons) == count else ""
+            words.append(f"{len(reasons)} skipped{why}")
         words += [end for end in results.ended if end != "exit 0"]
         lines.append(f"{name:10} " + ", ".join(words))
     return lines

@@ -200,6 +200,8 @@ def test_what_cannot_be_interpreted_is_not_rehearsed_and_says_why(
     assert stages.run("kernels", stages.Options(tmp_path, most=3)) == 0
     records = Results(tmp_path, "kernels").records.values()
     assert [each["skipped"] for each in records] == ["cannot be rehearsed: numpy is too new"] * 3
+    (line,) = (line for line in page.page(tmp_path) if line.startswith("kernels "))
+    assert line.endswith("3 skipped (cannot be rehearsed: numpy is too new)")
 
 
 # ------------------------------------------------------------------ layers, fit and page
@@ -338,6 +340,63 @@ def test_faults_are_for_stages_that_exist() -> None:
     for text in ("layer", "layers:slow"):
         with pytest.raises(SystemExit):
             __main__.parsed(["run", "--out", "x", "--seed-fault", text])
+
+
+def test_a_process_that_dies_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = Results(tmp_path, "kernels")
+    codes = iter(["-11", "9", "1"])
+    begun = iter(["first", "", ""])
+
+    def start(self: day.Running, options: stages.Options) -> subprocess.Popen[bytes]:
+        started.append(options.again)
+        if key := next(begun):
+            results._now.write_text(key)
+        code = next(codes)
+        end = f"import os; os.kill(os.getpid(), {code[1:]})" if code[0] == "-" else f"exit({code})"
+        return subprocess.Popen([sys.executable, "-c", end], start_new_session=True)
+
+    started: list[bool] = []
+    monkeypatch.setattr(day.Running, "_start", start)
+    whole = day.Day(stages.Options(tmp_path))
+    with (tmp_path / "log.txt").open("w") as log:
+        for _ in range(2):
+            running = day.Running("kernels", whole, log, 60.0)
+            while not running.over:
+                running.watch()
+    found = Results(tmp_path, "kernels")
+    assert started == [False, True, False], "what cannot begin is not started again"
+    assert found.records["first"]["failed"] == "the process ended in it: signal 11"
+    assert found.records["compute-sanitizer"]["ok"] is False
+    assert found.ended == ["signal 11, in: first", "compute-sanitizer found errors", "exit 1"]
+
+
+def test_what_a_part_compiles_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "triton"
+    (cache / "key").mkdir(parents=True)
+    for name in ("k.cubin", "k.json", "k.ptx"):
+        (cache / "key" / name).write_text(name)
+    monkeypatch.setattr(compiling, "TRITON", cache)
+    monkeypatch.setattr(compiling, "ROOT", tmp_path)
+    assert compiling.pack(tmp_path / "packed" / "cache.tar") > 0
+    monkeypatch.setattr(compiling, "ROOT", tmp_path / "there")
+    assert compiling.unpack(tmp_path / "packed" / "cache.tar")
+    found = sorted(path.name for path in (tmp_path / "there").rglob("k.*"))
+    assert found == ["k.cubin", "k.json"]
+    assert not compiling.unpack(tmp_path / "no such file")
+
+
+@pytest.mark.parametrize("kind", compiling.KINDS)
+def test_each_part_has_launches(kind: str) -> None:
+    smallest = {
+        "network": compiling.Part("network", "tiny", "fp16", 1),
+        "case": compiling.Part("case", "linear, odd sizes", "bf16"),
+        "layers": compiling.parts(("layers",))[-1],
+    }
+    calls = compiling.calls_of(smallest[kind])
+    assert calls
+    assert all(call.chained for call in calls) == (kind == "network")
 
 
 def test_the_examples_batch_is_prepared() -> None:
