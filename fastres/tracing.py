@@ -293,6 +293,8 @@ class _Loader:
         """Return when all is imported; begin where nobody has."""
         if self._done.is_set():
             return
+        if not torch.cuda.is_available():
+            _stand_in_for_a_gpu()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._load, name="fastres-imports")
             self._thread.start()
@@ -305,6 +307,26 @@ class _Loader:
             export_openly(small, inspect.signature(small.forward), (x,), {})
         finally:
             self._done.set()  # what is wrong shows in the capture itself
+
+
+def _stand_in_for_a_gpu() -> None:
+    """Have torch make what its CUDA builds use where there is no GPU, in a thread that never ends.
+
+    It lives as long as the thread that asked first, and torch asks in every capture; 2.11 crashes
+    in the first one behind the end of that thread.
+    """
+    if threading.current_thread() is threading.main_thread():
+        torch._C._ensureCUDADeviceGuardSet()
+        return
+    made = threading.Event()
+
+    def stay() -> None:
+        torch._C._ensureCUDADeviceGuardSet()
+        made.set()
+        threading.Event().wait()
+
+    threading.Thread(target=stay, name="fastres-stays", daemon=True).start()
+    made.wait()
 
 
 _loader = _Loader()
