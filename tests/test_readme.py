@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import fastres
+from benchmarks.gpu_day import tables as gpu_tables
 from fastres.bench import record, table
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORD = ROOT / "benchmarks" / "results" / "resnet50.json"
+GPU_RECORD = ROOT / "benchmarks" / "results" / "gpu_day" / "2026-11-28b"
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
@@ -59,3 +61,9 @@ def test_receipt_has_the_lines_of_a_real_one() -> None:
     assert receipt is not None
     for line in ("53/53 BatchNorms folded", "16/16 residual additions fused", "49/49 activations"):
         assert line in receipt[1]
+
+
+def test_the_gpu_table_is_the_record() -> None:
+    inside = re.search(r"<!-- gpu table -->\n(.*?)\n<!-- /gpu table -->", TEXT, flags=re.DOTALL)
+    assert inside is not None
+    assert inside.group(1) == gpu_tables.markdown(GPU_RECORD)
