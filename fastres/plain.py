@@ -51,14 +51,14 @@ def is_ordinary(values: Sequence[Any]) -> bool:
     if _thread_keys().raw_repr() & ~_OF_QUIET or (_function_modes() and _is_watched_in_python()):
         return False
     for value in values:
-        if isinstance(value, Tensor):
-            kind = type(value)
-            if kind is not Tensor and kind is not nn.Parameter:
-                return False
+        kind = type(value)
+        if kind is Tensor or kind is nn.Parameter:
             if _tensor_keys(value).raw_repr() & ~_OF_PLAIN or not _is_in_memory(value):
                 return False
             if forward_ad._current_level >= 0 and has_tangent(value):
                 return False
+        elif isinstance(value, Tensor):
+            return False
     return True
 
 
@@ -116,7 +116,7 @@ def lost_memory(value: Tensor) -> str | None:
         return None
     return (
         f"its memory was given back ({value.untyped_storage().nbytes()} bytes are left of "
-        f"{_end(value) * value.element_size()})"
+        f"{_end(value) * value.itemsize})"
     )
 
 
@@ -169,7 +169,10 @@ def _is_watched_in_python() -> bool:
 
 def _is_in_memory(value: Tensor) -> bool:
     """Whether all elements lie in the tensor's storage, which may have been shrunk."""
-    return value.untyped_storage().nbytes() >= _end(value) * value.element_size()
+    held = value.untyped_storage().nbytes()
+    if value.is_contiguous():  # most often, and quickly told
+        return not value.nbytes or held >= value.nbytes + value.storage_offset() * value.itemsize
+    return bool(held >= _end(value) * value.itemsize)
 
 
 def _end(value: Tensor) -> Any:
@@ -177,7 +180,7 @@ def _end(value: Tensor) -> Any:
     count = value.numel()
     if not count:
         return 0
-    if value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last):
+    if value.is_contiguous(memory_format=torch.channels_last):
         return value.storage_offset() + count
     reach = sum((size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True))
     return value.storage_offset() + reach + 1

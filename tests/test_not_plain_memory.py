@@ -32,7 +32,7 @@ from fastres.plain import is_ordinary
 from fastres.target import most_threads
 
 # torch's forward-mode differentiation compiles some of its rules in a way that it warns of.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.*")
 
 
 class Wrapper(torch.Tensor):

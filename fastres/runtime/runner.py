@@ -121,7 +121,9 @@ class Runner:
         return self._executable(inputs)
 
     def _executable(self, inputs: Sequence[Any]) -> Runnable:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(
+            isinstance(value, Tensor) and value.requires_grad for value in inputs
+        ):
             refuse_derivatives(inputs)
         prepared = self._current()
         return self._built(prepared, inputs, prepared.engine)
