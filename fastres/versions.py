@@ -51,8 +51,8 @@ def descriptors_round() -> bool:
 def why_not_interpreted() -> str | None:
     """Why Triton's interpreter cannot run here; None where it can.
 
-    Before Triton 3.6 it counts the strides of tensor descriptors in numbers where they are bytes, and
-    before 3.7 it takes an array of one element for a number, which numpy 2.4 no longer does.
+    Before Triton 3.6 it counts the strides of tensor descriptors in numbers where they are bytes,
+    and before 3.7 it takes an array of one element for a number, which numpy 2.4 no longer does.
     """
     import triton
 

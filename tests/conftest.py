@@ -12,8 +12,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fastres.versions import why_not_interpreted
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that all use all threads only wait for each other
     torch.set_num_threads(1)
 
@@ -43,9 +41,7 @@ def device(pytestconfig: pytest.Config) -> str:
     """Where kernels run: ``cpu`` under Triton's interpreter, ``cuda`` in a run on a GPU."""
     if gpu_runs.wants_gpu(pytestconfig):
         return "cuda"
-    reason = why_not_interpreted()
-    if reason is not None:
-        pytest.skip(reason)
+    interpreter.need()
     interpreter.install()
     return "cpu"
 

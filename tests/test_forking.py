@@ -66,7 +66,7 @@ def test_a_child_of_a_parent_with_threads(engine: str) -> None:
             assert fastres.verify(net(), fast, x).passed
             fastres.optimize(net(), x, engine="{engine}", threads=2)
             assert torch.get_num_threads() == 2
-            print("good", flush=True)
+            os.write(1, b"good\\n")
 
         torch.set_num_threads(2)
         assert ended(child(work)) == [0]
@@ -89,7 +89,7 @@ def test_children_while_another_thread_prepares() -> None:
             torch.testing.assert_close(fast(x), wanted)
             fast(torch.randn(3, 3, 33, 34))
             fastres.optimize(net(), x)
-            print("good", flush=True)
+            os.write(1, b"good\\n")
 
         thread = threading.Thread(target=prepare)
         thread.start()

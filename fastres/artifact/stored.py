@@ -66,7 +66,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(text)
         for name in order:
             if tensors[name].numel():
-                file.write(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+                file.write(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
 
 
 class Stored:
@@ -132,7 +132,7 @@ class Stored:
         made = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         if not made.numel():
             return made
-        memory = memoryview(made.view(-1).view(torch.uint8).numpy())
+        memory = made.view(-1).view(torch.uint8).numpy().data
         try:
             self._file.seek(self._start + entry.begin)
             read = self._file.readinto(memory)  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
 from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
+from fastres.runtime.native.library import let_go
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.threads import ThreadLimit
 
@@ -90,6 +91,8 @@ class Runner:
         except (RuntimeError, MemoryError) as error:
             refused = isinstance(error, (MemoryError, torch.OutOfMemoryError))
             if refused or "DefaultCPUAllocator" in str(error):
+                if let_go():
+                    return self.run(executable, inputs)
                 shapes = ", ".join(str(list(v.shape)) for v in inputs if isinstance(v, Tensor))
                 raise OutOfMemory(
                     f"input {shapes}: the system refused the memory for the activations (about "

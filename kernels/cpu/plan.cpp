@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <set>
 
 #include "target.h"
 #include "team.h"
@@ -22,6 +23,7 @@ struct Counter {
 struct Room {
     char *arena = nullptr;
     int64_t bytes = 0;
+    int64_t used = 0;  // when: a number that grows
     std::unique_ptr<Counter[]> counters;
     int64_t counter_count = 0;
 
@@ -39,13 +41,12 @@ struct fr_plan {
     int64_t arena_bytes = 0;
     std::vector<int64_t> guards;
     int64_t steps = 0;  // ops of a run, each counted as often as it runs
-    std::vector<std::unique_ptr<fastres::Room>> idle;
+    std::vector<std::unique_ptr<fastres::Room>> idle;  // the one that was used last at the end
 
+    fr_plan();
+    ~fr_plan();
     std::unique_ptr<fastres::Room> take(int threads);
-    void give_back(std::unique_ptr<fastres::Room> room) {
-        std::lock_guard<std::mutex> lock(fastres::moment());
-        idle.push_back(std::move(room));
-    }
+    void give_back(std::unique_ptr<fastres::Room> room);
 };
 
 namespace fastres {
@@ -53,12 +54,48 @@ namespace {
 
 constexpr size_t kHuge = 2 << 20;
 
+// The rooms that no run works in, of all plans; looked at with moment() held.
+struct Idle {
+    std::set<fr_plan *> plans;
+    int64_t bytes = 0, most = 256 << 20, now = 0;
+};
+
+Idle &idle_rooms() {
+    static auto &idle = *new Idle;  // never destroyed, as threads may run while the process ends
+    return idle;
+}
+
+using Rooms = std::vector<std::unique_ptr<Room>>;
+
+// Takes rooms out until no more than so many bytes are left, those first that were used longest
+// ago. The caller lets them go when it does not hold moment() any more: that takes the system a
+// while.
+Rooms beyond(int64_t most) {
+    Idle &all = idle_rooms();
+    Rooms out;
+    while (all.bytes > most) {
+        fr_plan *oldest = nullptr;
+        for (fr_plan *plan : all.plans)
+            if (!plan->idle.empty() &&
+                (!oldest || plan->idle.front()->used < oldest->idle.front()->used))
+                oldest = plan;
+        out.push_back(std::move(oldest->idle.front()));
+        oldest->idle.erase(oldest->idle.begin());
+        all.bytes -= out.back()->bytes;
+    }
+    return out;
+}
+
 std::unique_ptr<Room> new_room(const fr_plan &plan) {
     std::unique_ptr<Room> room(new (std::nothrow) Room);
     if (!room) return nullptr;
     room->bytes = (int64_t)(((size_t)plan.arena_bytes + kHuge) & ~(kHuge - 1));
-    void *memory = mmap(nullptr, (size_t)room->bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const auto map = [&] {
+        return mmap(nullptr, (size_t)room->bytes, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    };
+    void *memory = map();
+    if (memory == MAP_FAILED && fr_let_go()) memory = map();
     if (memory == MAP_FAILED) return nullptr;
     room->arena = (char *)memory;
 #ifdef MADV_HUGEPAGE
@@ -160,6 +197,27 @@ void run_job(void *context, int thread, int count) {
 }  // namespace
 }  // namespace fastres
 
+fr_plan::fr_plan() {
+    std::lock_guard<std::mutex> lock(fastres::moment());
+    fastres::idle_rooms().plans.insert(this);
+}
+
+fr_plan::~fr_plan() {
+    std::lock_guard<std::mutex> lock(fastres::moment());
+    fastres::idle_rooms().plans.erase(this);
+    for (const auto &room : idle) fastres::idle_rooms().bytes -= room->bytes;
+}
+
+void fr_plan::give_back(std::unique_ptr<fastres::Room> room) {
+    fastres::Rooms gone;  // behind the lock
+    std::lock_guard<std::mutex> lock(fastres::moment());
+    auto &all = fastres::idle_rooms();
+    room->used = ++all.now;
+    all.bytes += room->bytes;
+    idle.push_back(std::move(room));
+    if (all.bytes > all.most) gone = fastres::beyond(all.most);
+}
+
 std::unique_ptr<fastres::Room> fr_plan::take(int threads) {
     std::unique_ptr<fastres::Room> room;
     {
@@ -167,6 +225,7 @@ std::unique_ptr<fastres::Room> fr_plan::take(int threads) {
         if (!idle.empty()) {
             room = std::move(idle.back());
             idle.pop_back();
+            fastres::idle_rooms().bytes -= room->bytes;
         }
     }
     if (!room) room = fastres::new_room(*this);
@@ -205,6 +264,21 @@ fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phase *phas
 }
 
 void fr_plan_destroy(fr_plan *plan) { delete plan; }
+
+void fr_keep(int64_t bytes) {
+    fastres::Rooms gone;
+    std::lock_guard<std::mutex> lock(fastres::moment());
+    fastres::idle_rooms().most = bytes;
+    gone = fastres::beyond(bytes);
+}
+
+int64_t fr_let_go(void) {
+    fastres::Rooms gone;
+    std::lock_guard<std::mutex> lock(fastres::moment());
+    const int64_t before = fastres::idle_rooms().bytes;
+    gone = fastres::beyond(0);
+    return before;
+}
 
 int32_t fr_plan_poison(fr_plan *plan, const int64_t *ranges, int32_t range_count, int32_t byte) {
     auto room = plan->take(1);

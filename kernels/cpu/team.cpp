@@ -153,7 +153,7 @@ struct Key {
 }  // namespace
 
 std::mutex &moment() {
-    static auto &mutex = [] () -> std::mutex & {
+    static auto &mutex = []() -> std::mutex & {
         static auto &made = *new std::mutex;
 #if defined(__linux__)
         pthread_atfork([] { made.lock(); }, [] { made.unlock(); }, [] { made.unlock(); });

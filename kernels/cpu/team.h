@@ -9,8 +9,8 @@
 
 namespace fastres {
 
-// Held for moments, by whoever looks up what runs share. fork() waits for it, so that no child finds
-// it held by a thread that the child does not have.
+// Held for moments, by whoever looks up what runs share. fork() waits for it, so that no child
+// finds it held by a thread that the child does not have.
 std::mutex &moment();
 
 // A place in a job that all of its threads reach before any goes on. They spin, because the next

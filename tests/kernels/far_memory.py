@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from interpreter import need
 from torch import Tensor
 from triton.runtime import interpreter
 
@@ -47,6 +48,7 @@ def run_program(
     monkeypatch: pytest.MonkeyPatch, call: KernelCall, program: tuple[int, int, int], **changed: Any
 ) -> None:
     """Interpret one program of a launch, with other arguments and constants where given."""
+    need()
     arguments = {**call.arguments, **{k: v for k, v in changed.items() if k in call.arguments}}
     constants = {**call.constants, **{k: v for k, v in changed.items() if k in call.constants}}
     assert set(changed) <= {*arguments, *constants}

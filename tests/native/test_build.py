@@ -118,6 +118,18 @@ def test_it_needs_what_every_system_with_torch_has(library: Path) -> None:
     assert [name for name in needed if not re.fullmatch(usual, name)] == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="ELF")
+def test_it_is_hardened(library: Path) -> None:
+    """Guarded stacks, no writable table of functions, no executable stack."""
+    undefined = run(tool("nm"), "--dynamic", "--undefined-only", library)
+    assert "__stack_chk_fail" in undefined
+    headers = run(tool("objdump"), "-p", library)
+    assert "RELRO" in headers
+    assert re.search(r"(BIND_NOW|FLAGS +0x0*8)", headers)
+    stack = re.search(r"STACK off.*\n.*flags (\S+)", headers)
+    assert stack and stack[1] == "rw-"
+
+
 def wide_functions(library: Path, registers: str) -> set[str]:
     """The functions, by bare name, whose machine code names a register of that kind."""
     found: dict[str, bool] = defaultdict(bool)

@@ -63,10 +63,11 @@ def test_with_the_library_of_other_sources() -> None:
 def test_with_an_instruction_set_that_there_is_not() -> None:
     loaded()
     code = """
-        from fastres.runtime.native.library import load
+        import fastres
+        from torch import nn
         try:
-            load().isas
-        except OSError as error:
+            fastres.optimize(nn.Sequential(nn.Conv2d(3, 8, 3)).eval())
+        except fastres.errors.TargetError as error:
             print(error)
     """
     said = separately(code, FASTRES_NATIVE_ISA="avx10")

@@ -17,10 +17,14 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from fastres import kernels
+from fastres.errors import TargetError
 from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
-from fastres.target import openmp
+from fastres.target import available_memory, openmp
 
 STEM = "_native"
+
+LEAST_KEPT = 256 << 20
+"""Bytes kept between calls on machines of little memory; on others, a part of what they have."""
 
 
 class Library:
@@ -55,8 +59,24 @@ class Library:
             *(POINTER(COutside), c_int32, POINTER(COutside), c_int32),
             POINTER(c_int64),
         ]
+        self._functions.fr_keep.restype = None
+        self._functions.fr_keep.argtypes = [c_int64]
+        self._functions.fr_let_go.restype = c_int64
+        self.keep(max(LEAST_KEPT, available_memory() // 32))
         self._functions.fr_peak.restype = c_double
         self._functions.fr_peak.argtypes = [c_int32, c_int32, c_int32]
+
+    def keep(self, size: int) -> None:
+        """Of the memory for activations, keep no more bytes than this between calls.
+
+        It is that of all models together. What a call needs beyond it is the system's again when
+        the call ends.
+        """
+        self._functions.fr_keep(size)
+
+    def let_go(self) -> int:
+        """Give all of it back to the system. How many bytes it was."""
+        return int(self._functions.fr_let_go())
 
     def _op_bytes(self) -> int:
         self._functions.fr_op_bytes.restype = c_int64
@@ -74,11 +94,15 @@ class Library:
 
     @property
     def isas(self) -> frozenset[str]:
-        """The instruction sets of :data:`ISAS` that the processor and the system allow."""
+        """The instruction sets of :data:`ISAS` that the processor and the system allow.
+
+        Raises:
+            TargetError: ``FASTRES_NATIVE_ISA`` is none.
+        """
         allowed = int(self._functions.fr_isas())
         limit = os.environ.get("FASTRES_NATIVE_ISA", ISAS[-1])
         if limit not in ISAS:
-            raise OSError(f"FASTRES_NATIVE_ISA={limit!r}: expected one of {', '.join(ISAS)}")
+            raise TargetError(f"FASTRES_NATIVE_ISA={limit!r}: expected one of {', '.join(ISAS)}")
         names = ISAS[: ISAS.index(limit) + 1]
         return frozenset(name for i, name in enumerate(names) if allowed >> i & 1)
 
@@ -119,3 +143,9 @@ def load() -> Library | str:
         return Library(path)
     except (OSError, AttributeError) as error:
         return f"its library cannot be loaded: {error}"
+
+
+def let_go() -> bool:
+    """Give the memory that is kept between calls back to the system; whether there was some."""
+    library = load()
+    return isinstance(library, Library) and library.let_go() > 0

@@ -106,6 +106,8 @@ class Piece:
 
     def _refuse_if_too_large(self) -> None:
         free = available_memory()
+        if self.arena_bytes > free and self._library.let_go():
+            free = available_memory()
         if self.arena_bytes > free:
             raise OutOfMemory(
                 f"this batch needs {self.arena_bytes / 2**30:.1f} GiB for activations, "
