@@ -75,7 +75,7 @@ def of_model(name: str, size: int = 224) -> Counter[ConvShape]:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_pre_hook(note)
-        model(torch.empty((1, 3, size, size), dtype=torch.float32, device="cpu"))
+        model(torch.empty((1, 3, size, size), dtype=torch.float32, device="meta"))
     return found
 
 

@@ -296,9 +296,18 @@ class _Loader:
         if not torch.cuda.is_available():
             _stand_in_for_a_gpu()
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._load, name="fastres-imports")
+            self._thread = threading.Thread(target=self._stay, name="fastres-imports", daemon=True)
             self._thread.start()
         self._done.wait()
+
+    def _stay(self) -> None:
+        """Load, and never end.
+
+        On a machine without a GPU, a CUDA build of torch 2.11 crashes in the next capture once the
+        thread of the first one is over (in ``torch._C._ensureCUDADeviceGuardSet``).
+        """
+        self._load()
+        threading.Event().wait()
 
     def _load(self) -> None:
         try:

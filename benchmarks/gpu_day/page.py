@@ -76,7 +76,9 @@ def _stages(every: Mapping[str, Results]) -> list[str]:
 
 def _wrong(every: Mapping[str, Results]) -> list[str]:
     found = [
-        f"  {name}: {_why(record)}" for name, results in every.items() for record in results.wrong
+        f"  {name}: {why}"
+        for name, results in every.items()
+        for why in (*(f"its process ended: {end}" for end in _failures(results)), *_whys(results))
     ]
     # Several stages share the room: none is to fill it alone.
     shown: list[str] = []
@@ -88,6 +90,15 @@ def _wrong(every: Mapping[str, Results]) -> list[str]:
     shown.sort(key=found.index)
     more = [f"  and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
     return [f"wrong: {len(found) or 'none'}", *shown, *more]
+
+
+def _failures(results: Results) -> list[str]:
+    """Of the process itself, outside of any result."""
+    return [end for end in results.ended if end.startswith("exit ") and end != "exit 0"]
+
+
+def _whys(results: Results) -> list[str]:
+    return [_why(record) for record in results.wrong]
 
 
 def _why(record: Record) -> str:

@@ -370,6 +370,8 @@ def test_a_process_that_dies_is_named_and_the_rest_goes_on(
     assert found.records["first"]["failed"] == "the process ended in it: signal 11"
     assert found.records["compute-sanitizer"]["ok"] is False
     assert found.ended == ["signal 11, in: first", "compute-sanitizer found errors", "exit 1"]
+    text = "\n".join(page.page(tmp_path))
+    assert "wrong: 3\n  kernels: its process ended: exit 1\n" in text
 
 
 def test_what_a_part_compiles_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
