@@ -131,7 +131,7 @@ class _Casts(TorchDispatchMode):
     """Watches which arguments an operator casts before anything else."""
 
     def __init__(self, given: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._given = given
         self.made: dict[int, torch.dtype] = {}
         self.others = False

@@ -38,6 +38,7 @@ from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.runtime.threads import preparing
+from fastres.tracing import import_ahead
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare
 from fastres.wrappers import unwrapped
@@ -145,6 +146,7 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
+        import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
         example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
         example = pipeline.example(evaluated, surroundings, example_input)

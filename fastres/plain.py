@@ -169,7 +169,7 @@ def _is_watched_in_python() -> bool:
 
 def _is_in_memory(value: Tensor) -> bool:
     """Whether all elements lie in the tensor's storage, which may have been shrunk."""
-    held = value.untyped_storage().nbytes()
+    held: int = value.untyped_storage().nbytes()
     if value.is_contiguous():  # most often, and quickly told
         return not value.nbytes or held >= value.nbytes + value.storage_offset() * value.itemsize
     return bool(held >= _end(value) * value.itemsize)

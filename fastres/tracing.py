@@ -63,7 +63,7 @@ class Tracing(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _watch(self, args: Any) -> None:
-        sizes = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
+        sizes: list[Any] = [s for leaf in args if isinstance(leaf, Tensor) for s in leaf.shape]
         symbolic = [size for size in sizes if isinstance(size, torch.SymInt)]
         if symbolic:
             self._decisions.watch(symbolic[0])

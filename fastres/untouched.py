@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,10 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         begun = _Contents(model)  # torch.export has put its stand-ins in the weights' places
         result = forward(*args, **kwargs)
         told.update(dict.fromkeys(begun.changes()))  # now: it puts some attributes back by itself
+        begun.put_back()  # or before 2.10, it refuses a model with new attributes
         return result
+
+    watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
 
     changed: list[str] = []
     vars(model)["forward"] = watched

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -51,7 +52,7 @@ def test_an_interpreter_that_fails_is_refused_by_name(monkeypatch: pytest.Monkey
     ):
         monkeypatch.setattr(triton, "__version__", triton_version)
         versions.why_not_interpreted.cache_clear()
-        monkeypatch.setattr(versions.np, "__version__", numpy)
+        monkeypatch.setattr(np, "__version__", numpy)
         reason = versions.why_not_interpreted()
         assert (reason is None) == (refused is None)
         assert refused is None or (reason is not None and refused in reason)

@@ -20,12 +20,13 @@ from fastres.errors import CaptureError
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    store = distributed.HashStore()  # type: ignore[attr-defined]
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
 
-def small() -> nn.Module:
+def small() -> Any:
     return measured(nn.Sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), conv()))
 
 
@@ -116,7 +117,7 @@ def test_batch_norms_that_stay_in_training_mode() -> None:
         def forward(self, x: Tensor) -> Any:
             return self.net(x)
 
-    model = Frozen().eval()
+    model: Any = Frozen().eval()
     model.net[1].train()
     with unchanged(model), pytest.raises(CaptureError) as caught:
         fastres.optimize(model, images(2))

@@ -32,9 +32,9 @@ def onednn_refuses(precision: str, device: str) -> str | None:
 def _prepare(job: Job, engine: str) -> Ready:
     import fastres
 
-    cached = environment("TRITON_CACHE_DIR", str(job.cache))
-    if job.device.type != "cuda":
-        cached = contextlib.nullcontext()
+    cached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if job.device.type == "cuda":
+        cached = environment("TRITON_CACHE_DIR", str(job.cache))
     with cached, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FastresWarning)
         fast = fastres.optimize(

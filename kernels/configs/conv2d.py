@@ -213,12 +213,12 @@ def estimate_conv2d(
     elements = spec.n * spec.p * spec.q * spec.k
     written = elements * size * (2 if residual else 1)
     tile = (config.block_m, config.block_n, config.block_k)
+    fetched = float((config.block_m + config.block_n) * config.block_k * size)
     width = math.gcd(spec.c // groups * size, 16)  # bytes that lie together and are aligned
     loop = Loop(
         steps=math.ceil(steps(spec, config) / splits),
         flops=2.0 * math.prod(tile),
-        fetched_bytes=(config.block_m + config.block_n)
-        * (config.block_k * size * fetch_factor(tile, size)),
+        fetched_bytes=fetched * fetch_factor(tile, size),
         instructions=loop_instructions(
             target,
             tile,
@@ -231,7 +231,7 @@ def estimate_conv2d(
         stages=config.num_stages,
     )
     threads = config.num_warps * target.warp_size
-    narrow = 0.0 if width == 16 else loop.fetched_bytes / (width * threads)
+    narrow = 0.0 if width == 16 else fetched / (width * threads)
     work = Work(
         programs=tiles(spec, config),
         num_warps=config.num_warps,

@@ -3,7 +3,8 @@
 =====================  ============================================================================
 budget                 bound
 =====================  ============================================================================
-local memory           none: everything fits into registers
+local memory           none: everything fits into registers; :data:`SECOND_PATH_BYTES` where groups
+                       share a tile
 shared memory          within what one block may have, and at least one block fits
 matrix units           every product on them, by the architecture's own instruction (``HMMA``,
                        ``HGMMA``, ``UTC*MMA``, ``v_mfma``). Full float32 on NVIDIA has none.
@@ -18,6 +19,9 @@ its weights and not for its instructions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from fastres.kernels.configs.conv2d import on_matrix_units
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
@@ -36,6 +40,13 @@ STRADDLING_SHARE = 0.2
 """What is allowed beside that where one step's channels belong to several taps, as with 24 or 72
 channels: every column then has a tap of its own. Read on sm_90: 0.73 with 64 filters, 1.02 with
 32."""
+
+SECOND_PATH_BYTES = 128
+"""Local memory of a thread where groups share a tile: such code holds the products twice, the second
+time for tiles with NaN in them, which are rare. Read on sm_80 and sm_90: up to 128."""
+
+SECOND_PATH_SHARE = 0.2
+"""What is allowed for address arithmetic beside the others there. Read on sm_90: 1.32."""
 
 _PREFIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTC", "mfma": "v_mfma"}
 
@@ -57,7 +68,7 @@ def violations(finding: Finding, architecture: Architecture, precision: str) -> 
     if architecture.tensor_core == "none" and finding.multiplies:
         return []
     found = []
-    if finding.spill_bytes or finding.local_instructions:
+    if spills(finding.spill_bytes, finding.local_instructions, finding.constants):
         found.append(
             f"{finding.spill_bytes} bytes of local memory per thread, "
             f"{finding.local_instructions} instructions on it"
@@ -75,12 +86,24 @@ def violations(finding: Finding, architecture: Architecture, precision: str) -> 
         allowed = INTEGER_SHARE[precision]
         allowed += NARROW_SHARE if _is_narrow(finding) else 0.0
         allowed += STRADDLING_SHARE if _straddles(finding) else 0.0
+        allowed += SECOND_PATH_SHARE if _has_second_path(finding.constants) else 0.0
         if _is_large(finding, precision) and share is not None and share > allowed:
             found.append(
                 f"{share:.2f} integer instructions per busy cycle of the matrix units, at most "
                 f"{allowed:.1f} are allowed"
             )
     return found
+
+
+def spills(spill_bytes: int, local_instructions: int, constants: Mapping[str, Any]) -> bool:
+    """Whether more of a thread lies in local memory than its kernel may have there."""
+    if _has_second_path(constants):
+        return spill_bytes > SECOND_PATH_BYTES
+    return bool(spill_bytes or local_instructions)
+
+
+def _has_second_path(constants: Mapping[str, Any]) -> bool:
+    return bool(constants.get("TOGETHER", 1) > 1)
 
 
 def _is_large(finding: Finding, precision: str) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.runtime.gpu import cuda
 from fastres.runtime.gpu.cuda import ATTEMPTS, CudaDevice
 from fastres.runtime.gpu.device import CannotCompile, CannotRecord
 
@@ -97,9 +96,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr(torch.cuda, "synchronize", never)
     monkeypatch.setattr(torch.cuda, "empty_cache", never)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_allocation, raising=False)
-    monkeypatch.setattr(
-        cuda.torch, "zeros", lambda *size, dtype, device: real_zeros(*size, dtype=dtype)
-    )
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: real_zeros(*size, dtype=dtype))
     return driver
 
 

@@ -24,6 +24,7 @@ from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfM
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.gpu import buckets, engine
+from fastres.runtime.gpu.device import InterpreterDevice
 from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.gpu.executable import GpuExecutable
 from fastres.runtime.gpu.plan import KernelStep, TorchStep
@@ -353,7 +354,7 @@ def test_the_first_call_of_a_shape_cannot_be_part_of_a_recording(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = optimize(model, images(2), engine="triton")
-    monkeypatch.setattr(engine.InterpreterDevice, "is_being_recorded", lambda self: True)
+    monkeypatch.setattr(InterpreterDevice, "is_being_recorded", lambda self: True)
     with pytest.raises(InputError, match=r"input \[3, 4, 9, 8\]: .*call the model once with them"):
         fast(images(3))
     assert fast(images(2)).shape == (2, 5)  # known: its launches become part of the recording
