@@ -42,8 +42,8 @@ channels: every column then has a tap of its own. Read on sm_90: 0.73 with 64 fi
 32."""
 
 SECOND_PATH_BYTES = 128
-"""Local memory of a thread where groups share a tile: such code holds the products twice, the second
-time for tiles with NaN in them, which are rare. Read on sm_80 and sm_90: up to 128."""
+"""Local memory of a thread where groups share a tile: such code holds the products twice, the
+second time for tiles with NaN in them, which are rare. Read on sm_80 and sm_90: up to 128."""
 
 SECOND_PATH_SHARE = 0.2
 """What is allowed for address arithmetic beside the others there. Read on sm_90: 1.32."""
