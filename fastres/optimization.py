@@ -125,6 +125,7 @@ def optimize(
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
     refuse_watched("optimize")
     surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
     model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
     _refuse_without_values(model)
@@ -146,7 +147,6 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
-        import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
         example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
         example = pipeline.example(evaluated, surroundings, example_input)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from fastres.errors import CaptureError
@@ -71,8 +71,17 @@ def _inside(module: nn.Module) -> nn.Module | None:
     """The module in a wrapper; None for anything else."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner: Any = module.module
-    elif isinstance(module, torch._dynamo.OptimizedModule):
+    elif _is_compiled(module):
         inner = module._orig_mod
     else:
         return None
     return inner if isinstance(inner, nn.Module) else None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile made it; where its module was never imported, it made nothing.
+
+    Importing it here would be an import of torch's that Ctrl-C could cut off.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    return isinstance(module, getattr(dynamo, "OptimizedModule", ()))

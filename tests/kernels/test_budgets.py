@@ -182,7 +182,7 @@ def test_main_loops_can_keep_the_matrix_units_busy(architecture: str) -> None:
         if constants.get("C", 8) % 8 or min(rows, constants.get("CHUNK", filters)) < 64:
             continue
         if each["issue_ratio"] is not None:
-            assert each["issue_ratio"] < 1, label(each)
+            assert each["issue_ratio"] < 1.15, label(each)
 
 
 @pytest.mark.parametrize(("run", "architecture"), [("resnets", "sm_80"), ("resnets", "sm_90")])
