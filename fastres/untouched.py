@@ -37,7 +37,6 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         begun = _Contents(model)  # torch.export has put its stand-ins in the weights' places
         result = forward(*args, **kwargs)
         told.update(dict.fromkeys(begun.changes()))  # now: it puts some attributes back by itself
-        begun.put_back()  # or before 2.10, it refuses a model with new attributes
         return result
 
     watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
@@ -77,8 +76,9 @@ class _Contents:
         if items is None or id(value) in seen or not depth:
             return
         seen.add(id(value))
-        container = value if isinstance(value, (list, dict, set, deque)) else vars(value)
-        self._held.append((where, container, container.copy()))
+        if not isinstance(value, tuple):  # which holds what it holds, but its lists may change
+            container = value if isinstance(value, (list, dict, set, deque)) else vars(value)
+            self._held.append((where, container, container.copy()))
         for item in items:
             self._look_into(item, where, seen, depth - 1)
 
@@ -115,7 +115,7 @@ def _items(value: Any) -> list[Any] | None:
     """What a container or a plain object holds; None for anything else."""
     if isinstance(value, dict):
         return list(value.values())
-    if isinstance(value, (list, set, deque)):
+    if isinstance(value, (list, tuple, set, deque)):
         return list(value)
     kind = type(value).__module__.partition(".")[0]
     if isinstance(value, (nn.Module, type)) or kind in ("torch", "numpy", "builtins"):
