@@ -178,8 +178,8 @@ def test_damaged_files_whose_names_are_no_text(setting: Setting, tmp_path: Path)
     options = [str(part) for kind, path in outputs.items() for part in (f"--{kind}", path)]
     assert setting.run(*options, name, setting.images[0]) == 1
     (entry, _) = json.loads(outputs["json"].read_text(encoding="utf-8"))["images"]
-    assert entry["error"].startswith(f"{tmp_path}/caf\\xe9.png is not an image")
-    assert "caf\\xe9.png is not an image" in outputs["csv"].read_text(encoding="utf-8")
+    assert entry["error"].startswith(f"{tmp_path}/caf\\xe9.png is no image")
+    assert "caf\\xe9.png is no image" in outputs["csv"].read_text(encoding="utf-8")
 
 
 def test_odd_images_are_told_and_the_rest_goes_on(setting: Setting, tmp_path: Path) -> None:

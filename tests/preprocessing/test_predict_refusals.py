@@ -78,7 +78,7 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "classes": (
             [*setting.options("--classes", "12"), image],
-            "fc.bias is [10], and [12] in the model",
+            "[10], and [12",
         ),
         "output in no folder": (
             [*setting.options("--csv", home / "no" / "out.csv"), image],
