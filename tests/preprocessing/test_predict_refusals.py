@@ -78,7 +78,7 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "classes": (
             [*setting.options("--classes", "12"), image],
-            "[10], and [12",
+            "[10, 64], and [12, 64] in the model",
         ),
         "output in no folder": (
             [*setting.options("--csv", home / "no" / "out.csv"), image],
