@@ -142,7 +142,7 @@ def evaluate(size: Any, known: Mapping[str, int]) -> Number | None:
         return known.get(size.operands[0])
     values = [evaluate(part, known) for part in size.operands]
     decides = {"and": False, "or": True}.get(size.function)
-    if decides is not None and decides in values:
+    if decides is not None and any(value is decides for value in values):
         return decides
     if any(value is None for value in values):
         return None
