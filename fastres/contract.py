@@ -23,6 +23,7 @@ from fastres.expression import (
     UnknownFunction,
     evaluate,
     from_sympy,
+    largest,
     solve,
 )
 
@@ -128,7 +129,7 @@ class Contract:
                 )
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
-            sizes = {symbol: max(size, 2) for symbol, size in symbols.items()}
+            sizes = {symbol: largest(size, 2) for symbol, size in symbols.items()}
             held = evaluate(guard.condition, sizes)
             if held is not None and not held:  # of symbolic sizes, asking records the decision
                 raise InputError(

@@ -17,6 +17,8 @@ from fractions import Fraction
 from functools import reduce
 from typing import Any, TypeAlias
 
+import torch
+
 Number: TypeAlias = "int | float | Fraction | bool"
 Size: TypeAlias = "Expression | int | float | bool"
 
@@ -81,6 +83,20 @@ def _chosen(condition: Any, one: Any, other: Any) -> Any:
     return one if condition else other
 
 
+def largest(*parts: Any) -> Any:
+    """The largest; of symbolic sizes without deciding which one that is."""
+    return reduce(torch.sym_max, parts) if _symbolic(parts) else max(parts)
+
+
+def smallest(*parts: Any) -> Any:
+    """The smallest, likewise."""
+    return reduce(torch.sym_min, parts) if _symbolic(parts) else min(parts)
+
+
+def _symbolic(parts: Sequence[Any]) -> bool:
+    return any(isinstance(part, (torch.SymInt, torch.SymFloat)) for part in parts)
+
+
 LARGEST_EXPONENT = 64
 """Sizes are below 2^63; a larger power is no size."""
 
@@ -93,8 +109,8 @@ FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "ceildiv": (2, lambda a, b: -(-a // b)),
     "mod": (2, operator.mod),
     "truediv": (2, _divided),
-    "max": (None, max),
-    "min": (None, min),
+    "max": (None, largest),
+    "min": (None, smallest),
     "abs": (1, abs),
     "floor": (1, math.floor),
     "ceil": (1, math.ceil),
