@@ -137,7 +137,10 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
 def _made_in_inference_mode(model: nn.Module) -> bool:
     own = (value for module in model.modules() for value in vars(module).values())
     tensors = [*model.parameters(), *model.buffers(), *own]
-    return any(isinstance(value, Tensor) and value.is_inference() for value in tensors)
+    return any(
+        isinstance(value, Tensor) and not nn.parameter.is_lazy(value) and value.is_inference()
+        for value in tensors
+    )
 
 
 def capture(model: nn.Module, example_input: Any = None) -> Captured:
