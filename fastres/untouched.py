@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         told.update(dict.fromkeys(begun.changes()))  # now: it puts some attributes back by itself
         return result
 
+    # That of the method, without self, which a function's own __signature__ may have.
+    vars(watched)["__signature__"] = inspect.signature(forward)
     changed: list[str] = []
     vars(model)["forward"] = watched
     try:
