@@ -39,8 +39,8 @@ def untouched(model: nn.Module) -> Iterator[list[str]]:
         told.update(dict.fromkeys(begun.changes()))  # now: it puts some attributes back by itself
         return result
 
-    watched.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-
+    # That of the method, without self, which a function's own __signature__ may have.
+    vars(watched)["__signature__"] = inspect.signature(forward)
     changed: list[str] = []
     vars(model)["forward"] = watched
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -88,3 +89,14 @@ def test_what_forward_keeps_is_told_and_put_back(form: str) -> None:
 def test_nothing_is_told_of_what_stays() -> None:
     model = Keeping(lambda m, y: setattr(m, "calls", 0)).eval()
     assert not any("in forward" in note for note in fastres.optimize(model, images(2)).report.notes)
+
+
+def test_a_forward_with_a_signature_of_its_own() -> None:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return Keeping.forward(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(Keeping.forward)  # type: ignore[attr-defined]
+    model = type("Signed", (Keeping,), {"forward": forward})(lambda m, y: None).eval()
+    x = images(2)
+    torch.testing.assert_close(fastres.optimize(model, x)(x), model(x).detach())
+    assert "forward" not in vars(model)
