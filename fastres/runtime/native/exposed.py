@@ -1,8 +1,8 @@
 """Where Winograd's rounding errors would show: convolutions that have to be computed directly.
 
-Winograd takes differences of neighbouring pixels and adds them up again. Its errors are those of the
-largest product in a tile of 4x4 pixels, at every pixel of the tile, where a direct sum has at each
-pixel those of its own products. That is no matter as long as the large answers are there to be
+Winograd takes differences of neighbouring pixels and adds them up again. Its errors are those of
+the largest product in a tile of 4x4 pixels, at every pixel of the tile, where a direct sum has at
+each pixel those of its own products. That is no matter as long as the large answers are there to be
 seen. It is where they are cut off (a ReLU6, a sigmoid) and what is left are small answers with the
 errors of large ones, and where one tap of a filter is so far beyond the others that all they
 compute is small.
@@ -67,7 +67,7 @@ def is_cut_off(node: fx.Node, steps: int = _STEPS) -> bool:
 
 
 def has_outlying_tap(weight: Tensor) -> bool:
-    """Whether a filter of ``weight`` [K, C, R, S] has a tap far beyond the others; looked up once."""
+    """Whether a filter of ``weight`` [K, C, R, S] has a tap far beyond the others."""
     found = _known.get(weight)
     if found is None:
         taps = weight.detach().abs().flatten(1)
