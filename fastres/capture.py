@@ -192,12 +192,8 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(exported, signature, example, hasattr(model, INNER))
     captured.notes += changes
-    if exported.fixed_by is not None:
-        by = f"module {exported.fixed_by}" if exported.fixed_by else "the model"
-        captured.notes.append(
-            f"the image size is fixed to the example's: {by} computes paddings or sizes from it, "
-            "too tangled for torch.export; optimise once per size"
-        )
+    if fixed := exported.fixed(args, kwargs):
+        captured.notes.append(fixed)
     if output_nodes(captured.module.graph) == [None]:
         raise CaptureError(
             why_not_captured(model, args, kwargs, derived, TypeError("it returned None"))

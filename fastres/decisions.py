@@ -25,13 +25,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fastres.graph import user_path
 
 _TORCH = Path(torch.__file__).parent
 
-_LAYOUT = re.compile("contiguous|stride|memory_format|channels_last|overlapping")
-_BROADCAST = re.compile("^infer_size$|broadcast|^fast_binary_impl$|^should_expand$")
+_LAYOUT = re.compile(
+    "contiguous|stride|memory_format|channels_last|overlapping"
+    "|reshape|_view_|^conv$|^convert$"  # how to view it; which layout a convolution prefers
+)
+_BROADCAST = re.compile("^infer_size$|broadcast|^fast_binary_impl$|^should_expand$|copy_")
 """Names of torch's functions that ask for an operator's own use."""
 
 _ASKING = tuple(str(_TORCH / part) for part in ("fx/experimental", "__init__.py", "utils/_sympy"))
@@ -69,6 +73,10 @@ class Fixing:
     place: Place
 
 
+class TangledSizes(Exception):
+    """Raised inside capture to start again with the image's size as a number; says where."""
+
+
 class Decisions:
     """Watches the questions about sizes in one capture.
 
@@ -96,18 +104,18 @@ class Decisions:
         if environment is self._watched:
             return
         self._watched = environment
-        evaluate = _without_listing(environment.evaluate_expr)
+        evaluate = self._without_listing(environment.evaluate_expr)
 
         def evaluate_expr(expression: Any, *args: Any, **kwargs: Any) -> Any:
             purpose = _purpose(_asker())
-            if purpose == "broadcast" and not self._strict:
+            if purpose:
                 with environment.suppress_guards():
                     answer = evaluate(expression, *args, **kwargs)
-                self.coincidences += _is_coincidence(expression, answer)
-                return answer
-            if purpose == "layout":
-                with environment.suppress_guards():
-                    return evaluate(expression, *args, **kwargs)
+                if purpose == "layout" or _is_usual(expression, answer):
+                    return answer
+                if purpose == "broadcast" and not self._strict:
+                    self.coincidences += _is_coincidence(expression, answer)
+                    return answer
             before = len(environment.guards)
             answer = evaluate(expression, *args, **kwargs)
             new = [n for n in range(before, len(environment.guards)) if n not in self.places]
@@ -119,6 +127,23 @@ class Decisions:
             return answer
 
         environment.evaluate_expr = evaluate_expr  # of this capture alone, and gone with it
+
+    def _without_listing(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+        """The same, with errors for which torch does not print the whole graph so far."""
+
+        def quietly(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return evaluate(*args, **kwargs)
+            except NotImplementedError as error:  # sympy's, solving for a size
+                raise TangledSizes(self.module()) from error
+            except RuntimeError as error:  # torch goes by this word in the text
+                error.args = tuple(
+                    arg.replace("data-dependent", "data dependent") if isinstance(arg, str) else arg
+                    for arg in error.args
+                )
+                raise
+
+        return quietly
 
     def module(self) -> str:
         """Name and class of the module that runs now; "" where there is none."""
@@ -134,26 +159,12 @@ class Decisions:
     def _place(self) -> Place:
         frame = _asker()
         by_operator = _part(frame.f_code) != "model"
-        while frame.f_back is not None and _part(frame.f_code) != "model":
+        while frame.f_back is not None and (
+            _part(frame.f_code) != "model" or frame.f_code.co_filename == F.__file__
+        ):
             frame = frame.f_back
         line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         return Place(line, self.module(), by_operator)
-
-
-def _without_listing(evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    """The same, with errors for which torch does not print the whole graph so far."""
-
-    def quietly(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return evaluate(*args, **kwargs)
-        except RuntimeError as error:  # torch goes by this word in the text
-            error.args = tuple(
-                arg.replace("data-dependent", "data dependent") if isinstance(arg, str) else arg
-                for arg in error.args
-            )
-            raise
-
-    return quietly
 
 
 def _asker() -> FrameType:
@@ -165,15 +176,22 @@ def _asker() -> FrameType:
 
 
 def _purpose(frame: FrameType | None) -> str:
-    """``"layout"`` or ``"broadcast"`` of an operator that asks for its own use; else ""."""
+    """``"layout"``, ``"broadcast"`` or ``"operator"`` if an operator asks for its own use.
+
+    "" for the model's code, and for an operator whose result has a rank by the sizes.
+    """
+    operator = ""
     while frame is not None:
         part = _part(frame.f_code)
         if part in ("layout", "broadcast"):
             return part
         if part == "model":
+            return operator
+        operator = part
+        if frame.f_code is _CALL and "squeeze" in str(frame.f_locals.get("self")):
             return ""
         frame = frame.f_back
-    return ""
+    return operator
 
 
 @functools.cache
@@ -188,12 +206,33 @@ def _part(code: CodeType) -> str:
     return "broadcast" if _BROADCAST.search(code.co_name) else "operator"
 
 
+_CALL = torch._ops.OpOverload.__call__.__code__
+
+
+def _is_usual(expression: Any, answer: Any) -> bool:
+    """Whether the answer is that sizes are more than 0 or 1, as they are in all usual images.
+
+    An operator that asked finds out again; what is computed from its result's sizes is right for
+    0 and 1, too.
+    """
+    if getattr(expression, "func", None) is not None and expression.func.__name__ == "And":
+        return bool(answer) and all(_is_usual(part, True) for part in expression.args)
+    if not expression.is_Relational or not any(s in (0, 1) for s in expression.args):
+        return False
+    number_is_left = expression.args[0] in (0, 1)
+    usual = {"!=": True, "==": False, ">": True, ">=": True, "<": False, "<=": False}
+    wanted = usual.get(expression.rel_op)
+    if number_is_left and expression.rel_op in ("<", "<=", ">", ">="):
+        wanted = not wanted
+    return wanted is not None and bool(answer) == wanted
+
+
 def _is_coincidence(expression: Any, answer: Any) -> bool:
-    """Whether symbolic sizes were found to be equal to a number."""
+    """Whether symbolic sizes were found to be 1."""
     if not expression.free_symbols or not expression.is_Relational:
         return False
     equal = bool(answer) if expression.rel_op == "==" else not answer
-    return equal and expression.rel_op in ("==", "!=") and any(s.is_number for s in expression.args)
+    return equal and expression.rel_op in ("==", "!=") and any(s == 1 for s in expression.args)
 
 
 def is_operators(filename: str) -> bool:

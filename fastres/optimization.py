@@ -40,7 +40,7 @@ from fastres.runtime.engine import choose
 from fastres.runtime.threads import preparing
 from fastres.tracing import import_ahead
 from fastres.transforms import InputFormat, Preprocessing
-from fastres.verification import compare
+from fastres.verification import compare, first_drift
 from fastres.wrappers import unwrapped
 
 CHECK_IMAGES = 4
@@ -287,10 +287,23 @@ def _check(
             raise VerificationError(
                 f"the optimised {report.model} differs from the model: error "
                 f"{comparison.error:.2e} on {_shapes(arguments)}, {comparison.ratio:.1f}x that of "
-                f"torch eager (allowed {CHECK_BOUND:g}x). Nothing is returned. A model whose code "
-                "treats a batch of one differently cannot be captured as one graph; if yours does "
-                "not, this is a defect of fastres: please report it"
+                f"torch eager (allowed {CHECK_BOUND:g}x). Nothing is returned. The first layer "
+                f"that drifts: {_drifting(model, fast, captured, arguments)}. Unless the model's "
+                "code treats a batch of one differently, which one graph cannot, this is a defect "
+                "of fastres: please report it"
             )
+
+
+def _drifting(
+    model: nn.Module, fast: OptimizedModule, captured: Captured, arguments: list[Any]
+) -> str:
+    """The first layer that is further off than it should be, or that there is none."""
+    args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
+    try:
+        drift = first_drift(model, fast, (args, kwargs), CHECK_BOUND)
+    except Exception as error:  # noqa: BLE001 - another failure must not hide the one at hand
+        return f"unknown ({type(error).__name__})"
+    return str(drift or "none by itself")
 
 
 def _is_taken(contract: Contract, arguments: list[Any]) -> bool:

@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fastres import forking
-from fastres.contract import Contract, contract_of
-from fastres.decisions import Decisions
+from fastres.contract import Contract, contract_of, fixed_size
+from fastres.decisions import Decisions, TangledSizes
 from fastres.errors import InputError
 
 TANGLED = 60
@@ -38,14 +38,13 @@ sympy cannot divide such products again, so every further size is a nest of quot
 """
 
 
-class TangledSizes(Exception):
-    """Raised inside capture to start again with the image's size as a number; says where."""
+_MAX_POOLS = (F.max_pool2d, F._max_pool2d, torch.max_pool2d)
 
 
 class Tracing(TorchFunctionMode):
     """Watches the model's calls of torch while it is traced.
 
-    Keeps ``F.avg_pool2d(f, f.shape[2:])`` independent of the image size: avg_pool2d takes plain
+    Keeps ``F.avg_pool2d(f, f.shape[2:])`` independent of the image size: a pooling takes plain
     numbers, so tracing would bake the example's size in, while pooling over the whole image is
     ``adaptive_avg_pool2d(f, 1)``, which has no size in it. And gives up early on sizes that are
     too complicated for symbols.
@@ -58,8 +57,11 @@ class Tracing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._watch(args)
-        if func is F.avg_pool2d and _pools_everything(*args, **kwargs):
-            return F.adaptive_avg_pool2d(args[0] if args else kwargs["input"], 1)
+        image = args[0] if args else kwargs.get("input")
+        if func is F.avg_pool2d and _averages_everything(*args, **kwargs):
+            return F.adaptive_avg_pool2d(image, 1)
+        if func in _MAX_POOLS and _takes_largest_of_everything(*args, **kwargs):
+            return F.adaptive_max_pool2d(image, 1)
         return func(*args, **kwargs)
 
     def _watch(self, args: Any) -> None:
@@ -68,7 +70,9 @@ class Tracing(TorchFunctionMode):
         if symbolic:
             self._decisions.watch(symbolic[0])
         if any(_is_tangled(size.node.expr) for size in symbolic):
-            raise TangledSizes(self._decisions.module())
+            module = self._decisions.module()
+            if module:  # else torch itself looks, say for a log of what failed
+                raise TangledSizes(module)
 
 
 @functools.lru_cache(1024)
@@ -82,7 +86,7 @@ def _is_tangled(size: Any) -> bool:
     )
 
 
-def _pools_everything(
+def _averages_everything(
     input: Any,
     kernel_size: Any,
     stride: Any = None,
@@ -91,16 +95,35 @@ def _pools_everything(
     count_include_pad: bool = True,
     divisor_override: Any = None,
 ) -> bool:
-    return (
-        isinstance(input, Tensor)
-        and input.dim() == 4
-        and isinstance(kernel_size, (tuple, list))
-        and len(kernel_size) == 2
-        and any(isinstance(size, torch.SymInt) for size in kernel_size)
-        and [str(size) for size in kernel_size] == [str(size) for size in input.shape[2:]]
-        and padding in (0, (0, 0), [0, 0])
-        and divisor_override is None
-    )
+    return divisor_override is None and _is_whole(input, kernel_size, padding)
+
+
+def _takes_largest_of_everything(
+    input: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> bool:
+    plain = dilation in (1, (1, 1), [1, 1]) and not return_indices
+    return plain and _is_whole(input, kernel_size, padding)
+
+
+def _is_whole(image: Any, window: Any, padding: Any) -> bool:
+    """Whether a window is the whole image by sizes that were taken from it."""
+    if not isinstance(image, Tensor) or image.dim() != 4 or padding not in (0, (0, 0), [0, 0]):
+        return False
+    sides = list(window) if isinstance(window, (tuple, list)) else [window]
+    sides = sides * 2 if len(sides) == 1 else sides
+    if len(sides) != 2 or not any(isinstance(side, torch.SymInt) for side in sides):
+        return False
+    height, width = image.shape[2:]
+    if str(sides[0]) != str(height) and str(sides[1]) != str(width):
+        return False
+    # Where one number is for both sides, asking whether they are equal makes that a condition.
+    return bool(sides[0] == height) and bool(sides[1] == width)
 
 
 def with_batch(
@@ -170,6 +193,33 @@ class Exported:
         """The inputs that the program is valid for."""
         return contract_of(*self.inputs(), self.decisions.places)
 
+    def fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """A sentence on heights and widths that the model's code made numbers of; "" for none."""
+        if self.fixed_by is not None:
+            by = f"module {self.fixed_by}" if self.fixed_by else "the model"
+            return (
+                f"the image size is fixed to the example's: {by} computes paddings or sizes from "
+                "it, too tangled for torch.export; optimise once per size"
+            )
+        leaves = pytree.tree_leaves((args, kwargs))
+        sides = [
+            (value.shape[axis], given.shape[axis])
+            for value, given in zip(self.inputs()[1], leaves, strict=True)
+            if isinstance(value, Tensor) and value.dim() >= 4
+            for axis in _image_axes(given)
+        ]
+        fixed = [got for size, got in sides if fixed_size(size) is not None and got > 1]
+        symbols = {str(size) for size, _ in sides}
+        places = [f.place for f in self.decisions.fixed if fixed or f.symbols & symbols]
+        if not fixed and not places:
+            return ""
+        what = f"a height or width of {fixed[0]} is" if fixed else "image sizes are"
+        where = f"{places[0]} makes plain numbers of sizes" if places else "the model's code does"
+        return (
+            f"{what} fixed by the example: {where}; optimise once per size, or make that part "
+            "adaptive (nn.AdaptiveAvgPool2d, say)"
+        )
+
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether it is valid for a call."""
         try:
@@ -196,8 +246,8 @@ def export_openly(
 
     try:
         result = exported(*with_batch(args, kwargs))
-    except (TangledSizes, NotImplementedError) as error:  # the second from sympy, solving
-        fixed_by = str(error) if isinstance(error, TangledSizes) else ""
+    except TangledSizes as error:
+        fixed_by = str(error)
         result = exported(*with_batch(args, kwargs))
     if result.decisions.coincidences:
         result = _of_larger(exported, args, kwargs) or exported(*with_batch(args, kwargs), True)

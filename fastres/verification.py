@@ -141,7 +141,8 @@ def verify(
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
     with safe_threads():
         comparison = compare(model, fast, batches)
-        drift = next(filter(None, (_first_drift(model, fast, b, bound) for b in batches)), None)
+        drifts = (first_drift(model, fast, batch, bound) for batch in batches)
+        drift = next(filter(None, drifts), None)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,
@@ -352,8 +353,8 @@ def _count_top1(result: Comparison, exact: Sequence[Tensor], given: Sequence[Ten
         result.agreeing += int((wanted.argmax(1) == got.argmax(1)).sum())
 
 
-def _first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: float) -> Drift | None:
-    """Compare every operator's result with the same value of the captured model."""
+def first_drift(model: nn.Module, fast: OptimizedModule, batch: Any, bound: float) -> Drift | None:
+    """The first operator whose result is further off than the captured model's; None for none."""
     dtype = precision_of(fast)
     twin, _ = in_eval_mode(model)
     captured = capture(around(twin, fast.preprocessing), batch)

@@ -67,7 +67,7 @@ def is_cut_off(node: fx.Node, steps: int = _STEPS) -> bool:
 
 
 def has_outlying_tap(weight: Tensor) -> bool:
-    """Whether a filter of ``weight`` [K, C, R, S] has a tap far beyond the others; kept."""
+    """Whether a filter of ``weight`` [K, C, R, S] has a tap far beyond the others."""
     found = _known.get(weight)
     if found is None:
         taps = weight.detach().abs().flatten(1)
