@@ -34,6 +34,7 @@ _TORCH = Path(torch.__file__).parent
 _LAYOUT = re.compile(
     "contiguous|stride|memory_format|channels_last|overlapping"
     "|reshape|_view_|^conv$|^convert$"  # how to view it; which layout a convolution prefers
+    "|^div_rtn$"  # a division, of which only negative numbers matter
 )
 _BROADCAST = re.compile("^infer_size$|broadcast|^fast_binary_impl$|^should_expand$|copy_")
 """Names of torch's functions that ask for an operator's own use."""
