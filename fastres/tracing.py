@@ -38,7 +38,7 @@ sympy cannot divide such products again, so every further size is a nest of quot
 """
 
 
-_MAX_POOLS = (F.max_pool2d, F._max_pool2d, torch.max_pool2d)
+_MAX_POOLS = (F.max_pool2d, F._max_pool2d, torch.max_pool2d)  # type: ignore[attr-defined]
 
 
 class Tracing(TorchFunctionMode):

@@ -35,7 +35,7 @@ def assert_accurate(model: nn.Module, *inputs: Tensor, **options: Any) -> Any:
 def test_a_bias_that_group_norm_takes_away(
     engine: str, bias: float, channels: int, kernel: int
 ) -> None:
-    model = nn.Sequential(conv(channels, 32, kernel), nn.GroupNorm(8, 32)).eval()
+    model: Any = nn.Sequential(conv(channels, 32, kernel), nn.GroupNorm(8, 32)).eval()
     nn.init.constant_(model[0].bias, bias)
     assert_accurate(model, torch.randn(2, channels, 20, 20), engine=engine)
 
@@ -52,7 +52,9 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_of_channels_last_images(engine: str, norm: str) -> None:
-    model = Net(lambda m, x: m.last(NORMS[norm](m.first(x))), first=conv(8, 32), last=conv(32, 4))
+    model: Any = Net(
+        lambda m, x: m.last(NORMS[norm](m.first(x))), first=conv(8, 32), last=conv(32, 4)
+    )
     nn.init.constant_(model.first.bias, 4.0)
     x = torch.randn(2, 8, 40, 40)
     assert_accurate(model.eval(), x, x.to(memory_format=torch.channels_last), engine=engine)
@@ -89,7 +91,7 @@ def test_one_outlying_tap_before_what_cuts_it_off(cut: str, tap: float) -> None:
         return CUTS[cut](m.second(y) + y)
 
     parts = {"first": conv(3, 64), "norm": nn.BatchNorm2d(64), "second": conv(64, 64)}
-    model = measured(Net(function, **parts), torch.randn(2, 3, 24, 24))
+    model: Any = measured(Net(function, **parts), torch.randn(2, 3, 24, 24))
     with torch.no_grad():
         model.second.weight[5, 7, 1, 1] = tap
     assert_accurate(model, torch.randn(2, 3, 24, 24))
@@ -97,7 +99,7 @@ def test_one_outlying_tap_before_what_cuts_it_off(cut: str, tap: float) -> None:
 
 @pytest.mark.parametrize("pixel", [1e2, 1e5, 1e12])
 def test_one_outlying_pixel_before_what_cuts_it_off(pixel: float) -> None:
-    model = Net(lambda m, x: F.relu6(m.conv(x)), conv=conv(64, 64)).eval()
+    model: Any = Net(lambda m, x: F.relu6(m.conv(x)), conv=conv(64, 64)).eval()
     x = torch.randn(2, 64, 28, 28)
     x[0, 3, 5, 6] = pixel
     assert_accurate(model, x)
@@ -107,7 +109,7 @@ def test_outlying_taps_without_a_cut() -> None:
     def function(m: Any, x: Tensor) -> Any:
         return F.relu6(m.last(F.relu(m.first(x))))
 
-    model = Net(function, first=conv(64, 64), last=conv(64, 16, 1)).eval()
+    model: Any = Net(function, first=conv(64, 64), last=conv(64, 16, 1)).eval()
     with torch.no_grad():
         model.first.weight[::9, 7, 1, 1] = 1e4
     assert_accurate(model, torch.randn(2, 64, 28, 28))
@@ -119,7 +121,7 @@ def test_pixels_that_are_no_numbers(value: float) -> None:
         y = F.relu6(m.first(x))
         return F.relu6(m.second(y) + y), m.first(x)
 
-    model = Net(lambda m, x: function(m, x)[0], first=conv(3, 64), second=conv(64, 64)).eval()
+    model: Any = Net(lambda m, x: function(m, x)[0], first=conv(3, 64), second=conv(64, 64)).eval()
     x = torch.randn(2, 3, 24, 24)
     x[1, 2, 5, 6] = value
     fast = fastres.optimize(model, torch.randn(2, 3, 24, 24))
@@ -149,7 +151,7 @@ def test_standardised_weights_are_made_once() -> None:
             return F.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
 
     layers = (Standardised(8, 32, 3), nn.GroupNorm(8, 32), nn.ReLU(), Standardised(32, 8, 3))
-    model = nn.Sequential(*layers).eval()
+    model: Any = nn.Sequential(*layers).eval()
     with pytest.warns(fastres.FastresWarning, match="group_norm"):
         fast = assert_accurate(model, torch.randn(2, 8, 30, 30))
     assert "batch_norm" not in fast.graph_module.code
