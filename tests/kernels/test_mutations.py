@@ -55,7 +55,8 @@ def test_without_a_fault_the_check_passes(check: Callable[[], Any]) -> None:
 def test_every_device_module_has_faults() -> None:
     folder = source_file("call").parent
     device = {path.stem for path in folder.glob("*.py") if "@triton.jit" in path.read_text("utf-8")}
-    assert device - {fault.module for fault in FAULTS} == set()
+    # Interpreted, chained launches are like others: their faults are in test_chain.
+    assert device - {fault.module for fault in FAULTS} == {"chain"}
 
 
 def test_a_fault_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
