@@ -76,10 +76,10 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     unknown = [name for name in state if name not in own]
     if missing or unknown:
         raise ModelError(f"weights {path}: {_mismatch(missing, unknown, list(own))}")
-    for name, value in state.items():
-        if own[name].shape != value.shape:
+    for name, value in own.items():  # in the model's order: a safetensors file has none
+        if name in state and state[name].shape != value.shape:
             raise ModelError(
-                f"weights {path}: {name} is {list(value.shape)}, and {list(own[name].shape)} in "
+                f"weights {path}: {name} is {list(state[name].shape)}, and {list(value.shape)} in "
                 "the model; another number of classes, or another model?"
             )
     model.load_state_dict(state, strict=False)
