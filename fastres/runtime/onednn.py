@@ -50,6 +50,7 @@ class OneDnnEngine:
     name = "onednn"
     device_types: tuple[str, ...] = ("cpu",)
     plans_threads = False
+    reads_in_place = True
 
     def __init__(self) -> None:
         self._packed = PackedWeights()

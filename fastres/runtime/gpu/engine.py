@@ -61,6 +61,7 @@ class TritonEngine:
     name = "triton"
     device_types: tuple[str, ...] = ("cuda",)
     plans_threads = False
+    reads_in_place = False
 
     def __init__(self, options: Options | None = None, product: Gpu | None = None) -> None:
         self._options = options or Options()

@@ -103,6 +103,7 @@ class GpuExecutable:
             if call.note:
                 self.notes.append(call.name)
         self._parts: list[_Part] | None = None
+        self._recorded_whole: tuple[list[Callable[[], None]], Mapping[str, Any]] | None = None
         self._timeline: tuple[list[Callable[[], None]], dict[str, Any]] | None = None
 
     @property
@@ -128,6 +129,12 @@ class GpuExecutable:
         with self._workspace.lock, self._device.entered():
             self._copy_in(inputs, self._bound)
             self._parts = self._record_parts()
+            if self._recorded:
+                tensors = dict(self._bound.tensors)
+                for part in self._parts:
+                    tensors.update(part.made)
+                replays = [part.replay for part in self._parts if part.replay is not None]
+                self._recorded_whole = replays, tensors
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run on the flattened inputs; no output shares memory with an input or another output."""
@@ -228,6 +235,11 @@ class GpuExecutable:
 
     def _replay(self, parts: Sequence[_Part]) -> Mapping[str, Any]:
         """The parts in order; the tensors of the results."""
+        if self._recorded_whole is not None:
+            replays, made = self._recorded_whole
+            for replay in replays:
+                replay()
+            return made
         tensors = dict(self._bound.tensors)
         for part in parts:
             if part.replay is None:

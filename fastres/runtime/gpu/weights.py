@@ -27,7 +27,8 @@ class Weights:
 
     def get(self, module: fx.GraphModule, constant: Constant) -> Form:
         """A constant of ``module`` in the form that a kernel reads."""
-        sources = tuple(getattr(module, name) for name in constant.sources)
+        # Detached, so that the memory stays though somebody gives the weight another (.data = ...).
+        sources = tuple(getattr(module, name).detach() for name in constant.sources)
         key = (constant.form, *((s.data_ptr(), s.shape, s.stride(), s.dtype) for s in sources))
         found = self._forms.get(key)
         if found is None:

@@ -47,6 +47,7 @@ class NativeEngine:
     name = "native"
     device_types: tuple[str, ...] = ("cpu",)
     plans_threads = True
+    reads_in_place = True
 
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()
