@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fastres import forking
+from fastres import forking, versions
 from fastres.contract import Contract, contract_of, fixed_size
 from fastres.decisions import Decisions, TangledSizes
 from fastres.errors import InputError
@@ -354,7 +354,7 @@ class _Loader:
         """Load, and never end.
 
         On a machine without a GPU, a CUDA build of torch 2.11 crashes in the next capture once the
-        thread of the first one is over (in ``torch._C._ensureCUDADeviceGuardSet``).
+        thread of the first one is over (see :func:`fastres.versions.stand_in_for_a_gpu`).
         """
         self._load()
         threading.Event().wait()
@@ -375,12 +375,12 @@ def _stand_in_for_a_gpu() -> None:
     in the first one behind the end of that thread.
     """
     if threading.current_thread() is threading.main_thread():
-        torch._C._ensureCUDADeviceGuardSet()
+        versions.stand_in_for_a_gpu()
         return
     made = threading.Event()
 
     def stay() -> None:
-        torch._C._ensureCUDADeviceGuardSet()
+        versions.stand_in_for_a_gpu()
         made.set()
         threading.Event().wait()
 

@@ -36,6 +36,15 @@ def cpu_capabilities() -> Mapping[str, object]:
     return getattr(torch.cpu, "get_capabilities", dict)()
 
 
+def stand_in_for_a_gpu() -> None:
+    """Have a CUDA build of torch make what it uses where there is no GPU; none before 2.11."""
+    getattr(torch._C, "_ensureCUDADeviceGuardSet", _nothing)()
+
+
+def _nothing() -> None:
+    pass
+
+
 @functools.cache
 def descriptors_round() -> bool:
     """Whether tensor descriptors can round float32 to TF32 while they copy, from Triton 3.7 on."""

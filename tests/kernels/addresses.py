@@ -42,6 +42,7 @@ class Access:
 
 def accesses(call: KernelCall, program: tuple[int, int, int] = (0, 0, 0)) -> list[Access]:
     """What one program of the launch would touch, in order."""
+    strict.need()
     strict.install()
     from triton.runtime import interpreter
 
