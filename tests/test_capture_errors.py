@@ -21,6 +21,7 @@ from fastres.errors import (
     ModelError,
     OptionError,
 )
+from fastres.versions import release
 
 
 def small_model() -> nn.Module:
@@ -231,6 +232,10 @@ def test_attributes_set_in_forward_are_not_set_by_optimize(
     count: Callable[[Any, Tensor], None],
 ) -> None:
     model, x = Counter(count).eval(), images(3)
+    if release(torch.__version__) < (2, 11):  # there torch.export takes no attribute that is new
+        with unchanged(model):
+            assert "attrs were created in the model" in refusal(model, images(2))
+        return
     with unchanged(model):
         fast = fastres.optimize(model, images(2))
         answer = fast(x)
