@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import interpreter
 import pytest
 import torch
 from optimizing import optimize
@@ -195,6 +196,8 @@ def test_calls_copies_files_and_new_weights(
     ("engine", "precision"), [("auto", None), ("auto", "bf16"), ("eager", None), ("triton", None)]
 )
 def test_optimising(engine: str, precision: str | None, surroundings: str) -> None:
+    if engine == "triton":
+        interpreter.need()
     model, x = classifier(), plain()
     with torch.no_grad():
         wanted = model(x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fastres
 from fastres.errors import ModelError, NotOptimizedError, OptionError, TargetError
+from fastres.versions import release
 
 
 def small_model() -> nn.Module:
@@ -162,8 +163,9 @@ def test_every_kind_of_argument() -> None:
         ((x, other), (x, other), {}),
         ((x, other, x), (x, other, x), {}),
         ({"x": x, "scale": 2.0}, (x,), {"scale": 2.0}),
-        ({"x": x, "mask": other}, (x,), {"mask": other}),
     ]
+    if release(torch.__version__) >= (2, 14):  # torch.export does not match **named before
+        calls.append(({"x": x, "mask": other}, (x,), {"mask": other}))
     for example, args, kwargs in calls:
         fast = optimize(model, example)
         torch.testing.assert_close(fast(*args, **kwargs), model(*args, **kwargs).detach())
