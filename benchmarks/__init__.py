@@ -5,6 +5,7 @@
 ``python -m benchmarks.layers``         the native engine's convolutions in % of the peak
 ``python -m benchmarks.guard``          whether the native engine is still faster than oneDNN's
 ``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
+``python -m benchmarks.host_time``      what the host does in a call on a GPU beside launching
 ``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
 ``pytest benchmarks/bench_operators.py``  every distinct convolution, several ways

@@ -10,7 +10,7 @@ import torch
 
 def without_autocast() -> contextlib.AbstractContextManager[Any]:
     """A context in which precision is what ``optimize`` was asked for, autocast or not."""
-    if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+    if not torch._C._is_any_autocast_enabled():
         return _NOTHING
     stack = contextlib.ExitStack()
     for device in ("cpu", "cuda"):

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import interpreter
 import pytest
 import torch
 
 import fastres
-from benchmarks import ladder, memory, native, overhead, shapes
+from benchmarks import host_time, ladder, memory, native, overhead, shapes
 from fastres import measure, models
 from fastres.bench import record
 from fastres.bench.contender import Contender, Job, Ready
@@ -155,3 +157,17 @@ def test_steps_compare_neighbours() -> None:
     assert ladder.steps(record.Batch(1, 16, None, rows)) == [
         "batch 1, C: 2.00x (2.00–2.00) the row above"
     ]
+
+
+def test_a_call_on_an_idle_device_launches_a_whole_network_once(tmp_path: Path) -> None:
+    interpreter.need()
+    fast, image = host_time.on_an_idle_device("resnet18", 32, "h100")
+    assert host_time.bare(fast, image)().shape == fast(image).shape == (1, 1000)
+    executable: Any = fast._runner.executable([image])
+    (replay,) = executable._recorded_whole[0]
+    assert replay is host_time._nothing
+    path = tmp_path / "host.json"
+    host_time.main(["--model", "resnet18", "--size", "32", "--seconds", "0", "--json", str(path)])
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["model"], row["weights"]) == ("resnet18", 42)
+    assert row["bare_us"] > 0
