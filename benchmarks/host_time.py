@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -58,7 +59,7 @@ class Idle(InterpreterDevice):
 class IdleEngine(TritonEngine):
     """Plans for a GPU, and launches nothing."""
 
-    device_types = ("cpu",)
+    device_types: tuple[str, ...] = ("cpu",)
 
     def __init__(self, product: Gpu) -> None:
         super().__init__(product=product)
@@ -88,14 +89,15 @@ def on_an_idle_device(model: str, size: int, product: str) -> tuple[OptimizedMod
 def bare(fast: OptimizedModule, image: Tensor) -> Callable[[], Tensor]:
     """A call's copies, replays and fresh memory, and nothing else."""
     executable: Any = fast._runner.executable([image])
-    (number, value), (result,) = *executable.plan.inputs, executable.plan.results
+    ((number, value),) = executable.plan.inputs
+    (result,) = executable.plan.results
     assert number == 0
-    target_ = executable._bound.tensors[value.name]
+    copied = executable._bound.tensors[value.name]
     replays, tensors = executable._recorded_whole
     source, shape = tensors[result.source], result.value.shape
 
     def launch() -> Tensor:
-        target_.copy_(image)
+        copied.copy_(image)
         for replay in replays:
             replay()
         output = torch.empty(shape, dtype=source.dtype, device="cpu")
@@ -131,13 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         fast, image = on_an_idle_device(name, given.size, given.gpu)
         launch = bare(fast, image)
         with torch.inference_mode():
-            times = measure.interleave(
-                {
-                    "call": repeated(lambda fast=fast, image=image: fast(image)),
-                    "bare": repeated(launch),
-                },
-                measure.Plan(seconds=given.seconds, settle=0.0),
-            )
+            calls = {"call": repeated(functools.partial(fast, image)), "bare": repeated(launch)}
+            times = measure.interleave(calls, measure.Plan(seconds=given.seconds, settle=0.0))
         added = [
             (whole - part) / CALLS / 1000
             for whole, part in zip(times["call"], times["bare"], strict=True)
