@@ -199,6 +199,32 @@ def test_a_cast_input_and_result_cost_no_step(model: nn.Module) -> None:
     assert result.value is not None and result.value.dtype == torch.float32
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_image_of_three_channels_gets_a_fourth_of_zeros(precision: str) -> None:
+    stem = nn.Sequential(conv(3, 16, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(16, 8))
+    model = stem.eval()
+    options = {"engine": "triton", "precision": precision, "batch_buckets": (4,)}
+    fast = optimize(model, images(2, channels=3), **options)
+    for n, side in ((2, 24), (3, 17), (4, 24), (1, 24), (2, 17)):  # of few bytes and of many
+        x = images(n, channels=3, height=side, width=side)
+        x[0, 0, 3, 3] = torch.inf
+        assert_right(model, fast, x, precision=precision)
+        plan = executable(fast, x).plan
+        ((_, given),) = plan.inputs
+        assert given.shape[:2] == (4, 4)
+        assert plan.filled == {given.name}
+
+
+def test_three_channels_stay_where_products_are_the_librarys() -> None:
+    model = nn.Sequential(conv(3, 16), nn.ReLU()).eval()
+    graph = optimize(model, images(2, channels=3), engine="eager", precision="fp16").graph_module
+    for name, filled in (("h100", True), ("t4", False)):
+        built = TritonEngine(Options(engine="triton"), by_name(name)).build(
+            graph, [images(2, channels=3)]
+        )
+        assert bool(built.plan.filled) == filled
+
+
 def test_operations_of_torchs_stand_between_kernels() -> None:
     def function(m: Any, x: Tensor) -> Any:
         y = F.relu(m.first(x))

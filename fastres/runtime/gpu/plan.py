@@ -198,6 +198,8 @@ class Plan:
         results: what the call returns.
         constants: weights that results consist of.
         remarks, notes: for the receipt.
+        filled: those of the inputs that have more channels than their arguments, of zeros; they
+            have memory of their own, since nothing else may be written there.
     """
 
     inputs: list[tuple[int, Value]]
@@ -207,10 +209,11 @@ class Plan:
     constants: list[Constant] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    filled: frozenset[str] = frozenset()
 
     @cached_property
     def values(self) -> dict[str, Value]:
-        """All values in the arena, scratch included."""
+        """All values in the arena, scratch included, and the filled inputs beside it."""
         found = {value.name: value for _, value in self.inputs}
         for step in self.steps:
             if isinstance(step, KernelStep):
@@ -251,7 +254,8 @@ class Plan:
     @cached_property
     def homes(self) -> dict[str, int]:
         """Number of the buffer in which each value lies; two share one where one overwrites."""
-        homes = {value.name: number for number, (_, value) in enumerate(self.inputs)}
+        copied = [value.name for _, value in self.inputs if value.name not in self.filled]
+        homes = {name: number for number, name in enumerate(copied)}
         count = len(homes)
         for time, step in enumerate(self.steps, start=1):
             if isinstance(step, TorchStep):
@@ -276,7 +280,7 @@ class Plan:
                 continue
             # A kernel may read any pixel of its other arguments when it writes.
             readers = sum(name in (each, *self.behind.get(each, ())) for each in step.reads)
-            if self.last_use[name] == time and readers == 1:
+            if self.last_use[name] == time and readers == 1 and name not in self.filled:
                 return name
         return None
 
@@ -350,7 +354,7 @@ class Plan:
                 freed[self.last_use[step.result]] += step.nbytes
             peak = max(peak, live)
             live -= freed[time]
-        return self.arena.nbytes + peak
+        return self.arena.nbytes + sum(self.values[name].nbytes for name in self.filled) + peak
 
     def bytes_moved(self, step: Step) -> int:
         """Bytes that a step reads and writes, each tensor once and whole."""
