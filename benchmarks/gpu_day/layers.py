@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from fastres.kernels.configs.traffic import flops, least_bytes
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.gpus import by_name
 from fastres.kernels.packing import packed_shape
+from fastres.passes.fill_channels import filled
 from fastres.spec import ConvSpec
 
 BATCHES = (256, 32, 1)
@@ -54,10 +56,12 @@ REAL = {"LAUNCH_S": 1.3, "LATENCY_S": 1.3, "L2_BYTES_PER_CYCLE": 0.8, "MATRIX_SH
 
 
 def specs() -> list[tuple[str, ConvSpec]]:
-    """ResNet-50's distinct convolutions at each batch, by key."""
+    """ResNet-50's distinct convolutions at each batch, by key; the first on a filled image too."""
     found = []
     every = sorted(shapes.of_model("resnet50"), reverse=True)
-    for batch, shape in itertools.product(BATCHES, every):
+    wider = [replace(shape, channels=filled(shape.channels)) for shape in every]
+    both = [each for pair in zip(every, wider, strict=True) for each in dict.fromkeys(pair)]
+    for batch, shape in itertools.product(BATCHES, both):
         spec = ConvSpec(
             *(batch, shape.channels, shape.height, shape.width, shape.filters),
             *(shape.kernel, shape.kernel),
