@@ -26,6 +26,7 @@ from fastres.kernels import (
     reference,
     stem_launch,
 )
+from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.gpus import by_name
 
 INTERPRETED_WORK = 1e6
@@ -96,6 +97,9 @@ def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     geometry = ((stride,) * 2, given.get("padding", (0,) * 4), (dilation,) * 2, groups)
     like = reference.conv2d(x, weight, None, None, *geometry, "none", activation)
     residual = draw(*like.shape) if given.get("residual") else None
+    if "split" in given:
+        config = Conv2dConfig(64, 32, 32, split_k=given["split"], fused_sum=True)
+        chosen = {**chosen, "config": config}
     ours = conv2d_launch.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
 
     def oracle(t: Tensors) -> Tensor:

@@ -34,7 +34,9 @@ from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
     candidates,
     choose_conv2d,
+    counters,
     estimate_conv2d,
+    tuned_candidates,
 )
 from fastres.kernels.configs.cost import floor_seconds
 from fastres.kernels.configs.traffic import flops, least_bytes
@@ -81,6 +83,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
     ]
     scored = [each for each in scored if each[0] < math.inf]
     scored.sort(key=lambda each: each[0])
+    tuned = tuned_candidates(spec, "fp16", gpu)
 
     def best(holds: Callable[[Conv2dConfig], bool]) -> Conv2dConfig | None:
         return next((config for _, config in scored if holds(config)), None)
@@ -92,6 +95,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         "wide": best(lambda c: c.block_n == 256 and c.block_k == 64),
         "pointers": best(lambda c: not c.descriptors and c.block_k == 64),
         "no split": best(lambda c: c.split_k == 1),
+        "sum in the launch": next((c for c in tuned if c.fused_sum), None),
     }
     wanted |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
     names: dict[Conv2dConfig, str] = {}
@@ -130,11 +134,12 @@ def conv_calls(
         out = torch.full((spec.n, spec.p, spec.q, spec.k), torch.nan, **half)
         size = workspace_bytes(spec, config, "fp16") // 4
         scratch = torch.empty(max(size, 1), dtype=torch.float32, device=device)
+        counting = torch.zeros(counters(spec, config), dtype=torch.int32, device=device)
         images, answer = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
         calls.append(
             conv2d_calls(
                 *(images, packed, bias, None, answer, spec, "none", "relu", config, "fp16"),
-                scratch,
+                *(scratch, counting),
             )
         )
         sets.append((images, packed, bias, answer))

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 
 import fastres
 from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfMemory, TargetError
+from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.gpu import buckets, engine
@@ -165,6 +166,25 @@ def test_configurations_of_every_gpu_compute_the_same(model: nn.Module, name: st
     (got,) = built([x])
     assert not any(isinstance(step, TorchStep) for step in built.plan.steps)
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
+
+
+def test_split_sums_in_one_launch_have_counters_that_stay_zero(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Conv2dConfig(16, 32, 16, split_k=2, fused_sum=True)
+    monkeypatch.setattr("fastres.runtime.gpu.rules.choose_conv2d", lambda *_: config)
+    model = nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 8), nn.Flatten(), nn.Linear(576, 40))
+    graph = graph_of(model.eval())
+    engine = TritonEngine(Options(engine="triton"), by_name("a100"))
+    for x in (images(2), images(1), images(2)):
+        built = engine.build(graph, [x])
+        for _ in range(2):
+            (got,) = built([x])
+            torch.testing.assert_close(got, graph(x)[0], rtol=1e-4, atol=1e-5)
+        assert [each.constants["FUSED_SUM"] for each in built.launches] == [True] * 2
+        assert len(built.plan.zeroed) == 3
+        for name in built.plan.zeroed:
+            assert not built._bound.tensors[name].any()
 
 
 def test_on_a_t4_the_library_convolves_and_the_receipt_says_why(model: nn.Module) -> None:

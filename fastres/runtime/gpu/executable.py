@@ -171,11 +171,11 @@ class GpuExecutable:
         return times
 
     def _bind(self, memory: Tensor) -> Bound:
-        """The plan on an arena's memory, and on new memory for inputs that are filled up."""
+        """The plan on an arena's memory, and on new memory where zeros are to stay."""
         plan = self.plan
         tensors: dict[str, Any] = {
             name: self._zeros(value)
-            if name in plan.filled
+            if name in plan.zeroed
             else value.within(memory, plan.offset(value))
             for name, value in plan.values.items()
         }
@@ -188,7 +188,7 @@ class GpuExecutable:
         return Bound(tensors, calls)
 
     def _zeros(self, value: Value) -> Tensor:
-        """Memory of its own for a value, which calls write only in part."""
+        """Memory of its own for a value, all zero."""
         return value.within(self._device.allocate(value.nbytes), 0).zero_()
 
     def _calls(self, step: KernelStep, tensors: Mapping[str, Any]) -> Sequence[KernelCall]:

@@ -113,6 +113,7 @@ class KernelStep:
         reads: activations, by name.
         writes: results, in the arena.
         scratch: memory that only this step uses, in the arena.
+        zeroed: memory of its own, all zero before the step and after it.
         constants: weights.
         calls: launches for the tensors behind all of those names.
         overwrites: activations in whose memory the first result may lie, best first.
@@ -128,6 +129,7 @@ class KernelStep:
     scratch: tuple[Value, ...] = ()
     overwrites: tuple[str, ...] = ()
     tactic: str = ""
+    zeroed: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,12 +215,19 @@ class Plan:
 
     @cached_property
     def values(self) -> dict[str, Value]:
-        """All values in the arena, scratch included, and the filled inputs beside it."""
+        """All values in the arena, scratch included, and those with memory of their own."""
         found = {value.name: value for _, value in self.inputs}
         for step in self.steps:
             if isinstance(step, KernelStep):
-                found.update({value.name: value for value in (*step.writes, *step.scratch)})
+                every = (*step.writes, *step.scratch, *step.zeroed)
+                found.update({value.name: value for value in every})
         return found
+
+    @cached_property
+    def zeroed(self) -> frozenset[str]:
+        """The values that have memory of their own, zero when it is allocated."""
+        steps = (step for step in self.steps if isinstance(step, KernelStep))
+        return self.filled.union(value.name for step in steps for value in step.zeroed)
 
     @cached_property
     def behind(self) -> dict[str, set[str]]:
@@ -354,7 +363,7 @@ class Plan:
                 freed[self.last_use[step.result]] += step.nbytes
             peak = max(peak, live)
             live -= freed[time]
-        return self.arena.nbytes + sum(self.values[name].nbytes for name in self.filled) + peak
+        return self.arena.nbytes + sum(self.values[name].nbytes for name in self.zeroed) + peak
 
     def bytes_moved(self, step: Step) -> int:
         """Bytes that a step reads and writes, each tensor once and whole."""

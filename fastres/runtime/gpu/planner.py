@@ -159,6 +159,12 @@ class Planner:
             return ()
         return (dense(f"{node.name}:scratch", (-(-nbytes // 4),), torch.float32),)
 
+    def counters(self, node: fx.Node, count: int) -> tuple[Value, ...]:
+        """So many numbers in int32 that a step's kernels count with, from zero; none for none."""
+        if count == 0:
+            return ()
+        return (dense(f"{node.name}:counters", (count,), torch.int32),)
+
     def kernel_step(
         self,
         node: fx.Node,
@@ -169,6 +175,7 @@ class Planner:
         scratch: Sequence[Value] = (),
         overwrites: Sequence[str] = (),
         tactic: str = "",
+        zeroed: Sequence[Value] = (),
     ) -> KernelStep:
         """A step of our kernels for ``node``."""
         return KernelStep(
@@ -181,6 +188,7 @@ class Planner:
             tuple(scratch),
             tuple(overwrites),
             tactic,
+            tuple(zeroed),
         )
 
     def torch_step(

@@ -5,7 +5,7 @@ Importing this module imports Triton.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
 from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
-    candidates,
     choose_conv2d,
-    estimate_conv2d,
+    counters,
+    tuned_candidates,
 )
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.linear_launch import linear_calls, linear_spec
@@ -35,7 +35,6 @@ from fastres.runtime.gpu.rules_blocks import BlockRules
 from fastres.runtime.gpu.rules_simple import SIMPLE_RULES
 from fastres.runtime.gpu.tactics import Layer, Library, Tactics
 from fastres.runtime.gpu.words import in_words
-from fastres.spec import ConvSpec
 
 
 class Rules:
@@ -77,6 +76,7 @@ class Rules:
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+            zeroed = planner.counters(node, counters(spec, config))
 
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
                 return conv2d_calls(
@@ -91,12 +91,14 @@ class Rules:
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
+                    tensors[zeroed[0].name] if zeroed else None,
                 )
 
             return planner.kernel_step(
                 *(node, [image, *([] if addend is None else [addend])], [out], calls),
                 constants=(packed, shift),
                 scratch=scratch,
+                zeroed=zeroed,
                 overwrites=[] if addend is None else [addend],
                 tactic=in_words(config),
             )
@@ -106,7 +108,7 @@ class Rules:
             key=f"conv2d {in_words(spec)} {precision} {epilogue}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: self._ranked(spec, precision),
+            candidates=lambda: tuned_candidates(spec, precision, self.tactics.gpu),
             step=step,
             libraries=self._libraries(planner, node),
             values=planner.value,
@@ -137,6 +139,7 @@ class Rules:
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+            zeroed = planner.counters(node, counters(spec, config))
 
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
                 return linear_calls(
@@ -148,12 +151,14 @@ class Rules:
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
+                    tensors[zeroed[0].name] if zeroed else None,
                 )
 
             return planner.kernel_step(
                 *(node, [given], [out], calls),
                 constants=(packed, shift),
                 scratch=scratch,
+                zeroed=zeroed,
                 tactic=in_words(config),
             )
 
@@ -161,19 +166,12 @@ class Rules:
             key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: self._ranked(spec, precision),
+            candidates=lambda: tuned_candidates(spec, precision, self.tactics.gpu),
             step=step,
             libraries={"library": lambda: planner.torch_step(node, tactic="library")},
             values=planner.value,
         )
         return planner.append(node, self.tactics.decide(layer))
-
-    def _ranked(self, spec: ConvSpec, precision: str) -> Iterator[Conv2dConfig]:
-        gpu = self.tactics.gpu
-        configs = candidates(spec, precision, gpu)
-        yield from sorted(
-            configs, key=lambda config: estimate_conv2d(spec, config, precision, gpu).seconds
-        )
 
     def _libraries(self, planner: Planner, node: fx.Node) -> dict[str, Library]:
         """The convolution by torch; fused only where it can be tried out."""
