@@ -28,7 +28,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 5  // changes with every change of this file
+#define FR_ABI 6  // changes with every change of this file
 
 enum fr_isa { FR_AVX2 = 0, FR_AVX512 = 1, FR_AVX512_BF16 = 2, FR_AMX_BF16 = 3 };
 enum fr_dtype { FR_FLOAT32 = 0, FR_BFLOAT16 = 1 };
@@ -131,6 +131,10 @@ FR_API fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phas
                                int32_t phase_count, int32_t images, int64_t arena_bytes,
                                const int64_t *guards, int32_t guard_count);
 FR_API void fr_plan_destroy(fr_plan *plan);
+// From now on a run gives `bytes` of its arena at `offset`, both multiples of the page size, back to
+// the system as soon as `op` has run for the last time; they are zero again. For plans whose arenas
+// are not kept between runs anyway. 0: done; 1: no memory, or no such op or bytes.
+FR_API int32_t fr_plan_release(fr_plan *plan, int32_t op, int64_t offset, int64_t bytes);
 // Arenas that no run works in are kept for the next one of their plan, of all plans together no
 // more bytes than this; beyond it those go back to the system that were used longest ago.
 FR_API void fr_keep(int64_t bytes);

@@ -32,6 +32,10 @@ struct Room {
     }
 };
 
+struct Range {
+    int64_t offset, bytes;
+};
+
 }  // namespace fastres
 
 struct fr_plan {
@@ -40,6 +44,7 @@ struct fr_plan {
     int images = 0;
     int64_t arena_bytes = 0;
     std::vector<int64_t> guards;
+    std::vector<std::vector<fastres::Range>> released;  // by op; none where nothing is
     int64_t steps = 0;  // ops of a run, each counted as often as it runs
     std::vector<std::unique_ptr<fastres::Room>> idle;  // the one that was used last at the end
 
@@ -168,6 +173,10 @@ void go_through(const fr_plan &plan, const Data &data, Counter *counters, int th
                     counters += threads;
                     barrier->wait(threads);
                 }
+                // Nobody looks at these any more; the others may begin the next op meanwhile.
+                if (thread == 0 && !plan.released.empty() && first + phase.images >= plan.images)
+                    for (const Range &range : plan.released[index])
+                        madvise(data.arena + range.offset, (size_t)range.bytes, MADV_DONTNEED);
                 if (times && thread == 0) times[index] += now() - began;
             }
         }
@@ -264,6 +273,19 @@ fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phase *phas
 }
 
 void fr_plan_destroy(fr_plan *plan) { delete plan; }
+
+int32_t fr_plan_release(fr_plan *plan, int32_t op, int64_t offset, int64_t bytes) {
+    if (op < 0 || (size_t)op >= plan->ops.size() || offset < 0 || bytes < 0 ||
+        offset > plan->arena_bytes - bytes)
+        return 1;
+    try {
+        plan->released.resize(plan->ops.size());
+        plan->released[(size_t)op].push_back({offset, bytes});
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
+}
 
 void fr_keep(int64_t bytes) {
     fastres::Rooms gone;

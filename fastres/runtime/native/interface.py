@@ -6,7 +6,7 @@ import ctypes
 from ctypes import c_int32, c_int64, c_void_p
 from typing import ClassVar
 
-ABI = 5
+ABI = 6
 """``FR_ABI`` of the header that this file follows."""
 
 KINDS = ("convolution", "winograd", "max_pool", "mean", "import", "export", "add")

@@ -30,6 +30,9 @@ LEAST_KEPT = 256 << 20
 class Library:
     """The functions of ``kernels/cpu/native.h``.
 
+    Attributes:
+        kept: bytes of memory for activations that are kept between calls; see :meth:`keep`.
+
     Raises:
         OSError: the file is no library for this machine, or of another version.
     """
@@ -51,6 +54,8 @@ class Library:
         self.plan_destroy = self._functions.fr_plan_destroy
         self.plan_destroy.restype = None
         self.plan_destroy.argtypes = [c_void_p]
+        self.plan_release = self._functions.fr_plan_release
+        self.plan_release.argtypes = [c_void_p, c_int32, c_int64, c_int64]
         self.plan_poison = self._functions.fr_plan_poison
         self.plan_poison.argtypes = [c_void_p, POINTER(c_int64), c_int32, c_int32]
         self.run = self._functions.fr_run
@@ -72,6 +77,7 @@ class Library:
         It is that of all models together. What a call needs beyond it is the system's again when
         the call ends.
         """
+        self.kept = size
         self._functions.fr_keep(size)
 
     def let_go(self) -> int:

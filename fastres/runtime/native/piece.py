@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,19 @@ class CompiledPlan:
         )  # fmt: skip
         if not self.handle:
             raise OutOfMemory("the system refused memory for a plan of the native engine")
+        self._library = library
         self._destroy = weakref.finalize(self, library.plan_destroy, self.handle)
         self._destroy.atexit = False  # a thread may still run it while the process ends
+
+    def release(self) -> None:
+        """From now on, give memory back in a run as soon as nothing reads it any more.
+
+        Raises:
+            OutOfMemory: the system refused memory for the list.
+        """
+        for each in self.plan.releases:
+            if self._library.plan_release(self.handle, each.operation, each.offset, each.bytes):
+                raise OutOfMemory("the system refused memory for a plan of the native engine")
 
     def _set_outside(self, dtypes: Sequence[torch.dtype]) -> None:
         ops: Sequence[COp] = self.plan.ops
@@ -57,6 +68,7 @@ class Piece:
     Attributes:
         returns_fresh: its results are new memory, for :func:`fastres.graph.aliases`.
         looks_itself: for NaN and infinity, as :mod:`fastres.runtime.ordinary` does.
+        arena_bytes: what one call needs at once beside its outputs.
     """
 
     returns_fresh = True
@@ -96,12 +108,16 @@ class Piece:
             ]
             self.plans.append(CompiledPlan(library, plan, outside))
         self._handles = [None if plan is None else plan.handle for plan in self.plans]
+        self.arena_bytes = self._of_each(lambda plan: plan.arena_bytes)
+        if self.arena_bytes > library.kept:  # not kept between calls: no page is faulted in twice
+            self.arena_bytes = self._of_each(lambda plan: plan.live_bytes)
+            for compiled in self.plans:
+                if compiled is not None:
+                    compiled.release()
         self._refuse_if_too_large()
 
-    @property
-    def arena_bytes(self) -> int:
-        """What one call needs beside its outputs."""
-        alone, together = (0 if p is None else p.plan.arena_bytes for p in self.plans)
+    def _of_each(self, size: Callable[[Plan], int]) -> int:
+        alone, together = (0 if each is None else size(each.plan) for each in self.plans)
         return alone * self._threads + together
 
     def _refuse_if_too_large(self) -> None:

@@ -39,6 +39,15 @@ class Buffer:
         return self.layout.image * self.images
 
 
+@dataclass(frozen=True)
+class Release:
+    """Whole pages of the arena that nothing reads behind an operation's last run."""
+
+    operation: int
+    offset: int
+    bytes: int
+
+
 @dataclass
 class Plan:
     """Everything that the library needs for a number of images, and what must outlive it.
@@ -51,6 +60,8 @@ class Plan:
         phases: in order.
         buffers: for tests, which fill and fence them.
         guards: (offset, bytes) of pages that nobody may touch.
+        releases: what can be given back to the system during a run.
+        live_bytes: what is in use at once at most, if it is.
     """
 
     images: int
@@ -65,6 +76,8 @@ class Plan:
     arena_bytes: int
     guards: list[tuple[int, int]]
     kept: list[Any] = field(default_factory=list)
+    releases: list[Release] = field(default_factory=list)
+    live_bytes: int = 0
 
     def c_phases(self) -> Any:
         """The library's structures for the phases."""

@@ -30,6 +30,7 @@ from fastres.runtime.native.interface import (
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Phase, Plan
+from fastres.runtime.native.release import releases
 from fastres.runtime.native.tables import RUN, for_images, pixel_offsets, runs
 from fastres.runtime.native.weights import panels, parts
 from fastres.spec import ConvSpec
@@ -97,10 +98,13 @@ class Planner:
         phases = self._phases()
         self.arena.allocate(phases, self.drafted, self.layouts)
         structures = [self._structure(i, phase) for phase in phases for i in phase.ops]
+        arena = self.arena
+        given, live = releases(arena.buffers, phases, self.drafted, arena.places, self.images)
+        rest = max(arena.end, LINE) - sum(each.bytes for each in given)
         return Plan(
             self.images, self.isa, self.near, self.drafted, self.kinds, self.layouts,
-            (COp * len(structures))(*structures), phases, self.arena.buffers,
-            max(self.arena.end, LINE), self.arena.guards, self.kept,
+            (COp * len(structures))(*structures), phases, arena.buffers,
+            max(arena.end, LINE), arena.guards, self.kept, given, rest + live,
         )  # fmt: skip
 
     # A matrix product whose float32 result leaves the piece writes it where the caller wants it.
