@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from fastres.atomic import refuse_special
 from fastres.capture import as_arguments, in_eval_mode
@@ -20,6 +22,7 @@ from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.pipeline import around
+from fastres.plain import refuse_watched, settled
 from fastres.verification import precision_of
 
 OPSET = 18
@@ -76,7 +79,8 @@ def to_onnx(
             (``input_format``, ``transforms`` and so on).
 
     Raises:
-        OptionError: an argument is not one of those, or ``path`` has no directory.
+        OptionError: an argument is not one of those, ``path`` has no directory, or something
+            watches this thread's calls (a fake mode, say).
         ArtifactError: the file cannot be written.
         ModelError: an operation has no translation (the message names module and operator), the
             model is bfloat16, or ``dynamic_size`` where the model fixes its size.
@@ -85,6 +89,7 @@ def to_onnx(
         VerificationError: the file's answers are not the model's. No file is written, and one that
             was there is untouched; the message names the first tensor that differs.
     """
+    refuse_watched("to_onnx")
     target_file = _checked_path(path)
     flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
     _check_options(opset, precision, *flags)
@@ -179,6 +184,7 @@ def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     """The flattened arguments whose shapes and plain values the file gets."""
     if example_input is None:
         return list(fast._example)
+    example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
     args, kwargs = as_arguments(example_input)
     try:
         return fast._flatten(args, kwargs)

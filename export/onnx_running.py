@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.errors import ArtifactError, InputError, OutOfMemory
+from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
+from fastres.plain import refuse_watched, settled
 
 KEPT_RUNS = 1000
 """How many later runs :attr:`Session.timings` looks back on."""
@@ -125,7 +126,10 @@ class Session:
             InputError: number, names, dtype or sizes of the tensors are not the file's.
             OutOfMemory: these shapes do not fit into memory.
             ArtifactError: ONNX Runtime failed on it.
+            OptionError: something watches or rewrites the calls of this thread (a fake mode, a
+                transformation of torch.func), which ONNX Runtime knows nothing of.
         """
+        refuse_watched("a session of ONNX Runtime")
         given = self._arguments(args, kwargs)
         began = time.perf_counter()
         results = self._run(given)
@@ -170,6 +174,10 @@ class Session:
             raise InputError(
                 f"got a {type(value).__name__} for {place.name!r}, expected a tensor: {place}"
             )
+        try:
+            value = settled(value, place.name)
+        except OptionError as error:  # ONNX Runtime reads memory by its address
+            raise InputError(str(error)) from error
         wrong = value.dtype != place.dtype or value.dim() != len(place.sizes)
         for size, got in zip(place.sizes, value.shape, strict=False):
             wanted = known.setdefault(size, got) if isinstance(size, str) else size

@@ -30,6 +30,7 @@ from fastres.export.onnx_running import Place, Session
 from fastres.export.onnx_session import session
 from fastres.export.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
+from fastres.plain import refuse_watched
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def triton_server(
         tensorrt=tensorrt,
         threads=threads,
     )
+    refuse_watched("triton_server")
     home = Path(directory) / name
     if (home / str(version)).exists():
         raise OptionError(

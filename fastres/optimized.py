@@ -26,7 +26,7 @@ from fastres.errors import (
 )
 from fastres.graph import output_nodes
 from fastres.options import Options
-from fastres.plain import refuse_watched
+from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe
 from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
@@ -159,7 +159,14 @@ class OptimizedModule(nn.Module):
         return self._runner.executable(self._flatten(args, kwargs)).code
 
     def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
-        """Every operator's result for flattened arguments, computed by the engine itself."""
+        """Every operator's result for flattened arguments, computed by the engine itself.
+
+        Raises:
+            OptionError: an argument has no values in memory, or something watches this thread's
+                calls.
+        """
+        refuse_watched("intermediate")
+        flat = [settled(value, "an argument") for value in flat]
         tapped = _with_taps(self.graph_module)
         nodes = output_nodes(tapped.graph)
         try:
@@ -182,7 +189,9 @@ class OptimizedModule(nn.Module):
         Raises:
             ArtifactError: the file cannot be written, or a part of the model cannot be in a file (a
                 result in a container class of the user's own, an operator that is not torch's).
+            OptionError: something watches this thread's calls (a fake mode, say).
         """
+        refuse_watched("save")
         versions = {"fastres": __version__, "torch": torch.__version__}
         save(self._parts(), path, versions)
 
@@ -248,14 +257,34 @@ class OptimizedModule(nn.Module):
         super().train(False)
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As in ``nn.Module``, for state dicts of this optimised model (folded weights).
 
         Raises:
-            ModelError: with ``assign=True``, a tensor has no values; the old ones are kept.
+            ModelError: a tensor has no values in memory; the old ones are kept.
         """
+        refuse_watched("load_state_dict")
+        own = dict(self.named_buffers())
+        given = dict(state_dict)
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or name not in own:
+                continue  # torch's to tell
+            if not assign and type(value) in (Tensor, nn.Parameter):
+                value = given[name] = value.resolve_conj().resolve_neg()
+            if (found := oddity(value)) is not None:
+                raise ModelError(
+                    f"the optimised model's weight {name} cannot be read: {found}; give it plain "
+                    "weights by refresh() or load_state_dict()"
+                )
+            if value.dtype != own[name].dtype and (assign or value.is_complex()):
+                raise ModelError(
+                    f"the optimised model's weight {name} is {own[name].dtype}, got {value.dtype}; "
+                    f"convert it with .to({own[name].dtype})"
+                )
         before = dict(self.graph_module._buffers)
-        result = super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(given, strict, assign)
         try:
             self._runner = self._make_runner()
         except FastresError:

@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.pipeline import around
+from fastres.plain import refuse_watched, settled
 from fastres.retype import Recorder
 from fastres.runtime.threads import safe_threads
 from fastres.untouched import untouched
@@ -122,8 +124,10 @@ def verify(
         bound: largest allowed multiple of eager's own error.
 
     Raises:
-        OptionError: ``data`` has no batch, or ``fast`` is not an optimised model.
+        OptionError: ``data`` has no batch or tensors without values, ``fast`` is not an optimised
+            model, or something watches this thread's calls (a fake mode, say).
     """
+    refuse_watched("verify")
     if not isinstance(fast, OptimizedModule):
         raise OptionError(f"fast is a {type(fast).__name__}: expected what optimize() returned")
     if not bound > 0:
@@ -137,6 +141,7 @@ def verify(
         )
     model, _ = unwrapped(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
+    batches = pytree.tree_map(partial(settled, name="data"), batches)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
     with safe_threads():
