@@ -23,6 +23,7 @@ from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.pipeline import around
 from fastres.plain import refuse_watched, settled
+from fastres.runtime.threads import safe_threads
 from fastres.verification import precision_of
 
 OPSET = 18
@@ -39,6 +40,7 @@ PRECISIONS = ("fp32", "fp16")
 """What a file computes in. ONNX Runtime has no bfloat16 convolution to check such a file with."""
 
 
+@safe_threads()
 def to_onnx(
     model: nn.Module,
     path: str | Path,

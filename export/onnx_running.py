@@ -24,6 +24,7 @@ from torch import Tensor
 from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
 from fastres.plain import refuse_watched, settled
+from fastres.runtime.threads import safe_threads
 
 KEPT_RUNS = 1000
 """How many later runs :attr:`Session.timings` looks back on."""
@@ -119,6 +120,7 @@ class Session:
         self._later: deque[float] = deque(maxlen=KEPT_RUNS)
         self._shapes: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
 
+    @safe_threads()
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
         """The model's answer.
 

@@ -19,9 +19,11 @@ from fastres import ops
 from fastres.errors import VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.plain import refuse_watched
+from fastres.runtime.threads import safe_threads
 from fastres.tracing import dynamic_sizes, with_batch
 
 
+@safe_threads()
 def to_standard(fast: OptimizedModule) -> ExportedProgram:
     """Export ``fast`` with the sizes that it accepts kept dynamic, and check the result.
 

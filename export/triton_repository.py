@@ -31,6 +31,7 @@ from fastres.export.onnx_session import session
 from fastres.export.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
 from fastres.plain import refuse_watched
+from fastres.runtime.threads import safe_threads
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TritonReport:
         return "\n".join([*lines, str(self.onnx)])
 
 
+@safe_threads()
 def triton_server(
     model: nn.Module,
     directory: str | Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import warnings
@@ -35,7 +36,7 @@ from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights
-from fastres.runtime.threads import preparing
+from fastres.runtime.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -158,6 +159,7 @@ class OptimizedModule(nn.Module):
         """What a call with these arguments runs, to be read: the engine's calls, and its plans."""
         return self._runner.executable(self._flatten(args, kwargs)).code
 
+    @safe_threads()
     def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
         """Every operator's result for flattened arguments, computed by the engine itself.
 
@@ -180,6 +182,7 @@ class OptimizedModule(nn.Module):
         executable = self._runner.executable(flat)
         return executable.remarks, executable.notes
 
+    @safe_threads()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the optimised model to one file, for :func:`fastres.load`.
 
@@ -257,6 +260,7 @@ class OptimizedModule(nn.Module):
         super().train(False)
         return self
 
+    @safe_threads()
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
@@ -311,6 +315,13 @@ class OptimizedModule(nn.Module):
         refuse_watched("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
+    @safe_threads()
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        refuse_watched("copying an optimised model")
+        made = _restore(self._signature, copy.deepcopy(self.__getstate__(), memo))
+        memo[id(self)] = made
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
@@ -320,6 +331,7 @@ class OptimizedModule(nn.Module):
         state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
+    @safe_threads()
     def __setstate__(self, state: dict[str, Any]) -> None:
         known = state.pop("_known")
         for name in ("_in_spec", "_out_spec"):

@@ -110,6 +110,7 @@ class Verification:
         return "\n".join(lines)
 
 
+@safe_threads()
 def verify(
     model: nn.Module, fast: OptimizedModule, data: Tensor | Iterable[Any], *, bound: float = BOUND
 ) -> Verification:
@@ -144,10 +145,9 @@ def verify(
     batches = pytree.tree_map(partial(settled, name="data"), batches)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
-    with safe_threads():
-        comparison = compare(model, fast, batches)
-        drifts = (first_drift(model, fast, batch, bound) for batch in batches)
-        drift = next(filter(None, drifts), None)
+    comparison = compare(model, fast, batches)
+    drifts = (first_drift(model, fast, batch, bound) for batch in batches)
+    drift = next(filter(None, drifts), None)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,
