@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastres.atomic import refuse_special
+from fastres.atomic import as_path, refuse_special
 from fastres.capture import as_arguments, in_eval_mode
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
@@ -125,7 +125,7 @@ def to_onnx(
 
 
 def _checked_path(path: str | Path) -> Path:
-    file = Path(path)
+    file = as_path(path)
     if not file.name:
         raise OptionError(f"path={str(path)!r}: expected the name of a file to write")
     try:
@@ -134,6 +134,12 @@ def _checked_path(path: str | Path) -> Path:
         raise OptionError(f"path: expected the name of a file to write: {error}") from error
     if not file.parent.is_dir():
         raise OptionError(f"{file}: there is no directory {file.parent}")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"{str(file)!a}: expected a name that is text in UTF-8, as onnx reads it"
+        ) from error
     return file
 
 

@@ -177,30 +177,30 @@ class Session:
                 f"got a {type(value).__name__} for {place.name!r}, expected a tensor: {place}"
             )
         try:
-            value = settled(value, place.name)
+            tensor: Tensor = settled(value, place.name)
         except OptionError as error:  # ONNX Runtime reads memory by its address
             raise InputError(str(error)) from error
-        wrong = value.dtype != place.dtype or value.dim() != len(place.sizes)
-        for size, got in zip(place.sizes, value.shape, strict=False):
+        wrong = tensor.dtype != place.dtype or tensor.dim() != len(place.sizes)
+        for size, got in zip(place.sizes, tensor.shape, strict=False):
             wanted = known.setdefault(size, got) if isinstance(size, str) else size
             wrong = wrong or (wanted is not None and wanted != got)
         if wrong:
-            dtype = str(value.dtype).removeprefix("torch.")
-            message = f"got {dtype} {list(value.shape)} for {place.name!r}, expected {place}"
-            if value.dim() == len(place.sizes) == 4 and value.dtype == place.dtype:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            message = f"got {dtype} {list(tensor.shape)} for {place.name!r}, expected {place}"
+            if tensor.dim() == len(place.sizes) == 4 and tensor.dtype == place.dtype:
                 message += (
                     ", as was asked when the file was exported: numbers are fixed; to_onnx(..., "
                     "dynamic_size=True) leaves height and width open where the model does"
                 )
             raise InputError(message)
-        if value.requires_grad and torch.is_grad_enabled():
+        if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{place.name!r} requires a gradient, which a file has none of: pass x.detach(), "
                 "or call under torch.no_grad()"
             )
-        if value.numel() == 0:
-            raise InputError(f"got {list(value.shape)} for {place.name!r}: there is nothing in it")
-        return value.detach().contiguous()
+        if tensor.numel() == 0:
+            raise InputError(f"got {list(tensor.shape)} for {place.name!r}: there is nothing in it")
+        return tensor.detach().contiguous()
 
     def _run(self, given: list[Tensor]) -> list[Tensor]:
         binding = self._session.io_binding()

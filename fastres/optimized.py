@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fastres import forking, ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
+from fastres.atomic import as_path
 from fastres.capture import Captured
 from fastres.errors import (
     ArtifactError,
@@ -196,7 +197,7 @@ class OptimizedModule(nn.Module):
         """
         refuse_watched("save")
         versions = {"fastres": __version__, "torch": torch.__version__}
-        save(self._parts(), path, versions)
+        save(self._parts(), as_path(path), versions)
 
     def refresh(self, state_dict: Mapping[str, Any], *, check: bool = True) -> None:
         """Take new weights of the same architecture, without the model and without capturing again.

@@ -28,6 +28,7 @@ from fastres.capture import (
     capture,
     in_eval_mode,
     own_dtype,
+    refuse_torchscript,
 )
 from fastres.deviation import relative, square, squared_error
 from fastres.errors import CaptureError, OptionError, VerificationError
@@ -127,6 +128,7 @@ def verify(
     Raises:
         OptionError: ``data`` has no batch or tensors without values, ``fast`` is not an optimised
             model, or something watches this thread's calls (a fake mode, say).
+        CaptureError: ``model`` is TorchScript, or cannot be captured.
     """
     refuse_watched("verify")
     if not isinstance(fast, OptimizedModule):
@@ -141,6 +143,7 @@ def verify(
             "such batches"
         )
     model, _ = unwrapped(model)
+    refuse_torchscript(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
     batches = pytree.tree_map(partial(settled, name="data"), batches)
     if not batches:
