@@ -159,6 +159,7 @@ def test_a_model_changed_after_optimising_is_found(
     assert result.first_drift is not None and result.first_drift.module == module
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_torchscript_is_refused(model: Any, fast: Any) -> None:
     traced = torch.jit.trace(model, images(1), check_trace=False)
     with pytest.raises(CaptureError, match=r"TorchScript module: pass the nn\.Module"):
