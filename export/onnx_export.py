@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from fastres.atomic import refuse_special
+from fastres.atomic import as_path, refuse_special
 from fastres.capture import as_arguments, in_eval_mode
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
@@ -20,6 +22,8 @@ from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.pipeline import around
+from fastres.plain import refuse_watched, settled
+from fastres.runtime.threads import safe_threads
 from fastres.verification import precision_of
 
 OPSET = 18
@@ -36,6 +40,7 @@ PRECISIONS = ("fp32", "fp16")
 """What a file computes in. ONNX Runtime has no bfloat16 convolution to check such a file with."""
 
 
+@safe_threads()
 def to_onnx(
     model: nn.Module,
     path: str | Path,
@@ -76,7 +81,8 @@ def to_onnx(
             (``input_format``, ``transforms`` and so on).
 
     Raises:
-        OptionError: an argument is not one of those, or ``path`` has no directory.
+        OptionError: an argument is not one of those, ``path`` has no directory, or something
+            watches this thread's calls (a fake mode, say).
         ArtifactError: the file cannot be written.
         ModelError: an operation has no translation (the message names module and operator), the
             model is bfloat16, or ``dynamic_size`` where the model fixes its size.
@@ -85,6 +91,7 @@ def to_onnx(
         VerificationError: the file's answers are not the model's. No file is written, and one that
             was there is untouched; the message names the first tensor that differs.
     """
+    refuse_watched("to_onnx")
     target_file = _checked_path(path)
     flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
     _check_options(opset, precision, *flags)
@@ -118,7 +125,7 @@ def to_onnx(
 
 
 def _checked_path(path: str | Path) -> Path:
-    file = Path(path)
+    file = as_path(path)
     if not file.name:
         raise OptionError(f"path={str(path)!r}: expected the name of a file to write")
     try:
@@ -127,6 +134,12 @@ def _checked_path(path: str | Path) -> Path:
         raise OptionError(f"path: expected the name of a file to write: {error}") from error
     if not file.parent.is_dir():
         raise OptionError(f"{file}: there is no directory {file.parent}")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(
+            f"{str(file)!a}: expected a name that is text in UTF-8, as onnx reads it"
+        ) from error
     return file
 
 
@@ -179,6 +192,7 @@ def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     """The flattened arguments whose shapes and plain values the file gets."""
     if example_input is None:
         return list(fast._example)
+    example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
     args, kwargs = as_arguments(example_input)
     try:
         return fast._flatten(args, kwargs)

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -93,11 +94,18 @@ def _plain(name: str) -> str:
 def publish(file: Path, data: Path | None, path: Path) -> None:
     """Move a written and checked file to its place, weights first, and drop the weights before.
 
+    Both get the permissions of the file that was there: whoever could not read that one cannot
+    read its successor.
+
     Raises:
         ArtifactError: the place cannot be written to.
     """
     try:
         old = [other for other in path.parent.iterdir() if _is_ours(other, path)]
+        if path.exists():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            for each in filter(None, (data, file)):
+                each.chmod(mode)
         if data is not None:
             data.replace(path.parent / data.name)
         file.replace(path)
@@ -133,8 +141,12 @@ def read(path: Path) -> ModelProto:
         ArtifactError: no such file, no ONNX model, a tensor whose data does not fit its shape,
             weights outside of the directory, or a checksum that does not fit the contents.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: there is no such file")
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that is too long
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+    if not there:
+        raise ArtifactError(f"{str(path)!a}: there is no such file")
     try:
         proto = onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError, RuntimeError) as error:

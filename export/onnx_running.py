@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.errors import ArtifactError, InputError, OutOfMemory
+from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
+from fastres.plain import refuse_watched, settled
+from fastres.runtime.threads import safe_threads
 
 KEPT_RUNS = 1000
 """How many later runs :attr:`Session.timings` looks back on."""
@@ -118,6 +120,7 @@ class Session:
         self._later: deque[float] = deque(maxlen=KEPT_RUNS)
         self._shapes: dict[tuple[Any, ...], list[tuple[int, ...]]] = {}
 
+    @safe_threads()
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
         """The model's answer.
 
@@ -125,7 +128,10 @@ class Session:
             InputError: number, names, dtype or sizes of the tensors are not the file's.
             OutOfMemory: these shapes do not fit into memory.
             ArtifactError: ONNX Runtime failed on it.
+            OptionError: something watches or rewrites the calls of this thread (a fake mode, a
+                transformation of torch.func), which ONNX Runtime knows nothing of.
         """
+        refuse_watched("a session of ONNX Runtime")
         given = self._arguments(args, kwargs)
         began = time.perf_counter()
         results = self._run(given)
@@ -170,27 +176,31 @@ class Session:
             raise InputError(
                 f"got a {type(value).__name__} for {place.name!r}, expected a tensor: {place}"
             )
-        wrong = value.dtype != place.dtype or value.dim() != len(place.sizes)
-        for size, got in zip(place.sizes, value.shape, strict=False):
+        try:
+            tensor: Tensor = settled(value, place.name)
+        except OptionError as error:  # ONNX Runtime reads memory by its address
+            raise InputError(str(error)) from error
+        wrong = tensor.dtype != place.dtype or tensor.dim() != len(place.sizes)
+        for size, got in zip(place.sizes, tensor.shape, strict=False):
             wanted = known.setdefault(size, got) if isinstance(size, str) else size
             wrong = wrong or (wanted is not None and wanted != got)
         if wrong:
-            dtype = str(value.dtype).removeprefix("torch.")
-            message = f"got {dtype} {list(value.shape)} for {place.name!r}, expected {place}"
-            if value.dim() == len(place.sizes) == 4 and value.dtype == place.dtype:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            message = f"got {dtype} {list(tensor.shape)} for {place.name!r}, expected {place}"
+            if tensor.dim() == len(place.sizes) == 4 and tensor.dtype == place.dtype:
                 message += (
                     ", as was asked when the file was exported: numbers are fixed; to_onnx(..., "
                     "dynamic_size=True) leaves height and width open where the model does"
                 )
             raise InputError(message)
-        if value.requires_grad and torch.is_grad_enabled():
+        if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{place.name!r} requires a gradient, which a file has none of: pass x.detach(), "
                 "or call under torch.no_grad()"
             )
-        if value.numel() == 0:
-            raise InputError(f"got {list(value.shape)} for {place.name!r}: there is nothing in it")
-        return value.detach().contiguous()
+        if tensor.numel() == 0:
+            raise InputError(f"got {list(tensor.shape)} for {place.name!r}: there is nothing in it")
+        return tensor.detach().contiguous()
 
     def _run(self, given: list[Tensor]) -> list[Tensor]:
         binding = self._session.io_binding()

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from fastres import target
+from fastres.atomic import as_path
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -72,9 +73,13 @@ def session(
     runtime = need_onnxruntime()
     from fastres.export import onnx_file
 
-    file = Path(path)
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise OptionError(f"threads={threads!r}: expected None or a number of at least 1")
+    file = as_path(path)
+    most = target.most_threads()
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= most):
+        raise OptionError(
+            f"threads={threads!r}: expected None or a number from 1 to {most}; more than the "
+            "processors that the process may use only take turns"
+        )
     if not isinstance(strict, bool):
         raise OptionError(f"strict={strict!r}: expected True or False")
     wanted = _wanted(runtime, providers)

@@ -18,9 +18,12 @@ from torch.utils import _pytree as pytree
 from fastres import ops
 from fastres.errors import VerificationError
 from fastres.optimized import OptimizedModule
+from fastres.plain import refuse_watched
+from fastres.runtime.threads import safe_threads
 from fastres.tracing import dynamic_sizes, with_batch
 
 
+@safe_threads()
 def to_standard(fast: OptimizedModule) -> ExportedProgram:
     """Export ``fast`` with the sizes that it accepts kept dynamic, and check the result.
 
@@ -29,7 +32,9 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
 
     Raises:
         VerificationError: the program answers differently from ``fast``'s own graph.
+        OptionError: something watches this thread's calls (a fake mode, say).
     """
+    refuse_watched("to_standard")
     args, kwargs = with_batch(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastres.atomic import as_path, refuse_null
 from fastres.errors import OptionError, VerificationError
 from fastres.export import triton_config
 from fastres.export.onnx_export import to_onnx
@@ -30,6 +32,8 @@ from fastres.export.onnx_running import Place, Session
 from fastres.export.onnx_session import session
 from fastres.export.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
+from fastres.plain import refuse_watched
+from fastres.runtime.threads import safe_threads
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class TritonReport:
         return "\n".join([*lines, str(self.onnx)])
 
 
+@safe_threads()
 def triton_server(
     model: nn.Module,
     directory: str | Path,
@@ -121,12 +126,14 @@ def triton_server(
         tensorrt=tensorrt,
         threads=threads,
     )
-    home = Path(directory) / name
-    if (home / str(version)).exists():
+    refuse_watched("triton_server")
+    repository = as_path(directory)
+    home = repository / name
+    if os.path.lexists(home / str(version)):
         raise OptionError(
             f"{home / str(version)}: this version exists; write version={_next(home)}, or remove it"
         )
-    with _workshop(Path(directory)) as workshop:
+    with _workshop(repository) as workshop:
         folder = workshop / str(version)
         folder.mkdir()
         report = to_onnx(model, folder / "model.onnx", labels=labels, **options)
@@ -162,12 +169,15 @@ def _next(home: Path) -> int:
 @contextlib.contextmanager
 def _workshop(directory: Path) -> Iterator[Path]:
     """A folder inside the repository, gone afterwards; the repository too if it was made here."""
-    existed = directory.exists()
     try:
+        refuse_null(directory)
+        existed = directory.exists()
         directory.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".fastres.", dir=directory))
     except OSError as error:
-        raise OptionError(f"{directory}: cannot be written to: {error.strerror}") from error
+        raise OptionError(
+            f"{directory}: cannot be written to: {error.strerror or error}"
+        ) from error
     try:
         yield folder
     finally:

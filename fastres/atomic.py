@@ -11,10 +11,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastres.errors import OptionError
+
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
+
+
+def as_path(value: object) -> Path:
+    """What a caller gave as the name of a file.
+
+    Raises:
+        OptionError: it is no name.
+    """
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise OptionError(
+            f"path={value!r}: expected the name of a file, a str or an os.PathLike such as "
+            "pathlib.Path"
+        )
+    return Path(os.fsdecode(value))
 
 
 @contextmanager
@@ -31,6 +47,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the folder is missing or must not be written to, ``path`` is a folder or a device,
             and such.
     """
+    refuse_null(Path(path))
     target = Path(os.path.realpath(path))
     refuse_special(target)
     with _folder_beside(target) as folder:
@@ -50,12 +67,24 @@ def refuse_special(path: Path) -> None:
 
     Raises:
         IsADirectoryError: ``path`` is a folder.
-        OSError: it is a device, a pipe or a socket, ``/dev/null`` for one.
+        OSError: it is a device, a pipe or a socket, ``/dev/null`` for one, or no file can be called
+            so.
     """
+    refuse_null(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory")
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file, and is not replaced by one")
+
+
+def refuse_null(path: Path) -> None:
+    """Raise an OSError for a name that no system takes, where Python raises a ValueError.
+
+    Raises:
+        OSError: there is a null byte in it.
+    """
+    if "\0" in str(path):
+        raise OSError(f"{str(path)!a} holds a null byte")
 
 
 @contextmanager

@@ -216,16 +216,30 @@ _COUNTING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceN
 """Modules that change their statistics when they run in training mode."""
 
 
-def _refuse_what_would_be_lost(model: nn.Module) -> None:
+def refuse_torchscript(model: nn.Module) -> None:
+    """Raise for a model of which there is no Python code, whole or in part.
+
+    Raises:
+        CaptureError: it is TorchScript; the message names the module.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("got a TorchScript module: pass the nn.Module that it was made from")
     for name, module in model.named_modules():
-        where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
-                f"{where} is TorchScript, of which there is no Python code to follow: put the "
-                "nn.Module that it was made from in its place"
+                f"{_named(name, module)} is TorchScript, of which there is no Python code to "
+                "follow: put the nn.Module that it was made from in its place"
             )
+
+
+def _named(name: str, module: nn.Module) -> str:
+    return f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
+
+
+def _refuse_what_would_be_lost(model: nn.Module) -> None:
+    refuse_torchscript(model)
+    for name, module in model.named_modules():
+        where = _named(name, module)
         if isinstance(module, _COUNTING) and module.training and module.track_running_stats:
             raise CaptureError(
                 f"{where} is in training mode though the model is not (its own train() or eval() "

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from fastres.artifact.container import File
 from fastres.artifact.document import Description, Parts
 from fastres.artifact.receipt import options_from_json
+from fastres.atomic import as_path
 from fastres.capture import Captured
 from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
@@ -53,6 +54,7 @@ def load(
         TargetError: the device or the engine is not there.
     """
     refuse_watched("load")
+    path = as_path(path)
     place = checked_device(device)
     Options(engine=engine, threads=threads, device=place)
     try:

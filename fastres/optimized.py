@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 import warnings
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 from fastres import forking, ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
+from fastres.atomic import as_path
 from fastres.capture import Captured
 from fastres.errors import (
     ArtifactError,
@@ -26,7 +28,7 @@ from fastres.errors import (
 )
 from fastres.graph import output_nodes
 from fastres.options import Options
-from fastres.plain import refuse_watched
+from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe
 from fastres.renewal import renew, sample_of
 from fastres.report import Remark, Report
@@ -35,7 +37,7 @@ from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights
-from fastres.runtime.threads import preparing
+from fastres.runtime.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 
@@ -158,8 +160,16 @@ class OptimizedModule(nn.Module):
         """What a call with these arguments runs, to be read: the engine's calls, and its plans."""
         return self._runner.executable(self._flatten(args, kwargs)).code
 
+    @safe_threads()
     def intermediate(self, flat: Sequence[Any]) -> list[tuple[fx.Node, Tensor]]:
-        """Every operator's result for flattened arguments, computed by the engine itself."""
+        """Every operator's result for flattened arguments, computed by the engine itself.
+
+        Raises:
+            OptionError: an argument has no values in memory, or something watches this thread's
+                calls.
+        """
+        refuse_watched("intermediate")
+        flat = [settled(value, "an argument") for value in flat]
         tapped = _with_taps(self.graph_module)
         nodes = output_nodes(tapped.graph)
         try:
@@ -173,6 +183,7 @@ class OptimizedModule(nn.Module):
         executable = self._runner.executable(flat)
         return executable.remarks, executable.notes
 
+    @safe_threads()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the optimised model to one file, for :func:`fastres.load`.
 
@@ -182,9 +193,11 @@ class OptimizedModule(nn.Module):
         Raises:
             ArtifactError: the file cannot be written, or a part of the model cannot be in a file (a
                 result in a container class of the user's own, an operator that is not torch's).
+            OptionError: something watches this thread's calls (a fake mode, say).
         """
+        refuse_watched("save")
         versions = {"fastres": __version__, "torch": torch.__version__}
-        save(self._parts(), path, versions)
+        save(self._parts(), as_path(path), versions)
 
     def refresh(self, state_dict: Mapping[str, Any], *, check: bool = True) -> None:
         """Take new weights of the same architecture, without the model and without capturing again.
@@ -248,14 +261,35 @@ class OptimizedModule(nn.Module):
         super().train(False)
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    @safe_threads()
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As in ``nn.Module``, for state dicts of this optimised model (folded weights).
 
         Raises:
-            ModelError: with ``assign=True``, a tensor has no values; the old ones are kept.
+            ModelError: a tensor has no values in memory; the old ones are kept.
         """
+        refuse_watched("load_state_dict")
+        own = dict(self.named_buffers())
+        given = dict(state_dict)
+        for name, value in given.items():
+            if not isinstance(value, Tensor) or name not in own:
+                continue  # torch's to tell
+            if not assign and type(value) in (Tensor, nn.Parameter):
+                value = given[name] = value.resolve_conj().resolve_neg()
+            if (found := oddity(value)) is not None:
+                raise ModelError(
+                    f"the optimised model's weight {name} cannot be read: {found}; give it plain "
+                    "weights by refresh() or load_state_dict()"
+                )
+            if value.dtype != own[name].dtype and (assign or value.is_complex()):
+                raise ModelError(
+                    f"the optimised model's weight {name} is {own[name].dtype}, got {value.dtype}; "
+                    f"convert it with .to({own[name].dtype})"
+                )
         before = dict(self.graph_module._buffers)
-        result = super().load_state_dict(*args, **kwargs)
+        result = super().load_state_dict(given, strict, assign)
         try:
             self._runner = self._make_runner()
         except FastresError:
@@ -282,6 +316,13 @@ class OptimizedModule(nn.Module):
         refuse_watched("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
+    @safe_threads()
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        refuse_watched("copying an optimised model")
+        made = _restore(self._signature, copy.deepcopy(self.__getstate__(), memo))
+        memo[id(self)] = made
+        return made
+
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_runner"]  # executables hold packed weights, which are opaque; they are rebuilt
@@ -291,6 +332,7 @@ class OptimizedModule(nn.Module):
         state["_known"] = [_knowledge(node) for node in self.graph_module.graph.nodes]
         return state
 
+    @safe_threads()
     def __setstate__(self, state: dict[str, Any]) -> None:
         known = state.pop("_known")
         for name in ("_in_spec", "_out_spec"):

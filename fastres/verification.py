@@ -12,6 +12,7 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +28,14 @@ from fastres.capture import (
     capture,
     in_eval_mode,
     own_dtype,
+    refuse_torchscript,
 )
 from fastres.deviation import relative, square, squared_error
 from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
 from fastres.pipeline import around
+from fastres.plain import refuse_watched, settled
 from fastres.retype import Recorder
 from fastres.runtime.threads import safe_threads
 from fastres.untouched import untouched
@@ -108,6 +111,7 @@ class Verification:
         return "\n".join(lines)
 
 
+@safe_threads()
 def verify(
     model: nn.Module, fast: OptimizedModule, data: Tensor | Iterable[Any], *, bound: float = BOUND
 ) -> Verification:
@@ -122,8 +126,11 @@ def verify(
         bound: largest allowed multiple of eager's own error.
 
     Raises:
-        OptionError: ``data`` has no batch, or ``fast`` is not an optimised model.
+        OptionError: ``data`` has no batch or tensors without values, ``fast`` is not an optimised
+            model, or something watches this thread's calls (a fake mode, say).
+        CaptureError: ``model`` is TorchScript, or cannot be captured.
     """
+    refuse_watched("verify")
     if not isinstance(fast, OptimizedModule):
         raise OptionError(f"fast is a {type(fast).__name__}: expected what optimize() returned")
     if not bound > 0:
@@ -136,13 +143,14 @@ def verify(
             "such batches"
         )
     model, _ = unwrapped(model)
+    refuse_torchscript(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
+    batches = pytree.tree_map(partial(settled, name="data"), batches)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
-    with safe_threads():
-        comparison = compare(model, fast, batches)
-        drifts = (first_drift(model, fast, batch, bound) for batch in batches)
-        drift = next(filter(None, drifts), None)
+    comparison = compare(model, fast, batches)
+    drifts = (first_drift(model, fast, batch, bound) for batch in batches)
+    drift = next(filter(None, drifts), None)
     return Verification(
         error=comparison.error,
         eager_error=comparison.eager_error,

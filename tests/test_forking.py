@@ -74,6 +74,47 @@ def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     assert separately(AROUND + dedent(code), OMP_NUM_THREADS="2").splitlines() == ["good"]
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "copy.deepcopy(fast)(x)",
+        "copy.copy(fast)(x)",
+        "pickle.loads(pickled)(x)",
+        "fast.save(folder + '/a.fastres')",
+        "fast.load_state_dict(fast.state_dict())",
+        "fast.intermediate([x])",
+        "vmap(lambda image: fast(image[None])[0])(x)",
+        "make_fx(fast)(x)",
+        "fastres.export.to_standard(fast)",
+        "fastres.export.to_onnx(net(), folder + '/a.onnx', example_input=x)",
+        "loaded(x.contiguous(memory_format=torch.channels_last))",
+    ],
+)
+def test_whatever_a_child_does_beside_calls(work: str) -> None:
+    """Weights and images of a size that torch shares out among threads."""
+    code = f"""
+        import copy, pickle, tempfile, fastres.export
+        from torch.func import vmap
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        torch.set_num_threads(2)
+        with tempfile.TemporaryDirectory() as folder:
+            fast = fastres.optimize(net(), x)
+            pickled = pickle.dumps(fast)
+            if "loaded" in {work!r}:
+                fastres.export.to_onnx(fast, folder + "/b.onnx")
+                loaded = fastres.export.session(folder + "/b.onnx", providers="cpu")
+            torch.randn(500, 500) @ torch.randn(500, 500)  # now there is a pool
+
+            def work():
+                {work}
+                os.write(1, b"good\\n")
+
+            assert ended(child(work)) == [0]
+    """
+    assert separately(AROUND + dedent(code), OMP_NUM_THREADS="2").splitlines()[-1:] == ["good"]
+
+
 def test_children_while_another_thread_prepares() -> None:
     """A fork waits for it, and it does not starve the fork by beginning again and again."""
     code = """

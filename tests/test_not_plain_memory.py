@@ -355,6 +355,10 @@ def test_results_share_no_memory_either_way() -> None:
         lambda f, m, x, p: fastres.load(p),
         lambda f, m, x, p: f.refresh(p),
         lambda f, m, x, p: copy.deepcopy(f),
+        lambda f, m, x, p: f.save(Path("never.fastres")),
+        lambda f, m, x, p: f.load_state_dict({}, strict=False),
+        lambda f, m, x, p: f.intermediate([x]),
+        lambda f, m, x, p: fastres.verify(m, f, x),
     ],
 )
 def test_what_makes_weights_is_refused_under_modes(work: Any, fast: Any, model: nn.Module) -> None:
@@ -381,6 +385,28 @@ def test_weights_that_are_not_in_memory(spoil: Any, fast: Any) -> None:
     state = {**other.state_dict(), "graph_module.fc_weight": spoiled.detach()}
     with pytest.raises(ModelError, match="fc_weight cannot be read"):
         other.load_state_dict(state, assign=True)
+    if spoil is negative:  # copying reads it as it is meant
+        other.load_state_dict(state)
+        assert_close(other(x), fast_with(fast, spoiled.detach().resolve_neg())(x))
+        return
+    with pytest.raises(ModelError, match="fc_weight cannot be read"):
+        other.load_state_dict(state)
+    assert_close(other(x), fast(x))
+
+
+def fast_with(fast: Any, weight: Tensor) -> Any:
+    twin = copy.deepcopy(fast)
+    twin.load_state_dict({**fast.state_dict(), "graph_module.fc_weight": weight})
+    return twin
+
+
+@pytest.mark.parametrize(("dtype", "assign"), [(torch.complex64, False), (torch.float64, True)])
+def test_weights_of_a_dtype_that_would_be_lost(dtype: Any, assign: bool, fast: Any) -> None:
+    other, x = copy.deepcopy(fast), batch()
+    weight = fast.state_dict()["graph_module.fc_weight"].to(dtype)
+    state = {**fast.state_dict(), "graph_module.fc_weight": weight}
+    with pytest.raises(ModelError, match=f"fc_weight is torch.float32, got {dtype}"):
+        other.load_state_dict(state, assign=assign)
     assert_close(other(x), fast(x))
 
 
@@ -398,6 +424,11 @@ def test_weights_that_are_not_in_memory(spoil: Any, fast: Any) -> None:
 def test_examples_without_values(make: Any, text: str, model: nn.Module) -> None:
     with pytest.raises(OptionError, match=text):
         fastres.optimize(model, make(batch()))
+    fast = optimize(model, batch())
+    with pytest.raises(OptionError, match=text):
+        fastres.verify(model, fast, make(batch()))
+    with pytest.raises(OptionError, match=text):
+        fast.intermediate([make(batch())])
 
 
 @pytest.mark.parametrize("make", [negative, lambda x: x.as_subclass(Named), Tensor.requires_grad_])

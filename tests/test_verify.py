@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from zoo.resblk import ResBlkNetwork
 
 import fastres
-from fastres.errors import FastresWarning, InputError, OptionError, VerificationError
+from fastres.errors import CaptureError, FastresWarning, InputError, OptionError, VerificationError
 from fastres.graph import constant
 from fastres.passes import fold_batch_norm
 
@@ -157,6 +157,13 @@ def test_a_model_changed_after_optimising_is_found(
     result = fastres.verify(model, fast, images(8))
     assert not result.passed
     assert result.first_drift is not None and result.first_drift.module == module
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_torchscript_is_refused(model: Any, fast: Any) -> None:
+    traced = torch.jit.trace(model, images(1), check_trace=False)
+    with pytest.raises(CaptureError, match=r"TorchScript module: pass the nn\.Module"):
+        fastres.verify(traced, fast, images(2))
 
 
 def test_top1_counts_images_over_batches(model: Any, fast: Any) -> None:

@@ -29,7 +29,7 @@ from fastres.runtime.executable import Runnable
 from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.runtime.threads import ThreadLimit
+from fastres.runtime.threads import ThreadLimit, safe_threads
 
 
 class _Weights:
@@ -105,7 +105,8 @@ class Runner:
             OutOfMemory: the activations do not fit into memory.
         """
         if not is_ordinary(inputs):
-            return run_in_torch(self.module, self.contract, inputs)
+            with safe_threads():
+                return run_in_torch(self.module, self.contract, inputs)
         executable = self._executable(inputs)
         try:
             return self.run(executable, inputs)

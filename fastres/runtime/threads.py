@@ -40,10 +40,15 @@ class ThreadLimit:
         return _NOTHING if wanted == current else _holding(wanted, current)
 
 
-def safe_threads() -> contextlib.AbstractContextManager[None]:
-    """A context in which torch has no more threads than it can use: in a child, one."""
+@contextlib.contextmanager
+def safe_threads() -> Iterator[None]:
+    """A context in which torch has no more threads than it can use: in a child, one.
+
+    A decorator too, for whatever lets torch compute, copy or compare tensors outside of a call.
+    """
     current = torch.get_num_threads()
-    return _holding(1, current) if orphaned() and current > 1 else _NOTHING
+    with _holding(1, current) if orphaned() and current > 1 else _NOTHING:
+        yield
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zoo.statistics import randomise_statistics
 import fastres
 from fastres import models
 from fastres.errors import ArtifactError, FastresWarning, ModelError, OptionError
-from fastres.export import onnx_file, session, to_onnx
+from fastres.export import onnx_file, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM, weights_sha256
 from fastres.transforms import Transforms
 
@@ -229,6 +230,45 @@ def test_names_with_other_letters(name: str, exported: Exported, tmp_path: Path)
         assert sorted(path.parent.iterdir()) == sorted([path, report.data])
         images = torch.randn(2, 3, 40, 40)
         torch.testing.assert_close(session(path)(images), model(images).detach())
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_the_permissions_of_what_was_there_are_kept(
+    external: bool, exported: Exported, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    for mode in (0o600, 0o640):
+        path.touch()
+        path.chmod(mode)
+        to_onnx(exported.model, path, example_input=EXAMPLE, external_data=external)
+        modes = {each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+        assert modes == {mode}
+        assert len(list(tmp_path.iterdir())) == 1 + external
+
+
+@pytest.mark.parametrize("name", ["a\0b", 3, None, "\udcff.onnx", "a" * 300 + ".onnx"])
+def test_names_that_no_file_can_have(name: Any, exported: Exported, tmp_path: Path) -> None:
+    path = tmp_path / name if isinstance(name, str) else name
+    fast = fastres.optimize(exported.model, EXAMPLE, engine="eager")
+    works: list[Callable[[], Any]] = [
+        lambda: to_onnx(fast, path),
+        lambda: session(path),
+        lambda: triton_server(fast, path, name="m") if name != "\udcff.onnx" else session(path),
+    ]
+    if name != "\udcff.onnx":  # which is a good name of any other file
+        works += [lambda: fast.save(path), lambda: fastres.load(path)]
+    for work in works:
+        with pytest.raises((OptionError, ArtifactError)):
+            work()
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_as_bytes(exported: Exported, tmp_path: Path) -> None:
+    fast = fastres.optimize(exported.model, EXAMPLE, engine="eager")
+    path: Any = os.fsencode(tmp_path / "a")
+    fast.save(path)
+    loaded = fastres.load(path, engine="eager")
+    assert torch.equal(loaded(EXAMPLE), fast(EXAMPLE))
 
 
 def test_what_is_no_file_is_not_replaced_by_one(exported: Exported, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 import torch
 from export_small import EXAMPLE, Exported
 from small import conv, net
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
 
 from fastres import target
 from fastres.errors import (
@@ -22,7 +26,7 @@ from fastres.errors import (
     OptionError,
     TargetError,
 )
-from fastres.export import Session, requirements, session, to_onnx
+from fastres.export import Session, requirements, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM
 
 
@@ -40,6 +44,51 @@ def test_it_answers_like_the_model(
     for given in (images, images.contiguous(memory_format=torch.channels_last)):
         torch.testing.assert_close(loaded(given), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loaded(x=images), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: freed(x.clone()),
+        lambda x: FakeTensorMode().from_tensor(x),
+        lambda x: x.to("meta"),
+        lambda x: x.to_sparse(),
+        lambda x: torch.nested.nested_tensor([x[0], x[1]], layout=torch.jagged),
+        lambda x: torch._efficientzerotensor(x.shape),
+    ],
+)
+def test_tensors_without_memory_are_refused(make: Any, loaded: Session) -> None:
+    with pytest.raises(InputError, match="pass a plain tensor"):
+        loaded(make(torch.randn(2, 3, 40, 40)))
+
+
+def freed(x: Tensor) -> Tensor:
+    x.untyped_storage().resize_(0)
+    return x
+
+
+def test_values_that_are_not_those_in_memory(loaded: Session) -> None:
+    images = torch.randn(2, 3, 40, 40)
+    view: Any = torch.complex(images, -images).conj().imag
+    assert view.is_neg()
+    torch.testing.assert_close(loaded(view), loaded(images), rtol=0, atol=0)
+
+
+def test_what_cannot_run_where_something_watches(
+    exported: Exported, loaded: Session, tmp_path: Path
+) -> None:
+    images = torch.randn(2, 3, 40, 40)
+    works: list[Callable[[], Any]] = [
+        lambda: loaded(images),
+        lambda: to_onnx(exported.model, tmp_path / "a.onnx", example_input=images),
+        lambda: triton_server(exported.model, tmp_path / "models"),
+    ]
+    for work in works:
+        with FakeTensorMode(), pytest.raises(OptionError, match="under FakeTensorMode"):
+            work()
+        with pytest.raises(OptionError, match="under a transformation of torch"):
+            vmap(lambda k, work=work: work())(torch.zeros(2))
+    assert not list(tmp_path.iterdir())
 
 
 def test_inputs_are_read_where_they_are_and_results_are_new(
@@ -252,6 +301,7 @@ def test_a_gpu_that_the_package_cannot_use_is_told(
         ({"providers": "cuda"}, "has no 'cuda', only .*; the package onnxruntime-gpu has"),
         ({"providers": []}, "expected names such as"),
         ({"threads": 0}, "threads=0: expected None or a number"),
+        ({"threads": 100_000}, "threads=100000: expected None or a number from 1 to"),
         ({"strict": 1}, "strict=1: expected True or False"),
     ],
 )
