@@ -82,6 +82,11 @@ def load_into(model: nn.Module, path: str | Path) -> None:
                 f"weights {path}: {name} is {list(state[name].shape)}, and {list(value.shape)} in "
                 "the model; another number of classes, or another model?"
             )
+        if name in state and value.is_floating_point() and not state[name].is_floating_point():
+            raise ModelError(
+                f"weights {path}: {name} is of {state[name].dtype}, and of {value.dtype} in the "
+                "model; store the weights as they were trained"
+            )
     model.load_state_dict(state, strict=False)
 
 

@@ -117,6 +117,16 @@ def test_weights_of_another_model(state: dict[str, torch.Tensor], tmp_path: Path
         weights.load_into(model(), path)
 
 
+def test_whole_numbers_are_no_weights(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(state | {"0.weight": state["0.weight"].to(torch.int8)}, path)
+    with pytest.raises(ModelError, match=r"0\.weight is of torch\.int8, and of torch\.float32 in"):
+        weights.load_into(model(), path)
+    counted = state | {"1.num_batches_tracked": torch.tensor(3.0)}  # as some checkpoints have it
+    torch.save(counted, path)
+    weights.load_into(model(), path)
+
+
 def test_damaged_files_are_refused_whatever_the_reader_makes_of_them(
     state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
