@@ -43,6 +43,8 @@ class Conv2dConfig:
         num_warps: warps per program.
         num_stages: loop steps in flight.
         descriptors: copy tiles by tensor descriptor, where :func:`allows_descriptors` says so.
+        box_h, box_w: with descriptors, tiles are boxes of so many rows and columns of pixels, of
+            as many images as make ``block_m``, where :func:`allows_boxes` says so. Zeros otherwise.
 
     Raises:
         OptionError: a value is not one that the kernels can be compiled with.
@@ -56,6 +58,8 @@ class Conv2dConfig:
     num_warps: int = 4
     num_stages: int = 3
     descriptors: bool = False
+    box_h: int = 0
+    box_w: int = 0
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n", "block_k"):
@@ -71,6 +75,29 @@ class Conv2dConfig:
             raise OptionError(
                 f"split_k={self.split_k} with descriptors=True: expected one or the other"
             )
+        if self.box_h or self.box_w:
+            self._check_box()
+
+    def _check_box(self) -> None:
+        for name in ("box_h", "box_w"):
+            size = getattr(self, name)
+            if size < 1 or size & (size - 1):
+                raise OptionError(f"{name}={size}: expected a power of two, or zero for both sides")
+        if self.box_h * self.box_w > self.block_m:
+            raise OptionError(
+                f"a box of {self.box_h}x{self.box_w} pixels: expected at most block_m="
+                f"{self.block_m}"
+            )
+        if not self.descriptors:
+            raise OptionError(
+                f"a box of {self.box_h}x{self.box_w} pixels with descriptors=False: only "
+                "descriptors copy boxes"
+            )
+
+    @property
+    def box_n(self) -> int:
+        """Images of a box."""
+        return self.block_m // (self.box_h * self.box_w)
 
     def shared_bytes(self, precision: str, target: Architecture) -> int:
         """Shared memory for the tiles of the main loop, as Triton 3.8 allocates it.
@@ -98,9 +125,18 @@ def used_splits(spec: ConvSpec, config: Conv2dConfig) -> int:
 def tiles(spec: ConvSpec, config: Conv2dConfig) -> int:
     """Programs of the main kernel, each split counted."""
     groups = super_groups(spec.c, spec.k, spec.groups)
-    rows = math.ceil(spec.n * spec.p * spec.q / config.block_m)
+    if config.box_w:
+        rows = boxes(spec, config)
+    else:
+        rows = math.ceil(spec.n * spec.p * spec.q / config.block_m)
     columns = math.ceil(spec.k // groups / config.block_n)
     return rows * columns * groups * used_splits(spec, config)
+
+
+def boxes(spec: ConvSpec, config: Conv2dConfig) -> int:
+    """Boxes that cover all pixels of the output; some reach beyond its last row and column."""
+    down, across = math.ceil(spec.p / config.box_h), math.ceil(spec.q / config.box_w)
+    return math.ceil(spec.n / config.box_n) * down * across
 
 
 def is_pointwise(spec: ConvSpec) -> bool:
@@ -117,6 +153,19 @@ def allows_descriptors(spec: ConvSpec, precision: str) -> str | None:
     """None, or why tensor descriptors cannot address this convolution's tensors."""
     if not is_pointwise(spec):
         return "not pointwise"
+    return _rows_allow_descriptors(spec, precision)
+
+
+def allows_boxes(spec: ConvSpec, precision: str) -> str | None:
+    """None, or why tensor descriptors cannot copy this convolution's pixels box by box."""
+    if spec.groups != 1:
+        return f"{spec.groups} groups"
+    if spec.stride != (1, 1):
+        return "a stride skips pixels, and boxes have none left out"
+    return _rows_allow_descriptors(spec, precision)
+
+
+def _rows_allow_descriptors(spec: ConvSpec, precision: str) -> str | None:
     for letter, channels in (("C", spec.c), ("K", spec.k)):
         if channels * ELEMENT_BYTES[precision] % 16:
             return f"rows of {letter}={channels} not a multiple of 16 bytes"

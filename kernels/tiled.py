@@ -1,0 +1,91 @@
+"""Convolution with stride 1 whose tiles are boxes of pixels, copied by tensor descriptor.
+
+``out[n, p, q, k] = activation(pre_activation(sum_rsc x[n, p + r, q + s, c] * weight[k, r, s, c]
++ bias[k]) + residual[n, p, q, k])``, with padding and dilation; letters as in :mod:`fastres.spec`.
+
+A program's tile is a box of BOX_N images by BOX_H rows by BOX_W columns. Under each tap of the
+filter lies such a box of the input, shifted: one copy of the copy engine's *tiled* mode, which
+fills what lies outside the image with zeros. That is the padding: there are neither masks nor
+addresses. What of a box lies outside ``out`` is computed, from zeros, and cut off when it is
+stored.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastres.kernels.chain import await_inputs, let_next_start
+from fastres.kernels.conv2d import finish, tile_of_program
+from fastres.kernels.dot import dot
+
+
+@triton.jit
+def tiled_conv2d_kernel(
+    x_desc,
+    weight_desc,
+    bias_ptr,
+    residual_desc,
+    out_desc,
+    N,
+    P,
+    Q,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BOX_N: tl.constexpr,
+    BOX_H: tl.constexpr,
+    BOX_W: tl.constexpr,
+    BLOCK_SIZE_M: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+    BLOCK_SIZE_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    ROUND_A: tl.constexpr,
+    CHAINED: tl.constexpr = False,
+):
+    """One box of ``out`` [N, P, Q, K] from ``x`` [N, H, W, C] and ``weight`` [R*S, K, C].
+
+    BLOCK_SIZE_M is BOX_N * BOX_H * BOX_W. The taps come first in the weight's descriptor, so that
+    channels beyond the last are zeros and not the next tap's: zero times infinity is NaN.
+    """
+    boxes_h = tl.cdiv(P, BOX_H)
+    boxes_w = tl.cdiv(Q, BOX_W)
+    boxes = tl.cdiv(N, BOX_N) * boxes_h * boxes_w
+    box, pid_n = tile_of_program(tl.program_id(0), boxes, K, 1, BLOCK_SIZE_N, GROUP_M=GROUP_M)
+    image = box // (boxes_h * boxes_w) * BOX_N
+    top = box // boxes_w % boxes_h * BOX_H
+    left = box % boxes_w * BOX_W
+    first_n = pid_n * BLOCK_SIZE_N
+    acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    STEPS_PER_TAP: tl.constexpr = (C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
+    await_inputs(CHAINED)
+    for step in range(0, R * S * STEPS_PER_TAP):
+        tap = step // STEPS_PER_TAP
+        channel = step % STEPS_PER_TAP * BLOCK_SIZE_K
+        y = top + tap // S * DILATION_H - PAD_TOP
+        x = left + tap % S * DILATION_W - PAD_LEFT
+        a = x_desc.load([image, y, x, channel]).reshape(BLOCK_SIZE_M, BLOCK_SIZE_K)
+        b = weight_desc.load([tap, first_n, channel]).reshape(BLOCK_SIZE_N, BLOCK_SIZE_K)
+        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=ROUND_A)
+    let_next_start(CHAINED)
+    bias = 0.0
+    if HAS_BIAS:
+        offs_n = first_n + tl.arange(0, BLOCK_SIZE_N)
+        bias = tl.load(bias_ptr + offs_n, mask=offs_n < K, other=0.0)[None, :]
+    residual = acc
+    if HAS_RESIDUAL:
+        residual = residual_desc.load([image, top, left, first_n])
+        residual = residual.reshape(BLOCK_SIZE_M, BLOCK_SIZE_N)
+    acc = finish(acc, bias, residual, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL)
+    acc = acc.to(out_desc.dtype).reshape(BOX_N, BOX_H, BOX_W, BLOCK_SIZE_N)
+    out_desc.store([image, top, left, first_n], acc)
