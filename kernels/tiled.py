@@ -17,7 +17,7 @@ import triton.language as tl
 
 from fastres.kernels.chain import await_inputs, let_next_start
 from fastres.kernels.conv2d import finish, tile_of_program
-from fastres.kernels.dot import dot
+from fastres.kernels.dot import INTERPRETED, dot, rounded_to_tf32
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def tiled_conv2d_kernel(
     BLOCK_SIZE_N: tl.constexpr,
     BLOCK_SIZE_K: tl.constexpr,
     GROUP_M: tl.constexpr,
-    ROUND_A: tl.constexpr,
+    ROUND_X: tl.constexpr,
     CHAINED: tl.constexpr = False,
 ):
     """One box of ``out`` [N, P, Q, K] from ``x`` [N, H, W, C] and ``weight`` [R*S, K, C].
@@ -66,7 +66,7 @@ def tiled_conv2d_kernel(
     top = box // boxes_w % boxes_h * BOX_H
     left = box % boxes_w * BOX_W
     first_n = pid_n * BLOCK_SIZE_N
-    acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    acc = tl.zeros((BLOCK_SIZE_N, BLOCK_SIZE_M), tl.float32)
     STEPS_PER_TAP: tl.constexpr = (C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
     await_inputs(CHAINED)
     for step in range(0, R * S * STEPS_PER_TAP):
@@ -74,18 +74,20 @@ def tiled_conv2d_kernel(
         channel = step % STEPS_PER_TAP * BLOCK_SIZE_K
         y = top + tap // S * DILATION_H - PAD_TOP
         x = left + tap % S * DILATION_W - PAD_LEFT
-        a = x_desc.load([image, y, x, channel]).reshape(BLOCK_SIZE_M, BLOCK_SIZE_K)
-        b = weight_desc.load([tap, first_n, channel]).reshape(BLOCK_SIZE_N, BLOCK_SIZE_K)
-        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=ROUND_A)
+        a = weight_desc.load([tap, first_n, channel]).reshape(BLOCK_SIZE_N, BLOCK_SIZE_K)
+        b = x_desc.load([image, y, x, channel]).reshape(BLOCK_SIZE_M, BLOCK_SIZE_K)
+        if INPUT_PRECISION == "tf32" and (ROUND_X or INTERPRETED):
+            b = rounded_to_tf32(b)
+        acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=False)
     let_next_start(CHAINED)
     bias = 0.0
     if HAS_BIAS:
         offs_n = first_n + tl.arange(0, BLOCK_SIZE_N)
-        bias = tl.load(bias_ptr + offs_n, mask=offs_n < K, other=0.0)[None, :]
+        bias = tl.load(bias_ptr + offs_n, mask=offs_n < K, other=0.0)[:, None]
     residual = acc
     if HAS_RESIDUAL:
         residual = residual_desc.load([image, top, left, first_n])
-        residual = residual.reshape(BLOCK_SIZE_M, BLOCK_SIZE_N)
+        residual = residual.reshape(BLOCK_SIZE_M, BLOCK_SIZE_N).T
     acc = finish(acc, bias, residual, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL)
-    acc = acc.to(out_desc.dtype).reshape(BOX_N, BOX_H, BOX_W, BLOCK_SIZE_N)
-    out_desc.store([image, top, left, first_n], acc)
+    tile = acc.to(out_desc.dtype).T.reshape(BOX_N, BOX_H, BOX_W, BLOCK_SIZE_N)
+    out_desc.store([image, top, left, first_n], tile)

@@ -95,7 +95,7 @@ def tiled_call(
             "BLOCK_SIZE_N": block_n,
             "BLOCK_SIZE_K": block_k,
             "GROUP_M": config.group_m,
-            "ROUND_A": not descriptors_round(),
+            "ROUND_X": not descriptors_round(),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
