@@ -6,8 +6,10 @@
 A program's tile is a box of BOX_N images by BOX_H rows by BOX_W columns. Under each tap of the
 filter lies such a box of the input, shifted: one copy of the copy engine's *tiled* mode, which
 fills what lies outside the image with zeros. That is the padding: there are neither masks nor
-addresses. What of a box lies outside ``out`` is computed, from zeros, and cut off when it is
-stored.
+addresses. What of a box lies outside ``out`` is computed as well and cut off when it is stored.
+
+The product is ``weight @ x.T``, filters by pixels: Triton leaves a box, reshaped to a matrix, in
+shared memory where it is the second operand, and reads it into registers where it is the first.
 """
 
 from __future__ import annotations

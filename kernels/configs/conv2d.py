@@ -110,7 +110,9 @@ class Conv2dConfig:
 
 
 def steps(spec: ConvSpec, config: Conv2dConfig) -> int:
-    """Steps that the main loop takes over all of K."""
+    """Steps that the main loop takes over all of K; boxes are of one tap each."""
+    if config.box_w:
+        return spec.r * spec.s * math.ceil(spec.c / config.block_k)
     channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
     return math.ceil(spec.r * spec.s * channels / config.block_k)
 
@@ -159,9 +161,9 @@ def allows_descriptors(spec: ConvSpec, precision: str) -> str | None:
 def allows_boxes(spec: ConvSpec, precision: str) -> str | None:
     """None, or why tensor descriptors cannot copy this convolution's pixels box by box."""
     if spec.groups != 1:
-        return f"{spec.groups} groups"
+        return f"{spec.groups} groups, and boxes are of all channels"
     if spec.stride != (1, 1):
-        return "a stride skips pixels, and boxes have none left out"
+        return "strides skip pixels, and boxes leave none out"
     return _rows_allow_descriptors(spec, precision)
 
 
@@ -185,7 +187,10 @@ def multiplies_asynchronously(precision: str, target: Architecture) -> bool:
 
 
 def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfig]:
-    """Every configuration worth considering: those that fit the problem and the GPU."""
+    """Every configuration worth considering: those that fit the problem and the GPU.
+
+    Those by boxes are apart, in :mod:`fastres.kernels.configs.boxes`.
+    """
     target = gpu.architecture
     groups = super_groups(spec.c, spec.k, spec.groups)
     largest = 256 if on_matrix_units(precision, target) else 64
@@ -196,7 +201,7 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
     if target.tensor_descriptors and allows_descriptors(spec, precision) is None:
         descriptors.append(True)
     heights = _heights(spec, precision, target, largest)
-    widths = _powers(spec.k // groups, largest)
+    widths = powers_of_two(spec.k // groups, largest)
     fills_four_warps = heights[-1] * widths[-1] >= 4 * 4 * target.warp_size
     for block_m, block_n, block_k, num_warps, num_stages, by_descriptor in itertools.product(
         heights,
@@ -324,7 +329,7 @@ def fits(config: Conv2dConfig, precision: str, target: Architecture) -> bool:
     return 4 <= sums <= 128 and shared <= target.shared_bytes_per_block
 
 
-def _powers(size: int, largest: int) -> list[int]:
+def powers_of_two(size: int, largest: int) -> list[int]:
     """Powers of two from 16 to the first that covers ``size``, or ``largest``."""
     sizes = [16]
     while sizes[-1] < min(size, largest):
@@ -335,7 +340,7 @@ def _powers(size: int, largest: int) -> list[int]:
 def _heights(spec: ConvSpec, precision: str, target: Architecture, largest: int) -> list[int]:
     """Sizes of block_m; asynchronous products have 64 rows, and lower tiles would not use them."""
     smallest = 64 if multiplies_asynchronously(precision, target) else 16
-    sizes = _powers(max(spec.n * spec.p * spec.q, smallest), largest)
+    sizes = powers_of_two(max(spec.n * spec.p * spec.q, smallest), largest)
     return [size for size in sizes if size >= smallest]
 
 
@@ -344,7 +349,7 @@ def _depths(spec: ConvSpec, precision: str, target: Architecture) -> list[int]:
     if not on_matrix_units(precision, target):
         return [16]
     channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
-    deep = _powers(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
+    deep = powers_of_two(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
     whole = [size for size in deep if channels % size == 0]
     return [size for size in deep if size not in whole] + whole
 

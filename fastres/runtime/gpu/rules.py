@@ -5,7 +5,7 @@ Importing this module imports Triton.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,8 @@ from fastres.graph import arguments, constant
 from fastres.kernels import packing
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
-from fastres.kernels.configs.conv2d import (
-    Conv2dConfig,
-    candidates,
-    choose_conv2d,
-    estimate_conv2d,
-)
+from fastres.kernels.configs.boxes import to_try
+from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.linear_launch import linear_calls, linear_spec
 from fastres.passes.fuse_blocks import conv_spec
@@ -35,7 +31,6 @@ from fastres.runtime.gpu.rules_blocks import BlockRules
 from fastres.runtime.gpu.rules_simple import SIMPLE_RULES
 from fastres.runtime.gpu.tactics import Layer, Library, Tactics
 from fastres.runtime.gpu.words import in_words
-from fastres.spec import ConvSpec
 
 
 class Rules:
@@ -106,7 +101,7 @@ class Rules:
             key=f"conv2d {in_words(spec)} {precision} {epilogue}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: self._ranked(spec, precision),
+            candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries=self._libraries(planner, node),
             values=planner.value,
@@ -161,19 +156,12 @@ class Rules:
             key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: self._ranked(spec, precision),
+            candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries={"library": lambda: planner.torch_step(node, tactic="library")},
             values=planner.value,
         )
         return planner.append(node, self.tactics.decide(layer))
-
-    def _ranked(self, spec: ConvSpec, precision: str) -> Iterator[Conv2dConfig]:
-        gpu = self.tactics.gpu
-        configs = candidates(spec, precision, gpu)
-        yield from sorted(
-            configs, key=lambda config: estimate_conv2d(spec, config, precision, gpu).seconds
-        )
 
     def _libraries(self, planner: Planner, node: fx.Node) -> dict[str, Library]:
         """The convolution by torch; fused only where it can be tried out."""
