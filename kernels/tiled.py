@@ -71,16 +71,25 @@ def tiled_conv2d_kernel(
     acc = tl.zeros((BLOCK_SIZE_N, BLOCK_SIZE_M), tl.float32)
     STEPS_PER_TAP: tl.constexpr = (C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
     await_inputs(CHAINED)
-    for step in range(0, R * S * STEPS_PER_TAP):
-        tap = step // STEPS_PER_TAP
-        channel = step % STEPS_PER_TAP * BLOCK_SIZE_K
-        y = top + tap // S * DILATION_H - PAD_TOP
-        x = left + tap % S * DILATION_W - PAD_LEFT
+    # Counted on, in selections: divisions take more instructions, and branches end the pipelining.
+    y = top - PAD_TOP
+    x = left - PAD_LEFT
+    tap = 0
+    channel = 0
+    for _ in range(0, R * S * STEPS_PER_TAP):
         a = weight_desc.load([tap, first_n, channel]).reshape(BLOCK_SIZE_N, BLOCK_SIZE_K)
         b = x_desc.load([image, y, x, channel]).reshape(BLOCK_SIZE_M, BLOCK_SIZE_K)
         if INPUT_PRECISION == "tf32" and (ROUND_X or INTERPRETED):
             b = rounded_to_tf32(b)
         acc = dot(a, b.T, acc, INPUT_PRECISION, ROUND_A=False)
+        channel += BLOCK_SIZE_K
+        next_tap = channel >= C
+        channel = tl.where(next_tap, 0, channel)
+        tap += tl.where(next_tap, 1, 0)
+        x += tl.where(next_tap, DILATION_W, 0)
+        next_row = x >= left - PAD_LEFT + S * DILATION_W
+        x = tl.where(next_row, left - PAD_LEFT, x)
+        y += tl.where(next_row, DILATION_H, 0)
     let_next_start(CHAINED)
     bias = 0.0
     if HAS_BIAS:
