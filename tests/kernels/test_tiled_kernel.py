@@ -32,9 +32,8 @@ def boxes(
     images: int, high: int, wide: int, block_n: int = 16, block_k: int = 16, **more: Any
 ) -> Conv2dConfig:
     """A configuration with boxes of ``images`` by ``high`` by ``wide`` pixels."""
-    pixels = images * high * wide
-    tile = {"box_h": high, "box_w": wide, "descriptors": True}
-    return Conv2dConfig(pixels, block_n, block_k, **tile, **more)
+    tile = (images * high * wide, block_n, block_k)
+    return Conv2dConfig(*tile, descriptors=True, box_h=high, box_w=wide, **more)
 
 
 SMALL = boxes(1, 4, 4)
