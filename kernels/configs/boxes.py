@@ -11,7 +11,7 @@ None of it was measured yet: boxes are tried by tuning, and never chosen by the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
@@ -71,21 +71,24 @@ def box_candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dC
                     yield config
 
 
+def by_model(
+    configs: Iterable[Conv2dConfig], spec: ConvSpec, precision: str, gpu: Gpu
+) -> dict[Conv2dConfig, float]:
+    """The modelled seconds of each, the fastest first, and of equal ones the deeper pipeline."""
+    modelled = {each: estimate_conv2d(spec, each, precision, gpu).seconds for each in configs}
+    return dict(sorted(modelled.items(), key=lambda it: (it[1], -min(it[0].num_stages, 4))))
+
+
 def to_try(spec: ConvSpec, precision: str, gpu: Gpu) -> list[Conv2dConfig]:
     """All candidates in the order in which tuning tries them: best first, boxes among others.
 
     Boxes take every third place, as long as the model does not find them far slower.
     """
-
-    def ranked(configs: Iterator[Conv2dConfig]) -> list[tuple[float, Conv2dConfig]]:
-        modelled = [(estimate_conv2d(spec, each, precision, gpu).seconds, each) for each in configs]
-        return sorted(modelled, key=lambda each: each[0])
-
-    others = ranked(candidates(spec, precision, gpu))
-    limit = others[0][0] * WORTH_TRYING
-    order = [config for _, config in others]
-    by_boxes = [each for each in ranked(box_candidates(spec, precision, gpu)) if each[0] <= limit]
-    for number, (_, config) in enumerate(by_boxes):
+    others = by_model(candidates(spec, precision, gpu), spec, precision, gpu)
+    boxed = by_model(box_candidates(spec, precision, gpu), spec, precision, gpu)
+    limit = min(others.values()) * WORTH_TRYING
+    order = list(others)
+    for number, config in enumerate(each for each in boxed if boxed[each] <= limit):
         order.insert(ONE_IN * number + ONE_IN - 1, config)
     return order
 
