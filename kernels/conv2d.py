@@ -171,12 +171,60 @@ def store_tile(
 
 
 @triton.jit
+def add_splits_if_last(
+    partial_ptr,
+    counter_ptr,
+    bias_ptr,
+    residual_ptr,
+    out_ptr,
+    size,
+    filters,
+    in_n,
+    offs_m,
+    in_m,
+    ALL_K: tl.constexpr,
+    PRE_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+):
+    """Count this program's partial sums as stored; the last of a tile's adds them and finishes.
+
+    They are added in their order whoever is last, so that the sum is always the same. The counter
+    is zero before the launch and after it.
+
+    Args:
+        partial_ptr: the first split's sums; those of the next are ``size`` numbers further.
+        counter_ptr: the tile's.
+    """
+    # All warps have stored before one thread counts; counting releases and acquires.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    if arrived == SPLIT_K - 1:
+        offsets = offs_m[:, None] * ALL_K + filters[None, :]
+        stored = in_m[:, None] & in_n[None, :]
+        # Past the first-level cache, which may hold what was there before others stored.
+        acc = tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
+        for _ in tl.static_range(SPLIT_K - 1):
+            partial_ptr += size
+            acc += tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
+        store_tile(
+            *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, in_m, filters, in_n),
+            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, 1),
+        )
+        tl.store(counter_ptr, 0)
+
+
+@triton.jit
 def conv2d_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
     residual_ptr,
     out_ptr,
+    partial_ptr,
+    counter_ptr,
     M,
     H,
     W,
@@ -206,10 +254,14 @@ def conv2d_kernel(
     BLOCK_SIZE_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    FUSED_SUM: tl.constexpr,
     INT64: tl.constexpr,
     CHAINED: tl.constexpr = False,
 ):
     """One tile of ``out``, or with SPLIT_K > 1 of one of its partial sums [SPLIT_K, M, ALL_K].
+
+    Partial sums are stored in ``partial``, or in ``out`` if another launch adds them. FUSED_SUM:
+    the last program of a tile adds them here, by a counter for each tile and super-group.
 
     C and K count one super-group's channels and filters, which TOGETHER groups share; ALL_C and
     ALL_K are the tensors' own.
@@ -272,8 +324,11 @@ def conv2d_kernel(
     )
     let_next_start(CHAINED)
     filters = group * K + offs_n
+    stored_ptr = out_ptr
+    if FUSED_SUM:
+        stored_ptr = partial_ptr
     if SPLIT_K > 1:
-        out_ptr += split * M * ALL_K  # M is 64 bits wide wherever M * ALL_K needs it
+        stored_ptr += split * M * ALL_K  # M is 64 bits wide wherever M * ALL_K needs it
     bad = False
     if TOGETHER > 1:
         # Another group's weights are zeros in here, and zero times NaN or infinity is NaN. A tile
@@ -289,12 +344,21 @@ def conv2d_kernel(
             )
             own = (offs_n < K) & (offs_n // (K // TOGETHER) == only)
             store_tile(
-                *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, offs_m < M, filters, own),
+                *(acc, bias_ptr, residual_ptr, stored_ptr, offs_m, offs_m < M, filters, own),
                 *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
             )
     else:
         store_tile(
-            *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, offs_m < M, filters, offs_n < K),
+            *(acc, bias_ptr, residual_ptr, stored_ptr, offs_m, offs_m < M, filters, offs_n < K),
+            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+        )
+    if FUSED_SUM:
+        size = M * ALL_K
+        if INT64:
+            size = tl.cast(M, tl.int64) * ALL_K
+        add_splits_if_last(
+            *(partial_ptr, counter_ptr + tl.program_id(0), bias_ptr, residual_ptr, out_ptr, size),
+            *(filters, offs_n < K, offs_m, offs_m < M),
             *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
         )
 

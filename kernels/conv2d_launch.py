@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels.call import KernelCall
-from fastres.kernels.checks import check_activation, check_tensor, wide
+from fastres.kernels.checks import check_activation, check_tensor, described, wide
 from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, used_splits
+from fastres.kernels.configs.conv2d import counters as counters_of
 from fastres.kernels.conv2d import conv2d_kernel
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
@@ -60,6 +61,7 @@ def conv2d_calls(
     config: Conv2dConfig,
     precision: str,
     workspace: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> list[KernelCall]:
     """Launches of ``activation(pre_activation(conv(x) + bias) + residual)`` into ``out``.
 
@@ -74,9 +76,12 @@ def conv2d_calls(
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         workspace: one-dimensional, contiguous float32 of at least ``workspace_bytes(...)``.
+        counters: one-dimensional, contiguous int32 of at least ``configs.conv2d.counters(...)``,
+            all zero, and all zero again after the launch.
 
     Returns:
-        No launch for an empty ``out``, two for split sums, otherwise one. Where ``config`` asks for
+        No launch for an empty ``out``, two for split sums that are not added in the same launch,
+        otherwise one. Where ``config`` asks for
         tensor descriptors and these tensors cannot have them, the launch's ``note`` says why.
 
     Raises:
@@ -111,6 +116,19 @@ def conv2d_calls(
             )
         ]
     partial = partial_sums(workspace, out, splits)
+    if config.fused_sum:
+        count = counters_of(spec, config)
+        if counters is None or counters.dim() != 1 or counters.numel() < count:
+            got = "None" if counters is None else described(counters)
+            raise InputError(f"counters is {got}: expected int32 [{count}] or longer, all zero")
+        check_tensor("counters", counters[:count], out, (count,), torch.int32)
+        return [
+            _main_call(
+                *(x, packed, bias, residual, out, spec),
+                *(pre_activation, activation, config, precision, splits, note),
+                *(partial, counters),
+            )
+        ]
     return [
         _main_call(
             *(x, packed, None, None, partial, spec),
@@ -173,6 +191,7 @@ def conv2d(
     out = x.new_empty(spec.n, spec.p, spec.q, spec.k).permute(0, 3, 1, 2)
     size = workspace_bytes(spec, config, precision)
     workspace = x.new_empty(size // 4, dtype=torch.float32) if size else None
+    count = counters_of(spec, config)
     calls = conv2d_calls(
         channels_last(x),
         pack_conv2d(weight, groups, precision),
@@ -185,6 +204,7 @@ def conv2d(
         config,
         precision,
         workspace,
+        x.new_zeros(count, dtype=torch.int32) if count else None,
     )
     for call in calls:
         call.run()
@@ -209,6 +229,8 @@ def _main_call(
     precision: str,
     splits: int,
     note: str,
+    partial: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> KernelCall:
     rows = spec.n * spec.p * spec.q
     groups = super_groups(spec.c, spec.k, spec.groups)
@@ -223,6 +245,8 @@ def _main_call(
             "bias_ptr": bias,
             "residual_ptr": residual,
             "out_ptr": out,
+            "partial_ptr": partial,
+            "counter_ptr": counters,
             "M": rows,
             "H": spec.h,
             "W": spec.w,
@@ -254,7 +278,8 @@ def _main_call(
             "BLOCK_SIZE_K": config.block_k,
             "GROUP_M": config.group_m,
             "SPLIT_K": splits,
-            "INT64": wide(grid_m * config.block_m, x, packed, residual, out),
+            "FUSED_SUM": partial is not None,
+            "INT64": wide(grid_m * config.block_m, x, packed, residual, out, partial),
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastres.errors import InputError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d
+from fastres.kernels.configs.conv2d import counters as counters_of
 from fastres.kernels.conv2d_launch import conv2d_calls, precision_of, workspace_bytes
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_linear
@@ -28,6 +29,7 @@ def linear_calls(
     config: Conv2dConfig,
     precision: str,
     workspace: Tensor | None = None,
+    counters: Tensor | None = None,
 ) -> list[KernelCall]:
     """Launches of ``activation(x @ weight.T + bias)`` into ``out``.
 
@@ -36,8 +38,8 @@ def linear_calls(
         packed: [K, C], contiguous.
         bias: [K] float32, or None.
         out: [rows, K], contiguous.
-        activation, config, precision, workspace: as in ``conv2d_launch.conv2d_calls``; the spec
-            that its ``workspace_bytes`` wants is :func:`linear_spec`'s.
+        activation, config, precision, workspace, counters: as in ``conv2d_launch.conv2d_calls``;
+            the spec that their sizes depend on is :func:`linear_spec`'s.
 
     Raises:
         InputError, OptionError: as there.
@@ -60,6 +62,7 @@ def linear_calls(
         config,
         precision,
         workspace,
+        counters,
     )
 
 
@@ -91,6 +94,7 @@ def linear(
     config = config or choose_conv2d(spec, precision, gpu or by_name("a100"))
     out = x.new_empty(rows.shape[0], outputs)
     size = workspace_bytes(spec, config, precision)
+    count = counters_of(spec, config)
     calls = linear_calls(
         rows,
         pack_linear(weight, precision),
@@ -100,6 +104,7 @@ def linear(
         config,
         precision,
         x.new_empty(size // 4, dtype=torch.float32) if size else None,
+        x.new_zeros(count, dtype=torch.int32) if count else None,
     )
     for call in calls:
         call.run()

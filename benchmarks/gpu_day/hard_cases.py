@@ -79,6 +79,8 @@ CONVOLUTIONS = (
     _conv("one channel, one filter", (1, 1, 8, 8), 1, 3, padding=_ONE),
     _conv("nothing left by ReLU", (1, 8, 5, 5), 16, 3, padding=_ONE, below=True),
     _conv("split sums", (1, 512, 7, 7), 512, 3, padding=_ONE, residual=True),
+    _conv("split sums in one launch", (1, 512, 7, 7), 512, 3, padding=_ONE, residual=True, split=6),
+    _conv("the same of groups", (1, 128, 7, 7), 128, 3, groups=32, padding=_ONE, split=3),
     _conv("32 groups of 4", (2, 128, 28, 28), 128, 3, groups=32, padding=_ONE),
     _conv("32 groups of 4 and a NaN", (2, 128, 28, 28), 128, 3, groups=32, padding=_ONE, nan=True),
     _conv("depthwise", (2, 96, 14, 14), 96, 3, groups=96, padding=_ONE),

@@ -115,10 +115,12 @@ def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     geometry = ((stride,) * 2, given.get("padding", (0,) * 4), (dilation,) * 2, groups)
     like = reference.conv2d(x, weight, None, None, *geometry, "none", activation)
     residual = draw(*like.shape) if given.get("residual") else None
-    config = _by_boxes(case, chosen["precision"], chosen["gpu"]) if given.get("boxes") else None
-    ours = conv2d_launch.conv2d(
-        *(x, weight, bias, residual, *geometry, "none", activation), config=config, **chosen
-    )
+    if given.get("boxes"):
+        chosen = {**chosen, "config": _by_boxes(case, chosen["precision"], chosen["gpu"])}
+    if "split" in given:
+        config = Conv2dConfig(64, 32, 32, split_k=given["split"], fused_sum=True)
+        chosen = {**chosen, "config": config}
+    ours = conv2d_launch.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
 
     def oracle(t: Tensors) -> Tensor:
         x, weight, bias, residual = t

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,16 @@ from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
     candidates,
     choose_conv2d,
+    counters,
     estimate_conv2d,
+    tuned_candidates,
 )
 from fastres.kernels.configs.cost import floor_seconds
 from fastres.kernels.configs.traffic import flops, least_bytes
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import packed_shape
+from fastres.passes.fill_channels import filled
 from fastres.spec import ConvSpec
 
 BATCHES = (256, 32, 1)
@@ -55,10 +59,12 @@ REAL = {"LAUNCH_S": 1.3, "LATENCY_S": 1.3, "L2_BYTES_PER_CYCLE": 0.8, "MATRIX_SH
 
 
 def specs() -> list[tuple[str, ConvSpec]]:
-    """ResNet-50's distinct convolutions at each batch, by key."""
+    """ResNet-50's distinct convolutions at each batch, by key; the first on a filled image too."""
     found = []
     every = sorted(shapes.of_model("resnet50"), reverse=True)
-    for batch, shape in itertools.product(BATCHES, every):
+    wider = [replace(shape, channels=filled(shape.channels)) for shape in every]
+    both = [each for pair in zip(every, wider, strict=True) for each in dict.fromkeys(pair)]
+    for batch, shape in itertools.product(BATCHES, both):
         spec = ConvSpec(
             *(batch, shape.channels, shape.height, shape.width, shape.filters),
             *(shape.kernel, shape.kernel),
@@ -78,6 +84,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
     ]
     scored = [each for each in scored if each[0] < math.inf]
     scored.sort(key=lambda each: each[0])
+    tuned = tuned_candidates(spec, "fp16", gpu)
 
     def best(holds: Callable[[Conv2dConfig], bool]) -> Conv2dConfig | None:
         return next((config for _, config in scored if holds(config)), None)
@@ -89,6 +96,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         "wide": best(lambda c: c.block_n == 256 and c.block_k == 64),
         "pointers": best(lambda c: not c.descriptors and c.block_k == 64),
         "no split": best(lambda c: c.split_k == 1),
+        "sum in the launch": next((c for c in tuned if c.fused_sum), None),
     }
     wanted |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
     wanted |= {
@@ -140,11 +148,12 @@ def conv_calls(
         out = torch.full((spec.n, spec.p, spec.q, spec.k), torch.nan, **half)
         size = workspace_bytes(spec, config, "fp16") // 4
         scratch = torch.empty(max(size, 1), dtype=torch.float32, device=device)
+        counting = torch.zeros(counters(spec, config), dtype=torch.int32, device=device)
         images, answer = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
         calls.append(
             conv2d_calls(
                 *(images, packed, bias, None, answer, spec, "none", "relu", config, "fp16"),
-                scratch,
+                *(scratch, counting),
             )
         )
         sets.append((images, packed, bias, answer))

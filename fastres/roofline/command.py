@@ -17,7 +17,7 @@ from fastres.passes.fuse_blocks import Worth
 from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view
-from fastres.runtime.gpu.worth import by_model, wherever_it_fits
+from fastres.runtime.gpu.worth import by_model, filling_pays, wherever_it_fits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +53,8 @@ def _run(given: argparse.Namespace) -> None:
     found: list[View] = []
     for batch in given.batch:
         for fusion, worth in ways.items():
-            layers = layers_of(module, batch, given.size, worth)
+            filling = filling_pays(precision, gpu)
+            layers = layers_of(module, batch, given.size, worth, filling)
             found.append(view(layers, fusion, batch, precision, gpu))
     told = precision
     if precision != given.precision:

@@ -18,7 +18,8 @@ from fastres.capture import capture, in_eval_mode, own_dtype
 from fastres.errors import OptionError
 from fastres.graph import aliases, arguments, label
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
-from fastres.passes import fuse_blocks, rewrite
+from fastres.passes import fill_channels, fuse_blocks, rewrite
+from fastres.passes.fill_channels import Pays, added_channels
 from fastres.passes.fuse_blocks import conv_spec
 from fastres.report import Report
 from fastres.runtime.propagate import propagate
@@ -75,7 +76,11 @@ def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModu
 
 
 def layers_of(
-    module: fx.GraphModule, batch: int, size: int, worth: Worth | None = None
+    module: fx.GraphModule,
+    batch: int,
+    size: int,
+    worth: Worth | None = None,
+    filling: Pays | None = None,
 ) -> list[Layer]:
     """The operators of a graph for ``batch`` square images, in order.
 
@@ -84,6 +89,7 @@ def layers_of(
         batch: images.
         size: pixels of a side.
         worth: decides which blocks become one kernel; None for none.
+        filling: decides which images get channels of zeros; None for none.
 
     Raises:
         InputError: the model does not take images of this size.
@@ -92,6 +98,8 @@ def layers_of(
     if worth is not None:
         module = fuse_blocks.copy(module)
         facts = propagate(module, images_for(module, batch, size))
+        if filling is not None and fill_channels.run(module, facts, filling):
+            facts = propagate(module, images_for(module, batch, size))
         fuse_blocks.run(module, fuse_blocks.BlockContext(facts, worth))
         facts = propagate(module, images_for(module, batch, size))
     found = (_layer(node, facts) for node in module.graph.nodes if node.op == "call_function")
@@ -117,7 +125,7 @@ def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
     if describe is not None:
         spec, residual = describe(node, facts)
         return Layer(label(node), operator, spec, residual)
-    if aliases(node.target):
+    if aliases(node.target) or added_channels(node):  # which is part of copying the image in
         return None
     tensors = [facts[each] for each in node.all_input_nodes if isinstance(facts[each], Tensor)]
     results = facts[node] if isinstance(facts[node], (list, tuple)) else [facts[node]]

@@ -17,13 +17,13 @@ from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
     allows_boxes,
     boxes,
-    candidates,
     estimate_conv2d,
     fits,
     is_pointwise,
     multiplies_asynchronously,
     on_matrix_units,
     powers_of_two,
+    tuned_candidates,
 )
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Gpu
@@ -80,14 +80,13 @@ def by_model(
 
 
 def to_try(spec: ConvSpec, precision: str, gpu: Gpu) -> list[Conv2dConfig]:
-    """All candidates in the order in which tuning tries them: best first, boxes among others.
+    """Those of ``conv2d.tuned_candidates`` and boxes, in the order in which tuning tries them.
 
     Boxes take every third place, as long as the model does not find them far slower.
     """
-    others = by_model(candidates(spec, precision, gpu), spec, precision, gpu)
+    order = tuned_candidates(spec, precision, gpu)
     boxed = by_model(box_candidates(spec, precision, gpu), spec, precision, gpu)
-    limit = min(others.values()) * WORTH_TRYING
-    order = list(others)
+    limit = estimate_conv2d(spec, order[0], precision, gpu).seconds * WORTH_TRYING
     for number, config in enumerate(each for each in boxed if boxed[each] <= limit):
         order.insert(ONE_IN * number + ONE_IN - 1, config)
     return order

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 
 from fastres.errors import OptionError
 from fastres.kernels.configs.cost import (
+    L2_BYTES_PER_CYCLE,
+    LATENCY_S,
     NOTHING,
     Estimate,
     Loop,
@@ -39,6 +41,7 @@ class Conv2dConfig:
         block_m, block_n: output pixels and filters of one program's tile.
         block_k: products added per step of the main loop.
         split_k: programs that share one tile's products; their sums are added by a second kernel.
+        fused_sum: they are added in the same launch, by each tile's last program.
         group_m: tiles that are walked downwards before the next column, for L2.
         num_warps: warps per program.
         num_stages: loop steps in flight.
@@ -58,6 +61,7 @@ class Conv2dConfig:
     num_warps: int = 4
     num_stages: int = 3
     descriptors: bool = False
+    fused_sum: bool = False
     box_h: int = 0
     box_w: int = 0
 
@@ -75,6 +79,8 @@ class Conv2dConfig:
             raise OptionError(
                 f"split_k={self.split_k} with descriptors=True: expected one or the other"
             )
+        if self.fused_sum and self.split_k == 1:
+            raise OptionError("fused_sum=True with split_k=1: expected sums to add")
         if self.box_h or self.box_w:
             self._check_box()
 
@@ -139,6 +145,12 @@ def boxes(spec: ConvSpec, config: Conv2dConfig) -> int:
     """Boxes that cover all pixels of the output; some reach beyond its last row and column."""
     down, across = math.ceil(spec.p / config.box_h), math.ceil(spec.q / config.box_w)
     return math.ceil(spec.n / config.box_n) * down * across
+
+
+def counters(spec: ConvSpec, config: Conv2dConfig) -> int:
+    """How many tiles count their splits: all, where their sums are added in the same launch."""
+    splits = used_splits(spec, config)
+    return tiles(spec, config) // splits if config.fused_sum and splits > 1 else 0
 
 
 def is_pointwise(spec: ConvSpec) -> bool:
@@ -304,9 +316,35 @@ def estimate_conv2d(
         ),
     )
     total = estimate(work, precision, gpu)
-    if splits > 1:
+    if config.fused_sum and splits > 1:
+        total += _fused_sum(spec, config, splits, written, gpu)
+    elif splits > 1:
         total += streaming(splits * elements * 4 + written, splits * elements, gpu)
     return total
+
+
+def _fused_sum(
+    spec: ConvSpec, config: Conv2dConfig, splits: int, written: int, gpu: Gpu
+) -> Estimate:
+    """What each tile's last program adds: a counter to and fro, and the tile's sums out of L2.
+
+    Modelled from the data sheet; nothing of it has been measured.
+    """
+    tile_bytes = splits * config.block_m * config.block_n * 4
+    reading = tile_bytes / (L2_BYTES_PER_CYCLE * gpu.clock_hz)
+    waves = math.ceil(tiles(spec, config) / splits / gpu.multiprocessors)
+    seconds = max(waves * (2 * LATENCY_S + reading), written / gpu.memory_bytes_per_s)
+    return Estimate(seconds, float(written), 0.0, float(waves), "latency")
+
+
+def tuned_candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> list[Conv2dConfig]:
+    """What is worth timing, by modelled time: :func:`candidates`, and what only timing may choose.
+
+    That is split sums added in the same launch: they save a launch, and no GPU has run them yet.
+    """
+    configs = list(candidates(spec, precision, gpu))
+    configs += [replace(config, fused_sum=True) for config in configs if config.split_k > 1]
+    return sorted(configs, key=lambda config: estimate_conv2d(spec, config, precision, gpu).seconds)
 
 
 def _input_bytes(spec: ConvSpec, config: Conv2dConfig, size: int, gpu: Gpu, columns: int) -> float:

@@ -7,21 +7,25 @@ are those that no layer of a ResNet has: what the interpreter takes, the compile
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from fastres.kernels.configs.conv2d import Conv2dConfig
+from fastres.kernels.call import KernelCall
+from fastres.kernels.configs.conv2d import Conv2dConfig, counters
 from fastres.kernels.conv2d_launch import DTYPES, conv2d_calls, workspace_bytes
-from fastres.kernels.gpus import ARCHITECTURES
+from fastres.kernels.gpus import ARCHITECTURES, Architecture
 from fastres.kernels.inspection.budgets import violations
+from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.inspection.finding import inspect_call
 from fastres.kernels.packing import packed_shape
 from fastres.spec import ConvSpec
 
 PLAIN = Conv2dConfig(64, 32, 32)
 SPLIT = Conv2dConfig(64, 32, 16, split_k=3)
+FUSED = Conv2dConfig(64, 32, 16, split_k=3, fused_sum=True)
 DESCRIPTORS = Conv2dConfig(64, 32, 32, descriptors=True)
 BOXES = Conv2dConfig(128, 64, 64, descriptors=True, box_h=4, box_w=8)
 TF32_BOXES = replace(BOXES, block_k=32)
@@ -40,6 +44,9 @@ CONVOLUTIONS = {
     "past 2^31": (ConvSpec(1024, 64, 224, 224, 64, 3, 3, padding=SAME), PLAIN, "fp16"),
     "past 2^31, split": (ConvSpec(1024, 64, 224, 224, 64, 1, 1), SPLIT, "tf32"),
     "pixels past 2^31": (ConvSpec(1, 1, 2**16, 2**15, 1, 1, 1), PLAIN, "fp16"),
+    "sum in one": (ConvSpec(1, 512, 7, 7, 512, 3, 3, padding=SAME), FUSED, "fp16"),
+    "sum in one, past 2^31": (ConvSpec(1024, 64, 224, 224, 64, 1, 1), FUSED, "tf32"),
+    "sum in one, groups": (ConvSpec(1, 128, 7, 7, 128, 3, 3, groups=32), FUSED, "bf16"),
     "descriptors": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "fp16"),
     "descriptors, tf32": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "tf32"),
     "boxes": (ConvSpec(3, 72, 7, 7, 40, 3, 3, padding=SAME), BOXES, "fp16"),
@@ -64,6 +71,25 @@ def targets(config: Conv2dConfig) -> list[str]:
     ]
 
 
+def order(call: KernelCall, architecture: Architecture) -> str:
+    """What the assembly does with memory around the counting, a letter each, in order.
+
+    ``s`` stores to global memory, ``b`` waits for the other warps, ``c`` counts (and releases and
+    acquires), ``l`` loads from behind the first-level cache.
+    """
+    text = compiled(call, architecture).asm["ptx"]
+    letters = {
+        r"st\.global": "s",
+        r"bar\.sync": "b",
+        r"atom\.(?=.*global)(?=.*gpu)(?=.*acq_rel)(?=.*add)": "c",
+        r"ld\.global\.cg": "l",
+    }
+    found = []
+    for line in text.splitlines():
+        found += [letter for pattern, letter in letters.items() if re.search(pattern, line)]
+    return "".join(found)
+
+
 def main() -> None:
     for name, (spec, config, precision) in CONVOLUTIONS.items():
         dtype = DTYPES[precision]
@@ -86,6 +112,7 @@ def main() -> None:
             config,
             precision,
             torch.empty(workspace, device="meta"),
+            torch.empty(counters(spec, config), dtype=torch.int32, device="meta"),
         )
         for architecture in map(ARCHITECTURES.__getitem__, targets(config)):
             for call in calls:
@@ -99,6 +126,7 @@ def main() -> None:
                     "integer": finding.whole.of("integer"),
                     "loop": None if finding.loop is None else finding.loop.counts,
                     "wrong": violations(finding, architecture, precision),
+                    "order": order(call, architecture) if config.fused_sum else None,
                 }
                 print(json.dumps(line), flush=True)
 

@@ -39,6 +39,7 @@ partial_tiles = conv("several tiles, all partial")
 four_sides = conv("padding of four sizes")
 groups = conv("groups wider than a tile")
 split_sums = split("several tiles, all partial")
+counted = partial(conv2d.test_counters_of_splits_are_zero_again_and_checked, "fp32", CPU)
 guarded = partial(conv2d.test_nothing_is_written_around_the_output, 1, "fp32", CPU)
 guarded_split = partial(conv2d.test_nothing_is_written_around_the_output, 4, "fp32", CPU)
 rounding = partial(conv2d.test_tf32_rounds_to_the_nearest, False, CPU)
@@ -176,7 +177,17 @@ CONV2D: Replacements = [
         "static_range(2, SPLIT_K)",
         split_sums,
     ),
-    ("splits on top of each other", "out_ptr += split * M * ALL_K", "out_ptr += 0", split_sums),
+    (
+        "splits on top of each other",
+        "stored_ptr += split * M * ALL_K",
+        "stored_ptr += 0",
+        split_sums,
+    ),
+    ("added before the last", "arrived == SPLIT_K - 1", "arrived == SPLIT_K - 2", counted),
+    ("a split left out where the last adds", "range(SPLIT_K - 1)", "range(SPLIT_K - 2)", counted),
+    ("counters left as they are", "tl.store(counter_ptr, 0)", "pass", counted),
+    ("a split's counter", "counter_ptr + tl.program_id(0)", "counter_ptr + split", counted),
+    ("the last adds the next split's", "partial_ptr += size", "partial_ptr += size + 1", counted),
     ("bias of another filter", "offs % ALL_K", "(offs + 1) % ALL_K", split_sums),
     ("sum's residual of the next", "residual_ptr + offs,", "residual_ptr + offs + 1,", split_sums),
     ("sum beyond the output", "stored = offs < SIZE", "stored = offs <= SIZE", guarded_split),

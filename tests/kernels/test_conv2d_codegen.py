@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_budgets(name: str, architecture: str, compiled: Any) -> None:
     instruction = "HMMA" if architecture == "sm_80" else "HGMMA"
     assert all(opcode.startswith(instruction) for opcode in kernels[0]["matrix"])
     assert kernels[0]["matrix"]
+
+
+@pytest.mark.parametrize(("name", "architecture"), [each for each in EVERY if "sum in" in each[0]])
+def test_all_warps_store_before_one_counts_and_the_last_reads_past_the_cache(
+    name: str, architecture: str, compiled: Any
+) -> None:
+    (kernel,) = compiled[name, architecture]
+    assert re.search(r"sb+cb+l+s+$", kernel["order"])
+    assert kernel["order"].count("c") == 1
 
 
 def test_descriptors_are_the_hardware_s_own(compiled: Any) -> None:

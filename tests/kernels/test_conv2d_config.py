@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
     allows_descriptors,
     candidates,
+    choose_conv2d,
+    counters,
     steps,
     tiles,
+    tuned_candidates,
     used_splits,
 )
-from fastres.kernels.gpus import ARCHITECTURES, GPUS
+from fastres.kernels.gpus import ARCHITECTURES, GPUS, by_name
 from fastres.spec import ConvSpec
 
 
@@ -33,6 +37,7 @@ from fastres.spec import ConvSpec
         ({"group_m": -1}, "group_m=-1: expected at least 1"),
         ({"num_stages": 0}, "num_stages=0: expected at least 1"),
         ({"split_k": 2, "descriptors": True}, "split_k=2 with descriptors=True"),
+        ({"fused_sum": True}, "fused_sum=True with split_k=1: expected sums to add"),
     ],
 )
 def test_configurations_that_cannot_be(changes: dict[str, Any], message: str) -> None:
@@ -61,6 +66,25 @@ def test_tiles_count_super_groups_and_splits() -> None:
     config = Conv2dConfig(32, 16, 16, split_k=2)
     assert tiles(ConvSpec(2, 64, 5, 5, 40, 1, 1), config) == 2 * 3 * 2
     assert tiles(ConvSpec(2, 128, 5, 5, 128, 1, 1, groups=32), config) == 2 * 2 * 4 * 2
+
+
+def test_a_counter_for_each_tile_whose_sums_the_last_program_adds() -> None:
+    config = Conv2dConfig(32, 16, 16, split_k=2, fused_sum=True)
+    spec = ConvSpec(2, 64, 5, 5, 40, 1, 1)
+    assert counters(spec, config) == 2 * 3
+    assert counters(spec, replace(config, fused_sum=False)) == 0
+    assert counters(replace(spec, c=16), config) == 0, "one step cannot be split"
+
+
+def test_only_timing_chooses_sums_in_the_same_launch() -> None:
+    spec, gpu = ConvSpec(1, 512, 7, 7, 512, 3, 3, padding=(1, 1, 1, 1)), by_name("h100")
+    assert choose_conv2d(spec, "fp16", gpu).split_k > 1
+    assert not any(config.fused_sum for config in candidates(spec, "fp16", gpu))
+    found = tuned_candidates(spec, "fp16", gpu)
+    assert found[0].fused_sum, "the model finds them faster, and is not believed"
+    assert {replace(config, fused_sum=False) for config in found} == set(
+        candidates(spec, "fp16", gpu)
+    )
 
 
 def test_shared_memory_is_for_the_steps_in_flight() -> None:

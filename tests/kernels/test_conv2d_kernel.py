@@ -21,8 +21,9 @@ from kernel_oracle import (
 )
 from torch import Tensor
 
+from fastres.errors import InputError
 from fastres.kernels import reference
-from fastres.kernels.configs.conv2d import Conv2dConfig, used_splits
+from fastres.kernels.configs.conv2d import Conv2dConfig, counters, used_splits
 from fastres.kernels.conv2d_launch import conv2d, conv2d_calls, workspace_bytes
 from fastres.kernels.packing import pack_conv2d
 from fastres.spec import ACTIVATIONS, ConvSpec
@@ -114,6 +115,48 @@ def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
 def test_answers_with_split_sums(spec: ConvSpec, device: str) -> None:
     config = replace(SMALL, split_k=3, block_n=64 if spec.k == 1000 else 16)
     check(spec, "fp16", device, config, activation="relu")
+
+
+@pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
+def test_sums_added_in_the_same_launch_are_bitwise_those_of_two(
+    spec: ConvSpec, device: str
+) -> None:
+    tensors = arguments(spec, "fp16", device)
+    rest = attributes(spec, "relu", "none")
+    config = replace(SMALL, split_k=3, block_n=64 if spec.k == 1000 else 16)
+    one = conv2d(*tensors, *rest, config=replace(config, fused_sum=True))
+    two = conv2d(*tensors, *rest, config=config)
+    assert torch.equal(one, two)
+    judge(one, reference.conv2d, (*tensors, *rest), "fp16")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_counters_of_splits_are_zero_again_and_checked(precision: str, device: str) -> None:
+    spec = SHAPES["several tiles, all partial"]
+    config = replace(SMALL, split_k=4, fused_sum=True)
+    x, weight, bias, residual = arguments(spec, precision, device)
+    packed = pack_conv2d(weight, spec.groups, precision)
+    out = torch.empty_like(residual)
+    size, count = workspace_bytes(spec, config, precision) // 4, counters(spec, config)
+    partial = torch.full((size,), torch.nan, dtype=torch.float32, device=device)
+    counting = torch.zeros(count + 1, dtype=torch.int32, device=device)
+
+    def calls(counted: Tensor | None) -> Any:
+        return conv2d_calls(
+            *(x, packed, bias, residual, out, spec, "none", "relu", config, precision),
+            *(partial, counted),
+        )
+
+    for _ in range(2):
+        out.fill_(torch.nan)
+        (call,) = calls(counting)
+        call.run()
+        assert not counting.any()
+        rest = attributes(spec, "none", "relu")
+        judge(out, reference.conv2d, (x, weight, bias, residual, *rest), precision)
+    for wrong in (None, counting[: count - 1], counting.to(torch.int64), counting[None]):
+        with pytest.raises(InputError, match="counters"):
+            calls(wrong)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -97,6 +97,38 @@ def test_inside_a_recording_of_the_callers_launches_are_made_anew() -> None:
     assert bound.device.taken("launch") == ["launch mix"] * 2
 
 
+WIDE = (2, 4, 4, 5)
+
+
+def filled_plan() -> Plan:
+    """An argument of three channels is copied into one of four."""
+    steps: list[Any] = [
+        mixing_step("v", ["x"], [value("v", WIDE)], overwrites=["x"]),
+        mixing_step("w", ["v"], [value("w", WIDE)]),
+    ]
+    return Plan([(0, value("x", WIDE))], 0, steps, [result("w", WIDE)], filled=frozenset({"x"}))
+
+
+@pytest.mark.parametrize("way", ["replayed", "one by one", "recorded by the caller"])
+def test_a_filled_input_has_zeros_behind_whatever_else_runs(way: str) -> None:
+    bound = Bound(filled_plan(), FakeDevice(way != "one by one"))
+    bound.executable.prepare([torch.randn(SHAPE)])
+    bound.device.caller_records = way == "recorded by the caller"
+    other = bound.bind(chain())  # in the same arena
+    for _ in range(2):
+        x = torch.randn(SHAPE)
+        other([torch.full(SHAPE, torch.nan)])
+        (got,) = bound.executable([x])
+        (wanted,) = expected(filled_plan(), [torch.constant_pad_nd(x, (0, 0, 0, 0, 0, 1))])
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def test_memory_of_filled_inputs_is_counted_and_never_overwritten() -> None:
+    plan = filled_plan()
+    assert plan.homes == {"v": 0, "w": 1}
+    assert plan.peak_bytes == plan.arena.nbytes + 2 * 4 * 4 * 5 * 4
+
+
 def test_an_error_while_preparing_leaves_nothing_behind() -> None:
     bound = Bound(chain())
     memory = weakref.ref(bound.executable._arena)

@@ -121,7 +121,8 @@ def test_the_plan_in_words(resnet50: fx.GraphModule) -> None:
     text = described(found.plan, found.calls(), recorded=True)
     first, argument, *rest = text.splitlines()
     assert "launches of kernels replayed as one graph, 0 calls of torch; arena" in first
-    assert argument == "  argument 0 -> [32, 3, 224, 224] float16"
+    filled = "channels filled up with zeros"
+    assert argument == f"  argument 0 -> [32, 4, 224, 224] float16, {filled}"
     assert rest[0].startswith("  conv1: fastres.conv2d_max_pool2d -> [32, 64, 56, 56] at ")
     assert any(line.startswith("    bottleneck_kernel grid 1568x1x1, ") for line in rest) or any(
         "bottleneck_kernel grid " in line for line in rest

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fastres.errors import OptionError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import by_name
-from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value
+from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value, dense
 from fastres.runtime.gpu.tactics import CANDIDATES, Layer, Tactics, Tuner
 from fastres.runtime.gpu.tuning_cache import Identity, TuningCache
 from fastres.runtime.gpu.weights import Weights
@@ -359,3 +359,24 @@ def test_trials_draw_no_number_from_the_callers_generator() -> None:
     shop = Workshop()
     shop.best(shop.layer("a", Config(7), [Config(3)]))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_what_is_to_be_zero_is_zero_in_a_trial() -> None:
+    shop = Workshop()
+    seen: list[bool] = []
+
+    def count(counters: Tensor, out: Tensor) -> None:
+        seen.append(not counters.any())
+        out.fill_(1.0)
+
+    def step(config: Config) -> KernelStep:
+        def calls(tensors: Any) -> list[KernelCall]:
+            return [call(count, counters=tensors["counters"], out=tensors["out"])]
+
+        counting = dense("counters", (3,), torch.int32)
+        return KernelStep("a", "conv", ("x",), (value("out"),), calls, zeroed=(counting,))
+
+    layer = dataclasses.replace(shop.layer("a", Config(7), [Config(3)]), step=step)
+    shop.best(layer)
+    assert seen
+    assert all(seen)

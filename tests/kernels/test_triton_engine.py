@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 import fastres
 from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfMemory, TargetError
+from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.gpu import buckets, engine
@@ -168,6 +169,25 @@ def test_configurations_of_every_gpu_compute_the_same(model: nn.Module, name: st
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
 
 
+def test_split_sums_in_one_launch_have_counters_that_stay_zero(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Conv2dConfig(16, 32, 16, split_k=2, fused_sum=True)
+    monkeypatch.setattr("fastres.runtime.gpu.rules.choose_conv2d", lambda *_: config)
+    model = nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 8), nn.Flatten(), nn.Linear(576, 40))
+    graph = graph_of(model.eval())
+    engine = TritonEngine(Options(engine="triton"), by_name("a100"))
+    for x in (images(2), images(1), images(2)):
+        built = engine.build(graph, [x])
+        for _ in range(2):
+            (got,) = built([x])
+            torch.testing.assert_close(got, graph(x)[0], rtol=1e-4, atol=1e-5)
+        assert [each.constants["FUSED_SUM"] for each in built.launches] == [True] * 2
+        assert len(built.plan.zeroed) == 3
+        for name in built.plan.zeroed:
+            assert not built._bound.tensors[name].any()
+
+
 def test_on_a_t4_the_library_convolves_and_the_receipt_says_why(model: nn.Module) -> None:
     graph = graph_of(model)
     x = images(2)
@@ -198,6 +218,32 @@ def test_a_cast_input_and_result_cost_no_step(model: nn.Module) -> None:
     assert (number, given.dtype) == (0, torch.float16)
     (result,) = plan.results
     assert result.value is not None and result.value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_image_of_three_channels_gets_a_fourth_of_zeros(precision: str) -> None:
+    stem = nn.Sequential(conv(3, 16, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1), conv(16, 8))
+    model = stem.eval()
+    options = {"engine": "triton", "precision": precision, "batch_buckets": (4,)}
+    fast = optimize(model, images(2, channels=3), **options)
+    for n, side in ((2, 24), (3, 17), (4, 24), (1, 24), (2, 17)):  # of few bytes and of many
+        x = images(n, channels=3, height=side, width=side)
+        x[0, 0, 3, 3] = torch.inf
+        assert_right(model, fast, x, precision=precision)
+        plan = executable(fast, x).plan
+        ((_, given),) = plan.inputs
+        assert given.shape[:2] == (4, 4)
+        assert plan.filled == {given.name}
+
+
+def test_three_channels_stay_where_products_are_the_librarys() -> None:
+    model = nn.Sequential(conv(3, 16), nn.ReLU()).eval()
+    graph = optimize(model, images(2, channels=3), engine="eager", precision="fp16").graph_module
+    for name, filled in (("h100", True), ("t4", False)):
+        built = TritonEngine(Options(engine="triton"), by_name(name)).build(
+            graph, [images(2, channels=3)]
+        )
+        assert bool(built.plan.filled) == filled
 
 
 def test_operations_of_torchs_stand_between_kernels() -> None:

@@ -48,7 +48,8 @@ def described(plan: Plan, calls: Mapping[int, Sequence[KernelCall]], recorded: b
         f"{total.nbytes / 2**20:.2f} MiB moved"
     ]
     for number, value in plan.inputs:
-        lines.append(f"  argument {number} -> {_shape(value.shape)} {_name(value.dtype)}")
+        filled = ", channels filled up with zeros" if value.name in plan.filled else ""
+        lines.append(f"  argument {number} -> {_shape(value.shape)} {_name(value.dtype)}{filled}")
     for number, step in enumerate(plan.steps):
         module = step.module or "(model)"
         if not isinstance(step, KernelStep):

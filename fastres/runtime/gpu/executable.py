@@ -14,7 +14,7 @@ from fastres.kernels.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.gpu.describe import described
 from fastres.runtime.gpu.device import CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, fetch
+from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, Value, fetch
 from fastres.runtime.gpu.weights import Form, Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.lowering import is_channels_last
@@ -171,10 +171,13 @@ class GpuExecutable:
         return times
 
     def _bind(self, memory: Tensor) -> Bound:
-        """The plan on an arena's memory."""
+        """The plan on an arena's memory, and on new memory where zeros are to stay."""
         plan = self.plan
         tensors: dict[str, Any] = {
-            name: value.within(memory, plan.offset(value)) for name, value in plan.values.items()
+            name: self._zeros(value)
+            if name in plan.zeroed
+            else value.within(memory, plan.offset(value))
+            for name, value in plan.values.items()
         }
         tensors |= {name: form.tensor for name, form in self._forms.items()}
         calls = {
@@ -183,6 +186,10 @@ class GpuExecutable:
             if isinstance(step, KernelStep) and tensors.keys() >= set(step.reads)
         }
         return Bound(tensors, calls)
+
+    def _zeros(self, value: Value) -> Tensor:
+        """Memory of its own for a value, all zero."""
+        return value.within(self._device.allocate(value.nbytes), 0).zero_()
 
     def _calls(self, step: KernelStep, tensors: Mapping[str, Any]) -> Sequence[KernelCall]:
         calls = step.calls(tensors)
@@ -314,10 +321,11 @@ class GpuExecutable:
         """By torch, as copying out: :mod:`fastres.kernels.layout_launch` says why."""
         for number, value in self.plan.inputs:
             source, target = inputs[number], bound.tensors[value.name]
-            if source.dim() == 0 or source.shape[0] == target.shape[0]:
-                self._device.copy(target, source)
-            else:  # a smaller batch; what lies behind it is computed along and not looked at
-                self._device.copy(target[: source.shape[0]], source)
+            if source.shape != target.shape:
+                # A smaller batch, behind which anything may lie: it is computed along and not
+                # looked at. Or fewer channels, behind which zeros lie.
+                target = target[tuple(map(slice, source.shape))]
+            self._device.copy(target, source)
 
     def _copy_out(
         self,

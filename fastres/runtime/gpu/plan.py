@@ -113,6 +113,7 @@ class KernelStep:
         reads: activations, by name.
         writes: results, in the arena.
         scratch: memory that only this step uses, in the arena.
+        zeroed: memory of its own, all zero before the step and after it.
         constants: weights.
         calls: launches for the tensors behind all of those names.
         overwrites: activations in whose memory the first result may lie, best first.
@@ -128,6 +129,7 @@ class KernelStep:
     scratch: tuple[Value, ...] = ()
     overwrites: tuple[str, ...] = ()
     tactic: str = ""
+    zeroed: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,8 @@ class Plan:
         results: what the call returns.
         constants: weights that results consist of.
         remarks, notes: for the receipt.
+        filled: those of the inputs that have more channels than their arguments, of zeros; they
+            have memory of their own, since nothing else may be written there.
     """
 
     inputs: list[tuple[int, Value]]
@@ -207,15 +211,23 @@ class Plan:
     constants: list[Constant] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    filled: frozenset[str] = frozenset()
 
     @cached_property
     def values(self) -> dict[str, Value]:
-        """All values in the arena, scratch included."""
+        """All values in the arena, scratch included, and those with memory of their own."""
         found = {value.name: value for _, value in self.inputs}
         for step in self.steps:
             if isinstance(step, KernelStep):
-                found.update({value.name: value for value in (*step.writes, *step.scratch)})
+                every = (*step.writes, *step.scratch, *step.zeroed)
+                found.update({value.name: value for value in every})
         return found
+
+    @cached_property
+    def zeroed(self) -> frozenset[str]:
+        """The values that have memory of their own, zero when it is allocated."""
+        steps = (step for step in self.steps if isinstance(step, KernelStep))
+        return self.filled.union(value.name for step in steps for value in step.zeroed)
 
     @cached_property
     def behind(self) -> dict[str, set[str]]:
@@ -251,7 +263,8 @@ class Plan:
     @cached_property
     def homes(self) -> dict[str, int]:
         """Number of the buffer in which each value lies; two share one where one overwrites."""
-        homes = {value.name: number for number, (_, value) in enumerate(self.inputs)}
+        copied = [value.name for _, value in self.inputs if value.name not in self.filled]
+        homes = {name: number for number, name in enumerate(copied)}
         count = len(homes)
         for time, step in enumerate(self.steps, start=1):
             if isinstance(step, TorchStep):
@@ -276,7 +289,7 @@ class Plan:
                 continue
             # A kernel may read any pixel of its other arguments when it writes.
             readers = sum(name in (each, *self.behind.get(each, ())) for each in step.reads)
-            if self.last_use[name] == time and readers == 1:
+            if self.last_use[name] == time and readers == 1 and name not in self.filled:
                 return name
         return None
 
@@ -350,7 +363,7 @@ class Plan:
                 freed[self.last_use[step.result]] += step.nbytes
             peak = max(peak, live)
             live -= freed[time]
-        return self.arena.nbytes + peak
+        return self.arena.nbytes + sum(self.values[name].nbytes for name in self.zeroed) + peak
 
     def bytes_moved(self, step: Step) -> int:
         """Bytes that a step reads and writes, each tensor once and whole."""

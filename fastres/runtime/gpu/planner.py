@@ -24,6 +24,7 @@ from fastres.graph import (
     output_nodes,
 )
 from fastres.kernels.call import KernelCall
+from fastres.passes.fill_channels import added_channels
 from fastres.report import Remark
 from fastres.runtime.gpu.layouts import laid_out
 from fastres.runtime.gpu.plan import (
@@ -62,6 +63,7 @@ class Planner:
         self.notes: list[str] = []
         self._inputs: list[tuple[int, Value]] = []
         self._numbers: dict[fx.Node, int] = {}
+        self._filled: set[str] = set()
         self._values: dict[str, Value] = {}  # in the arena
         self._others: dict[str, Value] = {}  # in torch's memory, as if without gaps
         self._known: dict[fx.Node, Any] = {}
@@ -81,7 +83,7 @@ class Planner:
                 self._constant(node)
             elif not _holds_tensors(self.facts[node]):
                 self._known[node] = self.facts[node]  # a size: now a number
-            elif self._is_cast_at_border(node) or self._is_item(node):
+            elif node in self._known or self._is_cast_at_border(node) or self._is_item(node):
                 pass
             elif not rules.get(node.target, _no_rule)(self, node):
                 self.leave(node)
@@ -96,6 +98,7 @@ class Planner:
             [self._constants[name] for name in used],
             self.remarks,
             self.notes,
+            frozenset(self._filled),
         )
 
     # What rules use.
@@ -156,6 +159,12 @@ class Planner:
             return ()
         return (dense(f"{node.name}:scratch", (-(-nbytes // 4),), torch.float32),)
 
+    def counters(self, node: fx.Node, count: int) -> tuple[Value, ...]:
+        """So many numbers in int32 that a step's kernels count with, from zero; none for none."""
+        if count == 0:
+            return ()
+        return (dense(f"{node.name}:counters", (count,), torch.int32),)
+
     def kernel_step(
         self,
         node: fx.Node,
@@ -166,6 +175,7 @@ class Planner:
         scratch: Sequence[Value] = (),
         overwrites: Sequence[str] = (),
         tactic: str = "",
+        zeroed: Sequence[Value] = (),
     ) -> KernelStep:
         """A step of our kernels for ``node``."""
         return KernelStep(
@@ -178,6 +188,7 @@ class Planner:
             tuple(scratch),
             tuple(overwrites),
             tactic,
+            tuple(zeroed),
         )
 
     def torch_step(
@@ -280,19 +291,27 @@ class Planner:
         if not isinstance(fact, Tensor):
             self._known[node] = fact
             return
-        # A cast is part of copying the argument in.
+        # A cast is part of copying the argument in, and so are channels of zeros behind its own.
         casts = [user for user in node.users if user.target is aten.to.dtype]
-        if any(user not in casts and user.op != "output" for user in node.users):
-            self._known[node] = self._copied_in(node, fact.dtype)
-        for cast in casts:
-            self._known[cast] = self._copied_in(node, self.facts[cast].dtype)
+        for source in (node, *casts):
+            others = [user for user in source.users if not added_channels(user)]
+            for user in source.users.keys() - set(others):
+                self._known[user] = self._copied_in(node, self.facts[user])
+                self._filled.add(self._known[user].name)
+            if source is node:
+                others = [user for user in others if user not in casts and user.op != "output"]
+            if others:
+                self._known[source] = self._copied_in(node, self.facts[source])
 
-    def _copied_in(self, node: fx.Node, dtype: torch.dtype) -> Ref:
-        name = f"{node.name}:{str(dtype).removeprefix('torch.')}"
+    def _copied_in(self, node: fx.Node, fact: Tensor) -> Ref:
+        """The value that the argument of ``node`` is copied into; ``fact`` is what it is then."""
+        name = f"{node.name}:{str(fact.dtype).removeprefix('torch.')}"
+        if fact.shape != self.facts[node].shape:
+            name += f":{'x'.join(map(str, fact.shape))}"
         if name not in self._values:
             # What is no number yet is an image as it is decoded, and no kernel reads it otherwise.
-            layout = dense if dtype.is_floating_point else row_major
-            self._values[name] = layout(name, self.facts[node].shape, dtype)
+            layout = dense if fact.dtype.is_floating_point else row_major
+            self._values[name] = layout(name, fact.shape, fact.dtype)
             self._inputs.append((self._numbers[node], self._values[name]))
         return Ref(name)
 
@@ -302,10 +321,12 @@ class Planner:
         self._known[node] = Ref(kept.name)
 
     def _is_cast_at_border(self, node: fx.Node) -> bool:
-        """A cast of an argument, or of a result that nothing else reads."""
+        """A cast of an argument that is read with its channels filled up, or of a result."""
         if node.target is not aten.to.dtype:
             return False
-        return node in self._known or all(user.op == "output" for user in node.users)
+        if arguments(node)[0] in self._numbers:
+            return True
+        return all(user.op == "output" for user in node.users)
 
     def _is_item(self, node: fx.Node) -> bool:
         """One of the results of a step of ours."""

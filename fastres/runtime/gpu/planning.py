@@ -15,13 +15,13 @@ from torch import fx
 from fastres import ops
 from fastres.graph import arguments, constant, is_call
 from fastres.kernels.call import KernelCall
-from fastres.passes import fuse_blocks
+from fastres.passes import fill_channels, fuse_blocks
 from fastres.report import Remark
 from fastres.runtime.gpu.arithmetic import Arithmetic
 from fastres.runtime.gpu.plan import KernelStep, Plan
 from fastres.runtime.gpu.planner import Planner
 from fastres.runtime.gpu.tactics import Tactics
-from fastres.runtime.gpu.worth import by_model, if_supported
+from fastres.runtime.gpu.worth import by_model, filling_pays, if_supported, pays_wherever
 from fastres.runtime.propagate import propagate
 
 
@@ -74,10 +74,13 @@ def plan_for(
     from fastres.runtime.gpu.rules import Rules
 
     copied = fuse_blocks.copy(module)
+    precision = numbers.of_convolution(main_dtype(module))
+    filling = pays_wherever if tactics.interpreted else filling_pays(precision, tactics.gpu)
+    fill_channels.run(copied, propagate(copied, inputs), filling)
     if worth is None and tactics.interpreted:
         worth = if_supported
     elif worth is None:
-        worth = by_model(numbers.of_convolution(main_dtype(module)), tactics.gpu)
+        worth = by_model(precision, tactics.gpu)
     context = fuse_blocks.BlockContext(propagate(copied, inputs), worth)
     fuse_blocks.run(copied, context)
     planner = Planner(copied, propagate(copied, inputs))

@@ -17,7 +17,7 @@ from fastres.kernels import packing
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
 from fastres.kernels.configs.boxes import to_try
-from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d
+from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, counters
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.linear_launch import linear_calls, linear_spec
 from fastres.passes.fuse_blocks import conv_spec
@@ -72,6 +72,7 @@ class Rules:
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+            zeroed = planner.counters(node, counters(spec, config))
 
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
                 return conv2d_calls(
@@ -86,12 +87,14 @@ class Rules:
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
+                    tensors[zeroed[0].name] if zeroed else None,
                 )
 
             return planner.kernel_step(
                 *(node, [image, *([] if addend is None else [addend])], [out], calls),
                 constants=(packed, shift),
                 scratch=scratch,
+                zeroed=zeroed,
                 overwrites=[] if addend is None else [addend],
                 tactic=in_words(config),
             )
@@ -132,6 +135,7 @@ class Rules:
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
+            zeroed = planner.counters(node, counters(spec, config))
 
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
                 return linear_calls(
@@ -143,12 +147,14 @@ class Rules:
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
+                    tensors[zeroed[0].name] if zeroed else None,
                 )
 
             return planner.kernel_step(
                 *(node, [given], [out], calls),
                 constants=(packed, shift),
                 scratch=scratch,
+                zeroed=zeroed,
                 tactic=in_words(config),
             )
 

@@ -278,7 +278,7 @@ class Tuner:
             nowhere = torch.empty(0, dtype=torch.uint8, device="meta")
             tensors = {name: values(name).within(nowhere, 0) for name in step.reads}
             if isinstance(step, KernelStep):
-                written = (*step.writes, *step.scratch)
+                written = (*step.writes, *step.scratch, *step.zeroed)
                 tensors |= {value.name: value.within(nowhere, 0) for value in written}
             for constant in step.constants:
                 sources = (getattr(self.module, name).to("meta") for name in constant.sources)
@@ -291,8 +291,10 @@ class Tuner:
             generator = torch.Generator(tensors[name].device).manual_seed(0)  # not the caller's
             tensors[name].normal_(generator=generator)
         if isinstance(step, KernelStep):
-            for value in (*step.writes, *step.scratch):
+            for value in (*step.writes, *step.scratch, *step.zeroed):
                 tensors[value.name] = value.within(self.device.allocate(value.nbytes), 0)
+            for value in step.zeroed:
+                tensors[value.name].zero_()
         for constant in step.constants:
             tensors[constant.name] = self.weights.get(self.module, constant).tensor
         return tensors

@@ -1,12 +1,14 @@
-"""Which blocks become one kernel: where there is one, it fits, and the cost model says so."""
+"""Which blocks become one kernel, and which images get channels of zeros: by the cost model."""
 
 from __future__ import annotations
 
 from fastres.kernels.configs import bottleneck, stem
-from fastres.kernels.configs.fusing import why_library, why_not_fused
+from fastres.kernels.configs.fusing import modelled, why_library, why_not_fused
+from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Gpu
+from fastres.passes.fill_channels import Pays
 from fastres.passes.fuse_blocks import BlockSpec, Worth
-from fastres.spec import BottleneckSpec, StemSpec
+from fastres.spec import BottleneckSpec, ConvSpec, StemSpec
 
 
 def by_model(precision: str, gpu: Gpu) -> Worth:
@@ -61,6 +63,29 @@ def if_supported(spec: BlockSpec) -> str | None:
     if isinstance(spec, StemSpec):
         return stem.supports(spec)
     return None
+
+
+def filling_pays(precision: str, gpu: Gpu) -> Pays:
+    """Where the model finds the convolution faster on filled channels, the copy of more included.
+
+    Of a stem both ways, as one kernel and as convolution and pool, gain alike, so that the
+    convolution alone can tell.
+    """
+
+    def pays(narrow: ConvSpec, wide: ConvSpec) -> bool:
+        if why_library(gpu) is not None or not wide.n * wide.k * wide.p * wide.q:
+            return False
+        more = wide.n * (wide.c - narrow.c) * wide.h * wide.w * ELEMENT_BYTES[precision]
+        copied = more / gpu.memory_bytes_per_s
+        apart, filled = (modelled(s, precision, gpu).estimate.seconds for s in (narrow, wide))
+        return filled + copied < apart
+
+    return pays
+
+
+def pays_wherever(narrow: ConvSpec, wide: ConvSpec) -> bool:
+    """Wherever it can be done: under the interpreter, where time means nothing."""
+    return True
 
 
 def never(spec: BlockSpec) -> str | None:
