@@ -18,6 +18,7 @@ from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
 from fastres.kernels.pointwise_launch import pointwise_call, why_no_descriptors
 from fastres.kernels.split_sums_launch import partial_sums, sum_call
+from fastres.kernels.tiled_launch import tiled_call, why_no_boxes
 from fastres.spec import ConvSpec, Padding, Pair
 
 DTYPES: dict[str, torch.dtype] = {
@@ -94,10 +95,13 @@ def conv2d_calls(
         return []
     note = ""
     if config.descriptors:
-        reason = why_no_descriptors(spec, precision, x, packed, residual, out)
+        tensors = (x, packed, residual, out)
+        by_descriptor, reason = pointwise_call, why_no_descriptors(spec, precision, *tensors)
+        if config.box_w:
+            by_descriptor, reason = tiled_call, why_no_boxes(spec, config, precision, *tensors)
         if reason is None:
             return [
-                pointwise_call(
+                by_descriptor(
                     *(x, packed, bias, residual, out, spec),
                     *(pre_activation, activation, config, precision),
                 )

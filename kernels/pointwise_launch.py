@@ -22,14 +22,17 @@ def why_no_descriptors(
     spec: ConvSpec, precision: str, x: Tensor, packed: Tensor, residual: Tensor | None, out: Tensor
 ) -> str | None:
     """None, or why :func:`pointwise_call` cannot take these tensors, in a few words."""
-    reason = allows_descriptors(spec, precision)
-    if reason is not None:
-        return reason
+    reason = allows_descriptors(spec, precision) or why_not_aligned(x, packed, residual, out)
+    if reason is None and spec.n * spec.p * spec.q >= INT32_ELEMENTS:
+        return "more rows than a coordinate of 32 bits counts"
+    return reason
+
+
+def why_not_aligned(x: Tensor, packed: Tensor, residual: Tensor | None, out: Tensor) -> str | None:
+    """None, or which tensor begins where no tensor descriptor can."""
     for name, tensor in (("x", x), ("weight", packed), ("residual", residual), ("out", out)):
         if tensor is not None and tensor.data_ptr() % 16:
             return f"{name} not aligned to 16 bytes"
-    if spec.n * spec.p * spec.q >= INT32_ELEMENTS:
-        return "more rows than a coordinate of 32 bits counts"
     return None
 
 

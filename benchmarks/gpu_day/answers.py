@@ -72,6 +72,8 @@ def judged(
     scale = float(exact[finite].abs().max()) if bool(finite.any()) else 0.0
 
     def worst(answer: Tensor, where: Tensor) -> float:
+        if exact.numel() == 0:
+            return 0.0
         apart = torch.where(where, (answer.double() - exact).abs(), 0.0)
         return float(apart.max()) / (scale or 1.0)  # all zero: what is not is wrong by itself
 

@@ -36,7 +36,7 @@ def _conv(
 ) -> Case:
     s = s or r
     stride, groups = more.get("stride", 1), more.get("groups", 1)
-    pixels = x[0] * x[2] * x[3] / stride**2
+    pixels = max(x[0], 1) * x[2] * x[3] / stride**2
     work = pixels * k * max(x[1] / groups, 32) * r * s  # groups are filled up
     return Case(name, "conv2d", x, {"k": k, "r": r, "s": s, **more}, work)
 
@@ -62,6 +62,7 @@ def _simple(name: str, operator: str, x: tuple[int, ...], **given: Any) -> Case:
 
 
 _ONE = (1,) * 4
+_EDGES = "borders"
 
 CONVOLUTIONS = (
     _conv("1x1 by descriptors, residual", (2, 64, 56, 56), 256, residual=True),
@@ -87,6 +88,29 @@ CONVOLUTIONS = (
     _conv("silu", (2, 48, 10, 10), 80, activation="silu"),
     _conv("hardswish", (2, 48, 10, 10), 80, activation="hardswish"),
 )
+
+BOXES = (
+    _conv(
+        "boxes, 7x7, residual", (5, 64, 7, 7), 64, 3, padding=_ONE, boxes=(2, 8, 8), residual=True
+    ),
+    _conv("boxes of single pixels", (37, 64, 7, 7), 96, 3, padding=_ONE, boxes=(64, 1, 1)),
+    _conv("boxes, 13x29, C=8, K=24", (2, 8, 13, 29), 24, 3, padding=_ONE, boxes=(1, 8, 16)),
+    _conv("boxes, one row", (3, 16, 1, 21), 40, 3, padding=_ONE, boxes=(4, 1, 16)),
+    _conv("boxes, one column", (3, 16, 21, 1), 40, 3, padding=_ONE, boxes=(4, 16, 1)),
+    _conv("boxes, one pixel", (1, 72, 1, 1), 64, 3, padding=_ONE, boxes=(1, 4, 4)),
+    _conv("boxes, four paddings", (2, 32, 21, 18), 40, 5, 2, padding=(2, 0, 1, 1), boxes=(1, 8, 8)),
+    _conv(
+        "boxes, dilation 2", (1, 72, 17, 19), 48, 3, padding=(2,) * 4, dilation=2, boxes=(1, 8, 8)
+    ),
+    _conv("boxes, 2x2 padded by 4", (2, 16, 2, 3), 16, 2, padding=(4,) * 4, boxes=(1, 8, 8)),
+    _conv(
+        "boxes, NaN at borders", (2, 64, 14, 14), 64, 3, padding=_ONE, boxes=(1, 8, 8), nan=_EDGES
+    ),
+    _conv("boxes, no image", (0, 16, 8, 8), 16, 3, padding=_ONE, boxes=(1, 8, 8)),
+    _conv("boxes, silu", (2, 48, 10, 10), 80, 3, padding=_ONE, boxes=(1, 8, 8), activation="silu"),
+    _conv("boxes of 256 pixels", (2, 64, 56, 56), 64, 3, padding=_ONE, boxes=(1, 16, 16)),
+)
+"""By boxes of so many images, rows and columns, whatever would be chosen."""
 
 BLOCKS = (
     _block((2, 64, 28, 28), 64, 256, shortcut=64, next=64),
@@ -123,11 +147,11 @@ OTHERS = (
 
 FAR = Case("beyond 2^31 elements", "far", (), {}, 1e12)
 
-EVERY = (*CONVOLUTIONS, *BLOCKS, *STEMS, *OTHERS, FAR)
+EVERY = (*CONVOLUTIONS, *BOXES, *BLOCKS, *STEMS, *OTHERS, FAR)
 
 SMALL = tuple(
     case
-    for case in (*CONVOLUTIONS, *BLOCKS[-1:], *OTHERS)
+    for case in (*CONVOLUTIONS, *BOXES, *BLOCKS[-1:], *OTHERS)
     if all(side <= 30 for side in case.x[2:])
 )
 """Few enough elements to be looked at one by one by compute-sanitizer."""

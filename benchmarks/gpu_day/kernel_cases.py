@@ -26,8 +26,10 @@ from fastres.kernels import (
     reference,
     stem_launch,
 )
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.gpus import by_name
+from fastres.kernels.configs.conv2d import Conv2dConfig, on_matrix_units
+from fastres.kernels.configs.elementwise import power_of_two_from
+from fastres.kernels.configs.traffic import ELEMENT_BYTES
+from fastres.kernels.gpus import Gpu, by_name
 
 INTERPRETED_WORK = 1e6
 """Of a case that is interpreted in a rehearsal; of larger ones only the launches are made."""
@@ -84,7 +86,23 @@ def _image(case: Case, draw: Draw) -> Tensor:
     if case.given.get("nan"):
         x[0, 5 % x.shape[1], x.shape[2] // 2, x.shape[3] // 2] = torch.nan
         x[-1, 0, 0, 0] = torch.inf
+    if case.given.get("nan") == "borders":
+        x[0, 0, -1, x.shape[3] // 2] = x[-1, -1, -1, -1] = torch.nan
     return x
+
+
+def _by_boxes(case: Case, precision: str, gpu: Gpu) -> Conv2dConfig:
+    """What :mod:`fastres.kernels.tiled` is launched with.
+
+    Raises:
+        OptionError: it cannot be, or is never tried, in this precision or on this GPU.
+    """
+    if not gpu.architecture.tensor_descriptors or not on_matrix_units(precision, gpu.architecture):
+        raise OptionError(f"no boxes in {precision} on {gpu.name}")
+    images, high, wide = case.given["boxes"]
+    depth = min(power_of_two_from(max(case.x[1], 16)), 128 // ELEMENT_BYTES[precision])
+    pixels = images * high * wide
+    return Conv2dConfig(pixels, 64, depth, descriptors=True, box_h=high, box_w=wide)
 
 
 def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
@@ -97,6 +115,8 @@ def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     geometry = ((stride,) * 2, given.get("padding", (0,) * 4), (dilation,) * 2, groups)
     like = reference.conv2d(x, weight, None, None, *geometry, "none", activation)
     residual = draw(*like.shape) if given.get("residual") else None
+    if given.get("boxes"):
+        chosen = {**chosen, "config": _by_boxes(case, chosen["precision"], chosen["gpu"])}
     if "split" in given:
         config = Conv2dConfig(64, 32, 32, split_k=given["split"], fused_sum=True)
         chosen = {**chosen, "config": config}

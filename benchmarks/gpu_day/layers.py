@@ -30,6 +30,7 @@ from benchmarks.gpu_day.results import REPOSITORY, Job, Record, Results
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, GPU, REHEARSED
 from benchmarks.gpu_day.timing import graph_time
 from fastres.kernels.call import KernelCall
+from fastres.kernels.configs.boxes import box_candidates, by_model
 from fastres.kernels.configs.conv2d import (
     Conv2dConfig,
     candidates,
@@ -41,14 +42,14 @@ from fastres.kernels.configs.conv2d import (
 from fastres.kernels.configs.cost import floor_seconds
 from fastres.kernels.configs.traffic import flops, least_bytes
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
-from fastres.kernels.gpus import by_name
+from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import packed_shape
 from fastres.passes.fill_channels import filled
 from fastres.spec import ConvSpec
 
 BATCHES = (256, 32, 1)
 CUDNN, WITH_EPILOGUE, CUBLAS = "cudnn", "cudnn bias relu", "cublas"
-CHOSEN = "chosen"
+CHOSEN, BOXES = "chosen", "boxes"
 
 ACCURATE = 5e-3
 """Relative root-mean-square error that fp16 answers of two ways to compute them may differ by."""
@@ -98,11 +99,24 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         "sum in the launch": next((c for c in tuned if c.fused_sum), None),
     }
     wanted |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
+    wanted |= {
+        f"{BOXES} {number}" if number else BOXES: config
+        for number, config in enumerate(_boxes(spec, gpu))
+    }
     names: dict[Conv2dConfig, str] = {}
     for name, config in wanted.items():
         if config is not None:
             names.setdefault(config, name)
     return {name: config for config, name in names.items()}
+
+
+def _boxes(spec: ConvSpec, gpu: Gpu) -> list[Conv2dConfig]:
+    """The best by boxes, and others of the same product: what is known of them is the model's."""
+    kinds: dict[Any, Conv2dConfig] = {}
+    for config in by_model(box_candidates(spec, "fp16", gpu), spec, "fp16", gpu):
+        tile = (config.block_m, config.block_n, config.box_h, config.box_w)
+        kinds.setdefault((*tile, config.num_warps), config)
+    return list(kinds.values())[:4]
 
 
 def _sweep(scored: Sequence[tuple[float, Conv2dConfig]]) -> list[Conv2dConfig]:
@@ -232,7 +246,7 @@ def ways_of(spec: ConvSpec) -> list[str]:
 
 
 def layers(most: int | None = None) -> list[Job]:
-    """First what is chosen and the library's for all shapes, then the other ways to launch ours.
+    """First what is chosen, boxes and the library's for all shapes, then our other configurations.
 
     Args:
         most: shapes at most.
@@ -243,7 +257,7 @@ def layers(most: int | None = None) -> list[Job]:
         for name, config in variants(spec).items():
             each = f"{key}: {name}"
             job = Job(each, functools.partial(layer, each, spec, config), {"config": str(config)})
-            (first if name == CHOSEN else rest).append(job)
+            (first if name in (CHOSEN, BOXES) else rest).append(job)
         first += [
             Job(f"{key}: {way}", functools.partial(library, spec, way)) for way in ways_of(spec)
         ]

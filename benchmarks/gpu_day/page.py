@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_day import fit, models, tables
-from benchmarks.gpu_day.layers import CHOSEN, CUBLAS, CUDNN, WITH_EPILOGUE
+from benchmarks.gpu_day.layers import BOXES, CHOSEN, CUBLAS, CUDNN, WITH_EPILOGUE
 from benchmarks.gpu_day.results import Record, Results, is_wrong
 
 LINES = 60
@@ -156,6 +156,7 @@ def _layers(records: Records) -> list[str]:
         return []
     lines = ["layers, sums in us over those that have all three; measured / modelled of all:"]
     lines += [_of_batch(batch, by_layer) for batch in batches]
+    lines += _by_boxes(by_layer)
     worst = sorted(by_layer, key=lambda layer: -_behind(by_layer[layer]))[:5]
     lines.append("slowest beside the library:")
     lines += [
@@ -185,6 +186,21 @@ def _of_batch(batch: str, by_layer: Mapping[str, Records]) -> str:
     )
 
 
+def _by_boxes(by_layer: Mapping[str, Records]) -> list[str]:
+    """How boxes do beside what the model chooses, which is never boxes."""
+    ratios = [
+        ways[BOXES]["us"] / ways[CHOSEN]["us"]
+        for ways in by_layer.values()
+        if BOXES in ways and CHOSEN in ways
+    ]
+    if not ratios:
+        return []
+    return [
+        f"  {len(ratios)} layers by boxes: {statistics.median(ratios):.2f} of what is chosen "
+        f"({min(ratios):.2f} to {max(ratios):.2f}), faster in {sum(it < 1 for it in ratios)}"
+    ]
+
+
 def _best(ways: Records) -> float:
     return float(min(each["us"] for each in ways.values() if "config" in each))
 
@@ -207,6 +223,7 @@ def _of_layer(layer: str, ways: Records) -> str:
     fastest = min((n for n, each in ways.items() if "config" in each), key=lambda n: ways[n]["us"])
     config = f"{c.block_m}x{c.block_n}x{c.block_k}, {c.num_warps} warps, {c.num_stages} stages"
     config += ", descriptors" if c.descriptors else ""
+    config += f", boxes of {c.box_n}x{c.box_h}x{c.box_w}" if c.box_w else ""
     config += f", split {c.split_k}" if c.split_k > 1 else ""
     return (
         f"{layer}: {chosen['us']:.1f} us, library {_library(ways):.1f}, best {_best(ways):.1f} "

@@ -46,6 +46,8 @@ class Conv2dConfig:
         num_warps: warps per program.
         num_stages: loop steps in flight.
         descriptors: copy tiles by tensor descriptor, where :func:`allows_descriptors` says so.
+        box_h, box_w: with descriptors, tiles are boxes of so many rows and columns of pixels, of
+            as many images as make ``block_m``, where :func:`allows_boxes` says so. Zeros otherwise.
 
     Raises:
         OptionError: a value is not one that the kernels can be compiled with.
@@ -60,6 +62,8 @@ class Conv2dConfig:
     num_stages: int = 3
     descriptors: bool = False
     fused_sum: bool = False
+    box_h: int = 0
+    box_w: int = 0
 
     def __post_init__(self) -> None:
         for name in ("block_m", "block_n", "block_k"):
@@ -77,6 +81,29 @@ class Conv2dConfig:
             )
         if self.fused_sum and self.split_k == 1:
             raise OptionError("fused_sum=True with split_k=1: expected sums to add")
+        if self.box_h or self.box_w:
+            self._check_box()
+
+    def _check_box(self) -> None:
+        for name in ("box_h", "box_w"):
+            size = getattr(self, name)
+            if size < 1 or size & (size - 1):
+                raise OptionError(f"{name}={size}: expected a power of two, or zero for both sides")
+        if self.box_h * self.box_w > self.block_m:
+            raise OptionError(
+                f"a box of {self.box_h}x{self.box_w} pixels: expected at most block_m="
+                f"{self.block_m}"
+            )
+        if not self.descriptors:
+            raise OptionError(
+                f"a box of {self.box_h}x{self.box_w} pixels with descriptors=False: only "
+                "descriptors copy boxes"
+            )
+
+    @property
+    def box_n(self) -> int:
+        """Images of a box."""
+        return self.block_m // (self.box_h * self.box_w)
 
     def shared_bytes(self, precision: str, target: Architecture) -> int:
         """Shared memory for the tiles of the main loop, as Triton 3.8 allocates it.
@@ -89,7 +116,9 @@ class Conv2dConfig:
 
 
 def steps(spec: ConvSpec, config: Conv2dConfig) -> int:
-    """Steps that the main loop takes over all of K."""
+    """Steps that the main loop takes over all of K; boxes are of one tap each."""
+    if config.box_w:
+        return spec.r * spec.s * math.ceil(spec.c / config.block_k)
     channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
     return math.ceil(spec.r * spec.s * channels / config.block_k)
 
@@ -104,9 +133,18 @@ def used_splits(spec: ConvSpec, config: Conv2dConfig) -> int:
 def tiles(spec: ConvSpec, config: Conv2dConfig) -> int:
     """Programs of the main kernel, each split counted."""
     groups = super_groups(spec.c, spec.k, spec.groups)
-    rows = math.ceil(spec.n * spec.p * spec.q / config.block_m)
+    if config.box_w:
+        rows = boxes(spec, config)
+    else:
+        rows = math.ceil(spec.n * spec.p * spec.q / config.block_m)
     columns = math.ceil(spec.k // groups / config.block_n)
     return rows * columns * groups * used_splits(spec, config)
+
+
+def boxes(spec: ConvSpec, config: Conv2dConfig) -> int:
+    """Boxes that cover all pixels of the output; some reach beyond its last row and column."""
+    down, across = math.ceil(spec.p / config.box_h), math.ceil(spec.q / config.box_w)
+    return math.ceil(spec.n / config.box_n) * down * across
 
 
 def counters(spec: ConvSpec, config: Conv2dConfig) -> int:
@@ -129,6 +167,19 @@ def allows_descriptors(spec: ConvSpec, precision: str) -> str | None:
     """None, or why tensor descriptors cannot address this convolution's tensors."""
     if not is_pointwise(spec):
         return "not pointwise"
+    return _rows_allow_descriptors(spec, precision)
+
+
+def allows_boxes(spec: ConvSpec, precision: str) -> str | None:
+    """None, or why tensor descriptors cannot copy this convolution's pixels box by box."""
+    if spec.groups != 1:
+        return f"{spec.groups} groups, and boxes are of all channels"
+    if spec.stride != (1, 1):
+        return "strides skip pixels, and boxes leave none out"
+    return _rows_allow_descriptors(spec, precision)
+
+
+def _rows_allow_descriptors(spec: ConvSpec, precision: str) -> str | None:
     for letter, channels in (("C", spec.c), ("K", spec.k)):
         if channels * ELEMENT_BYTES[precision] % 16:
             return f"rows of {letter}={channels} not a multiple of 16 bytes"
@@ -148,7 +199,10 @@ def multiplies_asynchronously(precision: str, target: Architecture) -> bool:
 
 
 def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfig]:
-    """Every configuration worth considering: those that fit the problem and the GPU."""
+    """Every configuration worth considering: those that fit the problem and the GPU.
+
+    Those by boxes are apart, in :mod:`fastres.kernels.configs.boxes`.
+    """
     target = gpu.architecture
     groups = super_groups(spec.c, spec.k, spec.groups)
     largest = 256 if on_matrix_units(precision, target) else 64
@@ -159,7 +213,7 @@ def candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dConfi
     if target.tensor_descriptors and allows_descriptors(spec, precision) is None:
         descriptors.append(True)
     heights = _heights(spec, precision, target, largest)
-    widths = _powers(spec.k // groups, largest)
+    widths = powers_of_two(spec.k // groups, largest)
     fills_four_warps = heights[-1] * widths[-1] >= 4 * 4 * target.warp_size
     for block_m, block_n, block_k, num_warps, num_stages, by_descriptor in itertools.product(
         heights,
@@ -313,7 +367,7 @@ def fits(config: Conv2dConfig, precision: str, target: Architecture) -> bool:
     return 4 <= sums <= 128 and shared <= target.shared_bytes_per_block
 
 
-def _powers(size: int, largest: int) -> list[int]:
+def powers_of_two(size: int, largest: int) -> list[int]:
     """Powers of two from 16 to the first that covers ``size``, or ``largest``."""
     sizes = [16]
     while sizes[-1] < min(size, largest):
@@ -324,7 +378,7 @@ def _powers(size: int, largest: int) -> list[int]:
 def _heights(spec: ConvSpec, precision: str, target: Architecture, largest: int) -> list[int]:
     """Sizes of block_m; asynchronous products have 64 rows, and lower tiles would not use them."""
     smallest = 64 if multiplies_asynchronously(precision, target) else 16
-    sizes = _powers(max(spec.n * spec.p * spec.q, smallest), largest)
+    sizes = powers_of_two(max(spec.n * spec.p * spec.q, smallest), largest)
     return [size for size in sizes if size >= smallest]
 
 
@@ -333,7 +387,7 @@ def _depths(spec: ConvSpec, precision: str, target: Architecture) -> list[int]:
     if not on_matrix_units(precision, target):
         return [16]
     channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
-    deep = _powers(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
+    deep = powers_of_two(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
     whole = [size for size in deep if channels % size == 0]
     return [size for size in deep if size not in whole] + whole
 

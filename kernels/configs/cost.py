@@ -272,19 +272,20 @@ def loop_instructions(
 
     Args:
         tile: (m, n, k) of one step.
-        gathered: whether rows are gathered under a mask, as for a convolution with padding.
+        gathered: whether rows are gathered under a mask, as for a convolution with padding; by
+            descriptors, whether there is a box under each tap.
         descriptors: whether the hardware copies whole tiles.
         copy_bytes: that one thread can load at a time: 16 unless channels are few or odd.
 
     Read on sm_80, as m, n, k, warps: instructions. 128, 128, 64, 8: 121. 128, 64, 64, 4: 166. 64,
     128, 64, 4: 138. 64, 64, 64, 4: 113. 64, 32, 64, 4: 108. On sm_90: 128, 128, 32, 4: 119. 128,
-    64, 64, 4: 154, by descriptors 88. Loops that the compiler unrolls as a whole take a third of
-    that, which is not counted on.
+    64, 64, 4: 154, by descriptors 88, by boxes 88 to 97. Loops that the compiler unrolls as a
+    whole take a third of that, which is not counted on.
     """
     m, n, k = tile
-    by_descriptor = 80.0
+    by_descriptor, by_box = 80.0, 90.0
     if descriptors:
-        return by_descriptor
+        return by_box if gathered else by_descriptor
     per_copy = copy_bytes * num_warps * architecture.warp_size
     copies_m = m * k * element_bytes / per_copy
     copies_n = n * k * element_bytes / per_copy
@@ -316,7 +317,8 @@ def instructions_around(
 
     Read as: sums of a thread: instructions. Gathered, sm_86 and sm_89: 32: 644-831, 64: 972-1183;
     sm_90: 128: 1189-1648. With a residual 100 to 350 more. By descriptors, sm_90: 32: 542, 128:
-    828-998. The stem's three channels, 48 narrow copies, 64 sums: 2236-2345.
+    828-998; by boxes with a residual, 64: 820, 128: 1210. The stem's three channels, 48 narrow
+    copies, 64 sums: 2236-2345.
     """
     if descriptors:
         around = 400 + 4.0 * accumulators

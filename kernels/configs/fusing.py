@@ -195,4 +195,5 @@ def _words(config: object) -> str:
     """``block_m=128 block_n=64 ...`` without what has its usual value."""
     given = asdict(config)  # type: ignore[call-overload]
     usual = {"split_k": 1, "group_m": 8, "descriptors": False, "fused_sum": False}
+    usual |= {"box_h": 0, "box_w": 0}
     return " ".join(f"{k}={v}" for k, v in given.items() if usual.get(k, "") != v)

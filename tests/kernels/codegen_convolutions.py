@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,7 +27,12 @@ PLAIN = Conv2dConfig(64, 32, 32)
 SPLIT = Conv2dConfig(64, 32, 16, split_k=3)
 FUSED = Conv2dConfig(64, 32, 16, split_k=3, fused_sum=True)
 DESCRIPTORS = Conv2dConfig(64, 32, 32, descriptors=True)
+BOXES = Conv2dConfig(128, 64, 64, descriptors=True, box_h=4, box_w=8)
+TF32_BOXES = replace(BOXES, block_k=32)
+SMALL_BOXES = replace(BOXES, block_m=32, block_k=16)
 SAME = (1, 1, 1, 1)
+LAYER = ConvSpec(32, 128, 28, 28, 128, 3, 3, padding=SAME)
+LARGE = Conv2dConfig(128, 64, 64, num_stages=4)
 
 CONVOLUTIONS = {
     "partial tiles": (ConvSpec(2, 40, 5, 7, 20, 3, 3, padding=SAME), PLAIN, "fp16"),
@@ -43,6 +49,16 @@ CONVOLUTIONS = {
     "sum in one, groups": (ConvSpec(1, 128, 7, 7, 128, 3, 3, groups=32), FUSED, "bf16"),
     "descriptors": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "fp16"),
     "descriptors, tf32": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "tf32"),
+    "boxes": (ConvSpec(3, 72, 7, 7, 40, 3, 3, padding=SAME), BOXES, "fp16"),
+    "boxes, tf32": (
+        ConvSpec(3, 72, 13, 29, 40, 3, 3, padding=SAME),
+        replace(BOXES, block_k=32),
+        "tf32",
+    ),
+    "boxes, few channels": (ConvSpec(1, 8, 1, 21, 24, 3, 3, padding=SAME), SMALL_BOXES, "bf16"),
+    "boxes past 2^31": (ConvSpec(1024, 64, 224, 224, 64, 3, 3, padding=SAME), BOXES, "fp16"),
+    "a layer by pointers": (LAYER, LARGE, "fp16"),
+    "a layer by boxes": (LAYER, replace(LARGE, descriptors=True, box_h=4, box_w=4), "fp16"),
 }
 
 
@@ -107,6 +123,8 @@ def main() -> None:
                     "kernel": call.name,
                     "matrix": sorted(finding.whole.opcodes),
                     "copies": finding.copies,
+                    "integer": finding.whole.of("integer"),
+                    "loop": None if finding.loop is None else finding.loop.counts,
                     "wrong": violations(finding, architecture, precision),
                     "order": order(call, architecture) if config.fused_sum else None,
                 }

@@ -9,6 +9,7 @@ import test_conv2d_int64 as far
 import test_conv2d_kernel as conv2d
 import test_kernel_bounds as bounds
 import test_pointwise_kernel as pointwise
+import test_tiled_kernel as tiled
 from faults import Fault, Replacements, with_patch
 
 from fastres.spec import ConvSpec
@@ -26,6 +27,10 @@ def split(name: str) -> partial[None]:
 
 def tma(name: str) -> partial[None]:
     return partial(pointwise.test_answers, pointwise.SHAPES[name], "fp32", True, CPU)
+
+
+def box(name: str) -> partial[None]:
+    return partial(tiled.test_answers, tiled.SHAPES[name], "fp32", CPU)
 
 
 ROWS_APART = ConvSpec(1, 16, 2, 2**27 + 1, 16, 2, 1, stride=(1, 2**27))
@@ -291,8 +296,94 @@ POINTWISE: Replacements = [
     ),
 ]
 
+several_boxes = box("several boxes, all partial")
+two_images = partial(tiled.test_answers_of_other_boxes, tiled.boxes(2, 4, 2), CPU)
+
+TILED: Replacements = [
+    ("the last step dropped", "range(0, R * S", "range(1, R * S", several_boxes),
+    ("a row of boxes missing", "boxes_h = tl.cdiv(P, BOX_H)", "boxes_h = P // BOX_H", box("7x7")),
+    (
+        "a column of boxes missing",
+        "boxes_w = tl.cdiv(Q, BOX_W)",
+        "boxes_w = Q // BOX_W",
+        box("7x7"),
+    ),
+    ("images of a box missing", "tl.cdiv(N, BOX_N)", "(N // BOX_N)", two_images),
+    ("image's number", "(boxes_h * boxes_w) * BOX_N", "(boxes_h * boxes_w)", two_images),
+    ("box's row", "top = box // boxes_w", "top = box // boxes_h", box("13x29")),
+    ("box's column", "left = box % boxes_w", "left = box % boxes_h", box("13x29")),
+    ("top padding left out", "y = top - PAD_TOP", "y = top", several_boxes),
+    (
+        "left padding left out",
+        "    x = left - PAD_LEFT\n    tap",
+        "    x = left\n    tap",
+        several_boxes,
+    ),
+    (
+        "the next row begins in the padding's place",
+        "tl.where(next_row, left - PAD_LEFT, x)",
+        "tl.where(next_row, left, x)",
+        several_boxes,
+    ),
+    ("always the first tap", "[tap, first_n, channel]", "[0, first_n, channel]", several_boxes),
+    ("always the first channels", "[image, y, x, channel]", "[image, y, x, 0]", several_boxes),
+    (
+        "weights of the first filters",
+        "[tap, first_n, channel]",
+        "[tap, 0, channel]",
+        several_boxes,
+    ),
+    ("a tap's last channels missing", "channel >= C", "channel + 8 >= C", several_boxes),
+    ("rows ignore dilation", "(next_row, DILATION_H, 0)", "(next_row, 1, 0)", box("dilation")),
+    ("columns ignore dilation", "(next_tap, DILATION_W, 0)", "(next_tap, 1, 0)", box("dilation")),
+    ("filter's height for its width", "S * DILATION_W", "R * DILATION_W", box("even filter")),
+    (
+        "bias of the first filters",
+        "offs_n = first_n + tl.arange",
+        "offs_n = tl.arange",
+        several_boxes,
+    ),
+    (
+        "residual of the first filters",
+        "residual_desc.load([image, top, left, first_n])",
+        "residual_desc.load([image, top, left, 0])",
+        several_boxes,
+    ),
+    (
+        "residual of the first box",
+        "residual_desc.load([image, top, left, first_n])",
+        "residual_desc.load([image, 0, 0, first_n])",
+        several_boxes,
+    ),
+    (
+        "residual left out",
+        "HAS_BIAS, HAS_RESIDUAL)\n    tile",
+        "HAS_BIAS, False)\n    tile",
+        box("one pixel"),
+    ),
+    (
+        "stored over the first filters",
+        "out_desc.store([image, top, left, first_n]",
+        "out_desc.store([image, top, left, 0]",
+        several_boxes,
+    ),
+    (
+        "the activation left out",
+        "finish(acc, bias, residual, PRE_ACTIVATION, ACTIVATION,",
+        'finish(acc, bias, residual, PRE_ACTIVATION, "none",',
+        box("one row"),
+    ),
+    (
+        "tf32 cut off",
+        'INPUT_PRECISION == "tf32" and',
+        'INPUT_PRECISION == "none" and',
+        partial(tiled.test_tf32_rounds_to_the_nearest, CPU),
+    ),
+]
+
 FAULTS = [
     *(Fault("conv2d", *fault) for fault in CONV2D),
     *(Fault("dot", *fault) for fault in DOT),
     *(Fault("pointwise", *fault) for fault in POINTWISE),
+    *(Fault("tiled", *fault) for fault in TILED),
 ]

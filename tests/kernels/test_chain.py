@@ -47,6 +47,11 @@ for descriptors in (False, True):
     config = Conv2dConfig(64, 64, 64, descriptors=descriptors)
     geometry = (spec, "none", "relu", config, "fp16", None)
     calls += conv2d_calls(image, weight, None, None, out, *geometry)
+spec = ConvSpec(1, 64, 8, 8, 64, 3, 3, padding=(1, 1, 1, 1))
+weight = torch.empty(packed_shape(64, 64, 3, 3, 1), **half)
+config = Conv2dConfig(64, 64, 64, descriptors=True, box_h=8, box_w=8)
+calls += conv2d_calls(image, weight, None, None, out, spec, "none", "relu", config, "fp16", None)
+assert calls[-1].name == "tiled_conv2d_kernel"
 wrong = []
 for call in calls:
     ptx = compiled(dataclasses.replace(call, chained=True), architecture("sm_90")).asm["ptx"]

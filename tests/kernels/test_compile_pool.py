@@ -78,7 +78,7 @@ def test_options_say_what_is_compiled_differently() -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["conv2d", "pointwise", "bottleneck", "stem", "pooling", "elementwise"]
+    "kernel", ["conv2d", "pointwise", "tiled", "bottleneck", "stem", "pooling", "elementwise"]
 )
 def test_every_kernel_waits_before_it_reads_and_lets_the_next_one_start(kernel: str) -> None:
     """A launch that may start early and does not wait would read what is not written yet."""

@@ -13,11 +13,16 @@ from typing import Any
 import codegen_convolutions
 import pytest
 
+from fastres.kernels.configs.cost import loop_instructions
+from fastres.kernels.gpus import ARCHITECTURES
+from fastres.versions import descriptors_round
+
 EVERY = [
     (name, architecture)
     for name, (_, config, _) in codegen_convolutions.CONVOLUTIONS.items()
     for architecture in codegen_convolutions.targets(config)
 ]
+BOXES = [name for name, (_, config, _) in codegen_convolutions.CONVOLUTIONS.items() if config.box_w]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def compiled() -> dict[tuple[str, str], list[dict[str, Any]]]:
 def test_budgets(name: str, architecture: str, compiled: Any) -> None:
     kernels = compiled[name, architecture]
     config = codegen_convolutions.CONVOLUTIONS[name][1]
-    expected = ["pointwise_kernel" if config.descriptors else "conv2d_kernel"]
+    by_descriptor = "tiled_conv2d_kernel" if config.box_w else "pointwise_kernel"
+    expected = [by_descriptor if config.descriptors else "conv2d_kernel"]
     if "split" in name or name == "one pixel":
         expected.append("sum_of_splits_kernel")
     assert [each["kernel"] for each in kernels] == expected
@@ -62,10 +68,31 @@ def test_all_warps_store_before_one_counts_and_the_last_reads_past_the_cache(
 
 
 def test_descriptors_are_the_hardware_s_own(compiled: Any) -> None:
-    for name in ("descriptors", "descriptors, tf32"):
+    for name in ("descriptors", "descriptors, tf32", *BOXES):
         (kernel,) = compiled[name, "sm_90"]
         assert kernel["copies"]["descriptor"]
         assert "async" not in kernel["copies"]
+
+
+def test_boxes_are_multiplied_where_they_were_copied_to(compiled: Any) -> None:
+    """No step reads them into registers, where Triton can round to TF32 while it copies."""
+    for name in BOXES:
+        loop = compiled[name, "sm_90"][0]["loop"]
+        if loop is not None and (descriptors_round() or "tf32" not in name):
+            assert not {"shared", "float", "local"} & set(loop), name
+
+
+def test_boxes_take_fewer_instructions_for_addresses(compiled: Any) -> None:
+    (pointers,), (boxes,) = (
+        compiled[f"a layer by {way}", "sm_90"] for way in ("pointers", "boxes")
+    )
+    assert boxes["integer"] < 0.6 * pointers["integer"]
+    assert boxes["loop"]["integer"] < 0.75 * pointers["loop"]["integer"]
+    others = sum(boxes["loop"].values()) - boxes["loop"]["tensor"]
+    modelled = loop_instructions(
+        ARCHITECTURES["sm_90"], (128, 64, 64), 2, 4, gathered=True, descriptors=True
+    )
+    assert 0.8 < modelled / others < 1.25
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])

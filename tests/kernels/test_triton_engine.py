@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -461,6 +462,40 @@ def test_tuning_on_a_device_that_records(
     file.write_text("{", encoding="utf-8")
     with pytest.warns(FastresWarning, match="is ignored: it is not JSON"):
         TritonEngine(Options(engine="triton", tune=True), by_name("a100")).build(graph, [x])
+
+
+def test_tuning_may_find_boxes_and_remembers_them(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a made-up clock that likes nothing else."""
+    monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "l", "k"))
+    monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 3)
+    monkeypatch.setattr("fastres.runtime.gpu.tactics.LAUNCHES", 1)
+    monkeypatch.setattr("fastres.runtime.gpu.tactics.ROUNDS", 1)
+
+    class Clocked(FakeDevice):
+        last = ""
+
+        def launch(self, calls: Any) -> None:
+            self.last = calls[-1].name
+            for each in calls:
+                self._do(replace(each, chained=False).run)  # which cannot be interpreted
+
+        def time(self, work: Any) -> int:
+            recorded, self.last = self.last, ""
+            return 1 if recorded == "tiled_conv2d_kernel" else 1000
+
+    monkeypatch.setattr(engine, "InterpreterDevice", Clocked)
+    x = images(1, channels=8, height=4, width=4)
+    net = measured(nn.Sequential(conv(8, 16), nn.ReLU()), x)
+    graph = optimize(net, x, engine="eager", precision="fp16").graph_module
+    for _ in range(2):  # measured, then read from the file
+        built = TritonEngine(Options(engine="triton", tune=True), by_name("h100")).build(graph, [x])
+        (step,) = built.plan.steps
+        assert "descriptors=True" in step.tactic and "box_w=0" not in step.tactic
+    plain = TritonEngine(Options(engine="triton"), by_name("h100")).build(graph, [x])
+    assert "box_w=0" in plain.plan.steps[0].tactic
 
 
 # Batch buckets.

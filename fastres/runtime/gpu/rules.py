@@ -16,12 +16,8 @@ from fastres.graph import arguments, constant
 from fastres.kernels import packing
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
-from fastres.kernels.configs.conv2d import (
-    Conv2dConfig,
-    choose_conv2d,
-    counters,
-    tuned_candidates,
-)
+from fastres.kernels.configs.boxes import to_try
+from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, counters
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.linear_launch import linear_calls, linear_spec
 from fastres.passes.fuse_blocks import conv_spec
@@ -108,7 +104,7 @@ class Rules:
             key=f"conv2d {in_words(spec)} {precision} {epilogue}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: tuned_candidates(spec, precision, self.tactics.gpu),
+            candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries=self._libraries(planner, node),
             values=planner.value,
@@ -166,7 +162,7 @@ class Rules:
             key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=interpreted.conv2d(spec),
-            candidates=lambda: tuned_candidates(spec, precision, self.tactics.gpu),
+            candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries={"library": lambda: planner.torch_step(node, tactic="library")},
             values=planner.value,
