@@ -62,13 +62,18 @@ def row(counts: dict[str, int]) -> dict[str, Any]:
     return {"python": python, **installed, **counts}
 
 
+def rows(path: Path = RECORD) -> list[dict[str, Any]]:
+    """The record's rows; none without a record."""
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
 def keep(new: dict[str, Any], path: Path = RECORD) -> None:
     """Put a row into the record, in the place of one for the same versions."""
-    rows = json.loads(path.read_text()) if path.exists() else []
     names = ("python", *PACKAGES)
-    rows = [each for each in rows if any(each[name] != new[name] for name in names)]
-    rows = sorted([*rows, new], key=lambda each: versions.release(each["torch"]))
-    path.write_text("[\n" + ",\n".join(f" {json.dumps(each)}" for each in rows) + "\n]\n")
+    others = [each for each in rows(path) if any(each[name] != new[name] for name in names)]
+    found = sorted([*others, new], key=lambda each: versions.release(each["torch"]))
+    path.write_text("[\n" + ",\n".join(f" {json.dumps(each)}" for each in found) + "\n]\n")
 
 
 def table(path: Path = RECORD) -> str:
@@ -78,7 +83,7 @@ def table(path: Path = RECORD) -> str:
     lines += [
         f"| {each['python']} | {each['torch'].partition('+')[0]} | {each['triton']} "
         f"| {each['torchvision'].partition('+')[0]} | {each['numpy']} | {each['passed']} |"
-        for each in json.loads(path.read_text())
+        for each in rows(path)
     ]
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import fastres
+from benchmarks import versions
 from benchmarks.gpu_day import tables as gpu_tables
 from fastres.bench import record, table
 
@@ -67,3 +69,17 @@ def test_the_gpu_table_is_the_record() -> None:
     inside = re.search(r"<!-- gpu table -->\n(.*?)\n<!-- /gpu table -->", TEXT, flags=re.DOTALL)
     assert inside is not None
     assert inside.group(1) == gpu_tables.markdown(GPU_RECORD)
+
+
+def test_the_table_of_versions_is_the_record() -> None:
+    inside = re.search(r"<!-- versions -->\n(.*?)\n<!-- /versions -->", TEXT, flags=re.DOTALL)
+    assert inside is not None
+    assert inside[1] == versions.table()
+    tested = {tuple(row[name] for name in ("torch", "triton")) for row in versions.rows()}
+    assert {version.partition("+")[0] for version, _ in tested} >= {"2.9.1", "2.11.0", "2.14.1"}
+
+
+def test_the_hosts_time_is_the_record() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "host_time.json").read_text())["rows"]
+    (added,) = (row["added_us"] for row in rows if row["model"] == "resnet50")
+    assert f"that adds {added:.0f} microseconds to the bare launch of a ResNet-50" in TEXT
