@@ -31,8 +31,8 @@ BOXES = Conv2dConfig(128, 64, 64, descriptors=True, box_h=4, box_w=8)
 TF32_BOXES = replace(BOXES, block_k=32)
 SMALL_BOXES = replace(BOXES, block_m=32, block_k=16)
 SAME = (1, 1, 1, 1)
-LAYER = ConvSpec(32, 128, 28, 28, 128, 3, 3, padding=SAME)
-LARGE = Conv2dConfig(128, 64, 64, num_stages=4)
+LAYER = ConvSpec(32, 256, 14, 14, 256, 3, 3, padding=SAME)
+LARGE = Conv2dConfig(128, 128, 64, num_warps=8, num_stages=4)
 
 CONVOLUTIONS = {
     "partial tiles": (ConvSpec(2, 40, 5, 7, 20, 3, 3, padding=SAME), PLAIN, "fp16"),

@@ -86,11 +86,12 @@ def test_boxes_take_fewer_instructions_for_addresses(compiled: Any) -> None:
     (pointers,), (boxes,) = (
         compiled[f"a layer by {way}", "sm_90"] for way in ("pointers", "boxes")
     )
-    assert boxes["integer"] < 0.6 * pointers["integer"]
-    assert boxes["loop"]["integer"] < 0.75 * pointers["loop"]["integer"]
+    assert boxes["integer"] < 0.8 * pointers["integer"]
+    assert boxes["loop"]["integer"] < 0.9 * pointers["loop"]["integer"]
+    assert sum(boxes["loop"].values()) < 0.9 * sum(pointers["loop"].values())
     others = sum(boxes["loop"].values()) - boxes["loop"]["tensor"]
     modelled = loop_instructions(
-        ARCHITECTURES["sm_90"], (128, 64, 64), 2, 4, gathered=True, descriptors=True
+        ARCHITECTURES["sm_90"], (128, 128, 64), 2, 8, gathered=True, descriptors=True
     )
     assert 0.8 < modelled / others < 1.25
 
