@@ -131,6 +131,10 @@ FR_API fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phas
                                int32_t phase_count, int32_t images, int64_t arena_bytes,
                                const int64_t *guards, int32_t guard_count);
 FR_API void fr_plan_destroy(fr_plan *plan);
+// The number of the first op that would touch memory outside the plan's arena, or is in a phase for
+// another number of images; of as many ops as there are where a phase has others; -1 where all is
+// well. Kernels check nothing, so a plan is looked at once.
+FR_API int32_t fr_plan_check(const fr_plan *plan);
 // From now on a run gives `bytes` of its arena at `offset`, both multiples of the page size, back to
 // the system as soon as `op` has run for the last time; they are zero again. For plans whose arenas
 // are not kept between runs anyway. 0: done; 1: no memory, or no such op or bytes.

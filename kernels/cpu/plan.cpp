@@ -274,6 +274,22 @@ fr_plan *fr_plan_create(const fr_op *ops, int32_t op_count, const fr_phase *phas
 
 void fr_plan_destroy(fr_plan *plan) { delete plan; }
 
+int32_t fr_plan_check(const fr_plan *plan) {
+    const int64_t count = (int64_t)plan->ops.size();
+    for (const fr_phase &phase : plan->phases) {
+        if (phase.first < 0 || phase.count < 0 || phase.images < 1 ||
+            (int64_t)phase.first + phase.count > count)
+            return (int32_t)count;
+        for (int32_t i = phase.first; i < phase.first + phase.count; i++) {
+            const fr_op &op = plan->ops[(size_t)i];
+            if (op.images != phase.images ||
+                !fastres::stays_inside(op, plan->images, plan->arena_bytes))
+                return i;
+        }
+    }
+    return -1;
+}
+
 int32_t fr_plan_release(fr_plan *plan, int32_t op, int64_t offset, int64_t bytes) {
     if (op < 0 || (size_t)op >= plan->ops.size() || offset < 0 || bytes < 0 ||
         offset > plan->arena_bytes - bytes)

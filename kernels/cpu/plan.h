@@ -40,6 +40,9 @@ struct Work {
     }
 };
 
+// Whether an op of a plan for so many images touches no byte outside an arena of so many bytes.
+bool stays_inside(const fr_op &op, int images, int64_t arena_bytes);
+
 // Each kind of op counts its chunks for some images, and does one.
 int64_t convolution_chunks(const Work &);
 void convolution_chunk(const Work &, int64_t chunk);

@@ -54,6 +54,8 @@ class Library:
         self.plan_destroy = self._functions.fr_plan_destroy
         self.plan_destroy.restype = None
         self.plan_destroy.argtypes = [c_void_p]
+        self.plan_check = self._functions.fr_plan_check
+        self.plan_check.argtypes = [c_void_p]
         self.plan_release = self._functions.fr_plan_release
         self.plan_release.argtypes = [c_void_p, c_int32, c_int64, c_int64]
         self.plan_poison = self._functions.fr_plan_poison

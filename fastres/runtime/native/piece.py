@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.errors import InputError, OutOfMemory
+from fastres.errors import FastresError, InputError, OutOfMemory
 from fastres.runtime.native.describe import described
 from fastres.runtime.native.draft import Draft, Op
 from fastres.runtime.native.interface import COp, COutside
@@ -45,6 +45,13 @@ class CompiledPlan:
         self._library = library
         self._destroy = weakref.finalize(self, library.plan_destroy, self.handle)
         self._destroy.atexit = False  # a thread may still run it while the process ends
+        wrong = library.plan_check(self.handle)
+        if wrong >= 0:
+            raise FastresError(
+                f"operation {wrong} of a plan of the native engine would reach outside its memory, "
+                "which is a defect of fastres: please report the model, and use engine='onednn' "
+                "until it is mended"
+            )
 
     def release(self) -> None:
         """From now on, give memory back in a run as soon as nothing reads it any more.

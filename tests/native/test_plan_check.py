@@ -1,0 +1,127 @@
+"""A plan is looked at once, before it runs: whatever would reach outside its memory is refused."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from native.emulator import loaded
+from optimizing import optimize
+from small import Net, assert_right, conv, images
+from torch import Tensor, nn
+
+from fastres.errors import FastresError
+from fastres.runtime.native import planner
+from fastres.runtime.native.interface import ARENA, COp
+from fastres.runtime.native.plan import Plan
+
+
+def function(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(m.first(x))
+    z = torch.relu(m.third(torch.relu(m.second(y))) + y)
+    return m.pool(z)  # type: ignore[no-any-return]
+
+
+def network() -> nn.Module:
+    """With a stem, Winograd, a strided convolution, a residual and a pooling."""
+    parts = {"first": conv(3, 64), "second": conv(64, 64), "third": conv(64, 64, 1)}
+    return Net(function, **parts, pool=nn.MaxPool2d(2)).eval()
+
+
+def further(name: str, by: int) -> Callable[[COp], bool]:
+    """Moves a tensor of an operation, if it lies in the arena."""
+
+    def change(op: COp) -> bool:
+        tensor = getattr(op, name)
+        if (
+            tensor.space != ARENA
+            or not tensor.pixel
+            or (name == "residual" and not op.has_residual)
+        ):
+            return False
+        tensor.offset += by
+        return True
+
+    return change
+
+
+def longer_table(name: str) -> Callable[[COp], bool]:
+    def change(op: COp) -> bool:
+        address = getattr(op, name)
+        if not address:
+            return False
+        table = ctypes.cast(address, ctypes.POINTER(ctypes.c_int32))
+        copy = (ctypes.c_int32 * (op.images * op.pixels))(*table[: op.images * op.pixels])
+        copy[len(copy) - 1] += 1 << 28
+        KEPT.append(copy)
+        setattr(op, name, ctypes.addressof(copy))
+        return True
+
+    return change
+
+
+def more_images(op: COp) -> bool:
+    op.images += 1
+    return True
+
+
+def scratch_outside(op: COp) -> bool:
+    op.scratch_offset = 1 << 40
+    return True
+
+
+KEPT: list[Any] = []
+
+DAMAGES: dict[str, Callable[[COp], bool]] = {
+    "input far behind": further("input", 1 << 32),
+    "input in front": further("input", -(1 << 20)),
+    "output far behind": further("output", 1 << 32),
+    "output in front": further("output", -(1 << 20)),
+    "residual far behind": further("residual", 1 << 32),
+    "pixels read": longer_table("input_px"),
+    "pixels written": longer_table("output_px"),
+    "pixels added": longer_table("residual_px"),
+    "images": more_images,
+    "scratch": scratch_outside,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_every_operation_that_reaches_outside_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded()
+    fast = optimize(network(), images(1, channels=3, height=16, width=16), engine="native")
+    plan, number = planner.Planner.plan, 0
+    damaged: list[int] = []
+
+    def with_damage(self: Any) -> Plan:
+        found = plan(self)
+        if len(found.ops) > number and DAMAGES[name](found.ops[number]):
+            damaged.append(number)
+        return found
+
+    monkeypatch.setattr(planner.Planner, "plan", with_damage)
+    for number in range(10):  # every time for a new shape, so that it is planned anew
+        x = images(1 + number, channels=3, height=16, width=18)
+        before = len(damaged)
+        try:
+            fast(x)
+            refused = ""
+        except FastresError as error:
+            refused = str(error)
+        if len(damaged) == before:
+            assert refused == ""
+        else:
+            assert refused.startswith(f"operation {number} of a plan of the native engine would")
+    assert damaged
+
+
+def test_a_right_plan_passes() -> None:
+    model = network()
+    fast = optimize(model, images(1, channels=3, height=16, width=16), engine="native")
+    for batch in (1, 2, 5):
+        assert_right(model, fast, images(batch, channels=3, height=15, width=18))
