@@ -55,10 +55,9 @@ def tiled_conv2d_kernel(
     ROUND_X: tl.constexpr,
     CHAINED: tl.constexpr = False,
 ):
-    """One box of ``out`` [N, P, Q, K] from ``x`` [N, H, W, C] and ``weight`` [R*S, K, C].
+    """One box of ``out`` [N, P, Q, K] from ``x`` [N, H, W, C] and ``weight`` [K, R*S*C].
 
-    BLOCK_SIZE_M is BOX_N * BOX_H * BOX_W. The taps come first in the weight's descriptor, so that
-    channels beyond the last are zeros and not the next tap's: zero times infinity is NaN.
+    BLOCK_SIZE_M is BOX_N * BOX_H * BOX_W.
     """
     boxes_h = tl.cdiv(P, BOX_H)
     boxes_w = tl.cdiv(Q, BOX_W)
@@ -77,7 +76,9 @@ def tiled_conv2d_kernel(
     tap = 0
     channel = 0
     for _ in range(0, R * S * STEPS_PER_TAP):
-        a = weight_desc.load([tap, first_n, channel]).reshape(BLOCK_SIZE_N, BLOCK_SIZE_K)
+        a = weight_desc.load([first_n, tap * C + channel])
+        if C % BLOCK_SIZE_K != 0:  # beyond are the next tap's, and zero times infinity is NaN
+            a = tl.where(channel + tl.arange(0, BLOCK_SIZE_K)[None, :] < C, a, 0.0)
         b = x_desc.load([image, y, x, channel]).reshape(BLOCK_SIZE_M, BLOCK_SIZE_K)
         if INPUT_PRECISION == "tf32" and (ROUND_X or INTERPRETED):
             b = rounded_to_tf32(b)

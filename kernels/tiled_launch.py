@@ -47,7 +47,6 @@ def tiled_call(
     """
     block_n, block_k = config.block_n, config.block_k
     box = [config.box_n, config.box_h, config.box_w]
-    taps = spec.r * spec.s
     rounded = {"round_f32_to_tf32": True} if precision == "tf32" and descriptors_round() else {}
 
     def images(tensor: Tensor, channels: int, **more: bool) -> TensorDescriptor:
@@ -57,15 +56,13 @@ def tiled_call(
         view = tensor.as_strided((n, h, w, c), strides)
         return TensorDescriptor(view, [n, h, w, c], strides, [*box, channels], **more)
 
-    weight_shape, weight_strides = [taps, spec.k, spec.c], [spec.c, taps * spec.c, 1]
-    weight = packed.as_strided(weight_shape, weight_strides)
     return KernelCall(
         kernel=tiled_conv2d_kernel,
         grid=(tiles(spec, config), 1, 1),
         arguments={
             "x_desc": images(x, block_k, **rounded),
             "weight_desc": TensorDescriptor(
-                weight, weight_shape, weight_strides, [1, block_n, block_k]
+                packed, list(packed.shape), list(packed.stride()), [block_n, block_k]
             ),
             "bias_ptr": bias,
             "residual_desc": None if residual is None else images(residual, block_n),

@@ -51,8 +51,8 @@ CONVOLUTIONS = {
     "descriptors, tf32": (ConvSpec(3, 72, 5, 5, 40, 1, 1), DESCRIPTORS, "tf32"),
     "boxes": (ConvSpec(3, 72, 7, 7, 40, 3, 3, padding=SAME), BOXES, "fp16"),
     "boxes, tf32": (
-        ConvSpec(3, 72, 13, 29, 40, 3, 3, padding=SAME),
-        replace(BOXES, block_k=32),
+        ConvSpec(3, 96, 13, 29, 40, 3, 3, padding=SAME),
+        TF32_BOXES,
         "tf32",
     ),
     "boxes, few channels": (ConvSpec(1, 8, 1, 21, 24, 3, 3, padding=SAME), SMALL_BOXES, "bf16"),
