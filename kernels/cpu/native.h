@@ -135,9 +135,9 @@ FR_API void fr_plan_destroy(fr_plan *plan);
 // another number of images; of as many ops as there are where a phase has others; -1 where all is
 // well. Kernels check nothing, so a plan is looked at once.
 FR_API int32_t fr_plan_check(const fr_plan *plan);
-// From now on a run gives `bytes` of its arena at `offset`, both multiples of the page size, back to
-// the system as soon as `op` has run for the last time; they are zero again. For plans whose arenas
-// are not kept between runs anyway. 0: done; 1: no memory, or no such op or bytes.
+// From now on a run gives `bytes` of its arena at `offset`, both multiples of the page size, back
+// to the system as soon as `op` has run for the last time; they are zero again. For plans whose
+// arenas are not kept between runs anyway. 0: done; 1: no memory, or no such op or bytes.
 FR_API int32_t fr_plan_release(fr_plan *plan, int32_t op, int64_t offset, int64_t bytes);
 // Arenas that no run works in are kept for the next one of their plan, of all plans together no
 // more bytes than this; beyond it those go back to the system that were used longest ago.
