@@ -12,9 +12,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import shapes
-from fastres import target
-from fastres.bench import answers, catalogue, source, torch_contenders, workload
+from fastres.bench import answers, catalogue, torch_contenders
 from fastres.bench.contender import DTYPES, Job
+from fastres.system import target
+from fastres.workload import inputs, model_source
 
 WAYS = {
     "eager": torch_contenders.eager,
@@ -32,9 +33,9 @@ def test_model(
     if not target.onednn_supports(DTYPES[precision]):
         pytest.skip(f"oneDNN has no {precision} on this processor")
     benchmark.group = f"{name} {precision}"
-    pool = workload.synthetic_images(16, 3, 224, seed=0)
-    model = source.build(source.parse(name), seed=0)
-    workload.settle(model, pool, seed=0)
+    pool = inputs.synthetic_images(16, 3, 224, seed=0)
+    model = model_source.build(model_source.parse(name), seed=0)
+    inputs.settle(model, pool, seed=0)
     images = pool[:1]
     job = Job(model, images, precision, target.cpu_threads(), tmp_path, tmp_path / "cache")
     ready = WAYS[way](job)

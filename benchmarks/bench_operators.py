@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fastres
 from benchmarks import shapes
 from benchmarks.shapes import ConvShape
-from fastres import target
+from fastres.system import target
 
 _ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import fastres
-from fastres import target
 from fastres.bench import revision
+from fastres.system import target
 
 WAYS = ("optimize", "load")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fastres
 from benchmarks import native
 from fastres import measure
-from fastres.bench import source, workload
+from fastres.workload import inputs, model_source
 
 RESAMPLED = 2000
 """Times that the rounds are drawn anew, with replacement."""
@@ -104,9 +104,9 @@ def timed(case: Case, plan: measure.Plan) -> dict[str, list[int]]:
 @functools.cache
 def network(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
     """A network whose activations stay of ordinary size, and images for it."""
-    model = source.build(source.parse(name), seed=0)
-    pool = workload.synthetic_images(max(4, batch), 3, size, seed=0)
-    workload.settle(model, pool, seed=0)
+    model = model_source.build(model_source.parse(name), seed=0)
+    pool = inputs.synthetic_images(max(4, batch), 3, size, seed=0)
+    inputs.settle(model, pool, seed=0)
     return model, pool[:batch]
 
 

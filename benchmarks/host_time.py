@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 
 import fastres
-from fastres import measure, target
+from fastres import measure
 from fastres.bench import revision
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import Gpu, by_name
@@ -31,6 +31,7 @@ from fastres.runtime.gpu.device import InterpreterDevice
 from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.runner import Runner
+from fastres.system import target
 
 LIMIT_US = 20.0
 """More than this above the bare launch is too much."""

@@ -37,11 +37,11 @@ from benchmarks import native
 from fastres import measure, ops
 from fastres.bench import catalogue, record, session, settings, table, torch_contenders
 from fastres.bench.contender import OURS, Contender, Job, Ready
-from fastres.bench.progress import Progress
 from fastres.bench.record import Batch
 from fastres.graph import arguments, constant
 from fastres.kernels import reference
 from fastres.runtime.propagate import propagate
+from fastres.system.progress import Progress
 
 Convolution = Callable[..., Tensor]
 

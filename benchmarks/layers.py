@@ -32,9 +32,11 @@ from torch import Tensor, nn
 
 import fastres
 from benchmarks import native, openvino_layers
-from fastres import measure, target
-from fastres.bench import revision, source, workload
+from fastres import measure
+from fastres.bench import revision
 from fastres.runtime.native.library import Library, load
+from fastres.system import target
+from fastres.workload import inputs, model_source
 
 PEAK_MILLISECONDS = 20
 """What measuring the peak takes in each round."""
@@ -253,9 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.batch > given.threads and given.batch % given.threads:
         # Threads then work by themselves and together, and only the former's layers are timed.
         parser.error(f"--batch {given.batch}: expected a multiple of {given.threads} threads")
-    model = source.build(source.parse(given.model), seed=0)
-    pool = workload.synthetic_images(max(16, given.batch), 3, given.size, seed=0)
-    workload.settle(model, pool[:16], seed=0)
+    model = model_source.build(model_source.parse(given.model), seed=0)
+    pool = inputs.synthetic_images(max(16, given.batch), 3, given.size, seed=0)
+    inputs.settle(model, pool[:16], seed=0)
     images = pool[: given.batch]
     console = Console(width=None if sys.stdout.isatty() else 110)
     found: list[Found] = []

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres import target
-from fastres.bench import memory, revision, source
+from fastres.bench import memory, revision
+from fastres.system import target
+from fastres.workload import model_source
 
 LIMIT = 32 << 20
 """Bytes that the last pass may end above the third one, which has seen every shape three times."""
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", type=int, default=50)
     parser.add_argument("--json", type=Path, help="write the record")
     given = parser.parse_args(argv)
-    model = source.build(source.parse(given.model), seed=0)
+    model = model_source.build(model_source.parse(given.model), seed=0)
     fast = fastres.optimize(model, precision=given.precision)
     found = sizes(fast, given.calls, given.shapes)
     ends = found[given.shapes - 1 :: given.shapes]

@@ -21,8 +21,10 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres import measure, target
-from fastres.bench import revision, source, workload
+from fastres import measure
+from fastres.bench import revision
+from fastres.system import target
+from fastres.workload import inputs, model_source
 
 LIMIT = 0.05
 """More than this share of the operators' own time is too much."""
@@ -89,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     rows = []
     for name in given.model:
-        model = source.build(source.parse(name), seed=0)
-        images = workload.synthetic_images(given.batch, 3, 224, seed=0)
-        workload.settle(model, workload.synthetic_images(16, 3, 224, seed=0), seed=0)
+        model = model_source.build(model_source.parse(name), seed=0)
+        images = inputs.synthetic_images(given.batch, 3, 224, seed=0)
+        inputs.settle(model, inputs.synthetic_images(16, 3, 224, seed=0), seed=0)
         for precision in ("fp32", "bf16"):
             fast = fastres.optimize(model, images, precision=precision)
             plan = measure.Plan(seconds=given.seconds)

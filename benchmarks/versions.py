@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fastres import versions
+from fastres.system import versions
 
 RECORD = Path(__file__).parent / "results" / "versions.json"
 

@@ -8,7 +8,7 @@ from fastres.export.onnx_builder import Builder
 
 
 def activate(b: Builder, x: str, name: str) -> str:
-    """Apply one of :data:`fastres.spec.ACTIVATIONS`.
+    """Apply one of :data:`fastres.kernels.spec.ACTIVATIONS`.
 
     Hard-swish is ``x * HardSigmoid(x)``: the operator HardSwish is not on TensorRT's list.
     """

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastres.atomic import as_path, refuse_special
 from fastres.capture import as_arguments, in_eval_mode
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
@@ -23,7 +22,8 @@ from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.pipeline import around
 from fastres.plain import refuse_watched, settled
-from fastres.runtime.threads import safe_threads
+from fastres.system.files import as_path, refuse_special
+from fastres.system.threads import safe_threads
 from fastres.verification import precision_of
 
 OPSET = 18

@@ -11,10 +11,10 @@ import onnx
 import torch
 from torch import Tensor
 
-from fastres import target
 from fastres.errors import VerificationError
 from fastres.export.onnx_graph import Converted
 from fastres.export.requirements import need_onnxruntime
+from fastres.system import target
 
 
 class Differs(Exception):

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
 from fastres.plain import refuse_watched, settled
-from fastres.runtime.threads import safe_threads
+from fastres.system.threads import safe_threads
 
 KEPT_RUNS = 1000
 """How many later runs :attr:`Session.timings` looks back on."""

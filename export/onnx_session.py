@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-from fastres import target
-from fastres.atomic import as_path
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -27,6 +25,8 @@ from fastres.errors import (
 )
 from fastres.export.onnx_running import Session
 from fastres.export.requirements import need_onnx, need_onnxruntime
+from fastres.system import target
+from fastres.system.files import as_path
 
 PREFERRED: tuple[str, ...] = (
     "TensorrtExecutionProvider",

@@ -19,7 +19,7 @@ from fastres import ops
 from fastres.errors import VerificationError
 from fastres.optimized import OptimizedModule
 from fastres.plain import refuse_watched
-from fastres.runtime.threads import safe_threads
+from fastres.system.threads import safe_threads
 from fastres.tracing import dynamic_sizes, with_batch
 
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastres.atomic import as_path, refuse_null
 from fastres.errors import OptionError, VerificationError
 from fastres.export import triton_config
 from fastres.export.onnx_export import to_onnx
@@ -33,7 +32,8 @@ from fastres.export.onnx_session import session
 from fastres.export.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
 from fastres.plain import refuse_watched
-from fastres.runtime.threads import safe_threads
+from fastres.system.files import as_path, refuse_null
+from fastres.system.threads import safe_threads
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
-from fastres import forking, nested
+from fastres import nested
 from fastres.contract import Contract
 from fastres.defaults import name_defaults
 from fastres.diagnose import why_not_captured
@@ -36,8 +36,9 @@ from fastres.graph import (
     output_nodes,
     user_path,
 )
-from fastres.place import move
-from fastres.quiet import quiet
+from fastres.system import forking
+from fastres.system.device import move
+from fastres.system.torch_logs import quiet
 from fastres.tracing import Exported, export_openly, import_ahead
 from fastres.untouched import untouched
 from fastres.wrappers import like

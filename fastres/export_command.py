@@ -15,11 +15,11 @@ from torch import nn
 
 from fastres import labels as label_files
 from fastres import weights
-from fastres.bench import source, workload
-from fastres.bench.progress import Progress
 from fastres.errors import FastresError, OptionError, VerificationError
 from fastres.export import OnnxReport, to_onnx
 from fastres.export.onnx_export import OPSET, OPSETS, PRECISIONS
+from fastres.system.progress import Progress
+from fastres.workload import inputs, model_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
-    chosen = source.named(given.depth, given.model)
+    chosen = model_source.named(given.depth, given.model)
     if given.classes is not None and given.classes < 1:
         raise OptionError(f"--classes {given.classes}: expected a number of at least 1")
     labels = None if given.labels is None else label_files.read(given.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
-        model = source.build(chosen, given.seed, given.classes)
+        model = model_source.build(chosen, given.seed, given.classes)
         if given.weights is not None:
             weights.load_into(model, given.weights)
         progress.show("optimising, writing and checking", 0.2)
@@ -76,7 +76,7 @@ def _example(model: nn.Module, size: int) -> torch.Tensor:
     if size < 1:
         raise OptionError(f"--size {size}: expected a number of pixels of at least 1")
     return torch.zeros(
-        (1, workload.input_channels(model), size, size), dtype=torch.float32, device="cpu"
+        (1, inputs.input_channels(model), size, size), dtype=torch.float32, device="cpu"
     )
 
 

@@ -178,7 +178,7 @@ def aliases(target: Any) -> bool:
 
 
 def activation_of(node: Any) -> str:
-    """Which of :data:`fastres.spec.ACTIVATIONS` a stand-alone ATen node applies, or "none"."""
+    """Which of ``spec.ACTIVATIONS`` a stand-alone ATen node applies, or "none"."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return "none"
     name = _ACTIVATIONS.get(node.target)

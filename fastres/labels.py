@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import OptionError
-from fastres.regular import read_text
+from fastres.system.regular import read_text
 
 
 def read(path: str | Path) -> list[str]:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import forking, ops, profile
+from fastres import ops, profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
-from fastres.atomic import as_path
 from fastres.capture import Captured
 from fastres.errors import (
     ArtifactError,
@@ -37,7 +36,9 @@ from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.ordinary import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights
-from fastres.runtime.threads import preparing, safe_threads
+from fastres.system import forking
+from fastres.system.files import as_path
+from fastres.system.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fastres.errors import OptionError
-from fastres.target import most_threads
+from fastres.system.target import most_threads
 
 PRECISIONS: dict[str, torch.dtype] = {
     "fp32": torch.float32,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from fastres.errors import InputError, OptionError
-from fastres.regular import open_regular
+from fastres.system.regular import open_regular
 from fastres.transforms import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Transforms
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ from fastres.errors import (
     VerificationError,
 )
 from fastres.options import Options
-from fastres.place import move
 from fastres.recipe import ReadRecipe, Recipe, make_graph
 from fastres.report import Check, Report
 from fastres.retype import Recorder
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import Runner
+from fastres.system.device import move
 
 BOUND = 8.0
 """How many times eager's own error the result may be off on the one sample; as ``optimize`` has it

@@ -19,10 +19,10 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fastres import forking, versions
 from fastres.contract import Contract, contract_of, fixed_size
 from fastres.decisions import Decisions, TangledSizes
 from fastres.errors import InputError
+from fastres.system import forking, versions
 
 TANGLED = 60
 """Operations in the expression of one size, beyond which symbols do not pay.
@@ -354,7 +354,7 @@ class _Loader:
         """Load, and never end.
 
         On a machine without a GPU, a CUDA build of torch 2.11 crashes in the next capture once the
-        thread of the first one is over (see :func:`fastres.versions.stand_in_for_a_gpu`).
+        thread of the first one is over (see :func:`fastres.system.versions.stand_in_for_a_gpu`).
         """
         self._load()
         threading.Event().wait()

@@ -37,7 +37,7 @@ from fastres.options import PRECISIONS
 from fastres.pipeline import around
 from fastres.plain import refuse_watched, settled
 from fastres.retype import Recorder
-from fastres.runtime.threads import safe_threads
+from fastres.system.threads import safe_threads
 from fastres.untouched import untouched
 from fastres.wrappers import like, unwrapped
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastres.bench import source, workload
 from fastres.errors import FastresError, OptionError
 from fastres.optimization import optimize
 from fastres.options import PRECISIONS
 from fastres.verification import BOUND, verify
+from fastres.workload import inputs, model_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,17 +36,17 @@ def _run(given: argparse.Namespace) -> int:
         raise OptionError(f"--images {given.images}: expected a directory of images")
     if given.count < 1 or given.size < 1 or not given.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = source.named(given.depth, given.model)
-    model = source.build(chosen, given.seed)
+    chosen = model_source.named(given.depth, given.model)
+    model = model_source.build(chosen, given.seed)
     if given.images is not None:
-        images, different = workload.photographs(given.images, given.count, given.size)
+        images, different = inputs.photographs(given.images, given.count, given.size)
         data = f"{different} photographs"
     else:
-        channels = workload.input_channels(model)
-        images = workload.synthetic_images(given.count, channels, given.size, given.seed)
+        channels = inputs.input_channels(model)
+        images = inputs.synthetic_images(given.count, channels, given.size, given.seed)
         data = f"{given.count} synthetic images"
     if chosen.has_random_weights:
-        for sentence in workload.settle(model, images, given.seed):
+        for sentence in inputs.settle(model, images, given.seed):
             print(sentence)
     fast = optimize(model, images[:1], precision=given.precision, engine=given.engine)
     print(fast.report)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres.errors import ModelError, OptionError
-from fastres.regular import open_regular
+from fastres.system.regular import open_regular
 from fastres.wrappers import unprefixed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")

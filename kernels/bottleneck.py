@@ -11,7 +11,8 @@ A program owns BLOCK_SIZE_M output pixels of the convolution, and all filters of
 
 The filters of ``narrow`` can be made CHUNK at a time, each chunk by a loop of its own: that is how
 the sums of a width of 512 fit into registers, and how groups read few channels but their own.
-Letters as in :mod:`fastres.spec`; images are channels-last, weights have the reduction innermost.
+Letters as in :mod:`fastres.kernels.spec`; images are channels-last, weights have the reduction
+innermost.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.conv2d_launch import DTYPES, channels_last, precision_of
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, pack_linear, rounded
-from fastres.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 
 
 def pack_bottleneck(weight: Tensor, groups: int = 1, precision: str | None = None) -> Tensor:

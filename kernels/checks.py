@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels.call import INT32_ELEMENTS, needs_int64
-from fastres.spec import ACTIVATIONS
+from fastres.kernels.spec import ACTIVATIONS
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 """The dtypes of images and weights."""

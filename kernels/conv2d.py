@@ -2,8 +2,8 @@
 
 ``out[m, n] = activation(pre_activation(sum_k x[m, k] * weight[n, k] + bias[n]) + residual[m, n])``
 with m an output pixel (N*P*Q), n a filter and k = (r, s, c) a weight of it; letters as in
-:mod:`fastres.spec`, images channels-last. One loop runs over all of k, whatever the filter's
-shape: only a single loop is pipelined through shared memory.
+:mod:`fastres.kernels.spec`, images channels-last. One loop runs over all of k, whatever the
+filter's shape: only a single loop is pipelined through shared memory.
 
 The address of ``x[m, k]`` is a part that depends on m alone, computed before the loop, plus one
 that depends on k alone: the tap's and channel's distance from the window's first pixel. Which

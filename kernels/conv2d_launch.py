@@ -17,9 +17,9 @@ from fastres.kernels.conv2d import conv2d_kernel
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
 from fastres.kernels.pointwise_launch import pointwise_call, why_no_descriptors
+from fastres.kernels.spec import ConvSpec, Padding, Pair
 from fastres.kernels.split_sums_launch import partial_sums, sum_call
 from fastres.kernels.tiled_launch import tiled_call, why_no_boxes
-from fastres.spec import ConvSpec, Padding, Pair
 
 DTYPES: dict[str, torch.dtype] = {
     "fp16": torch.float16,
@@ -72,7 +72,7 @@ def conv2d_calls(
         residual: like ``out``, or None. May be ``out`` itself.
         out: [N, K, P, Q], channels-last and dense, same dtype.
         spec: the convolution.
-        pre_activation, activation: of :data:`fastres.spec.ACTIVATIONS`.
+        pre_activation, activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         workspace: one-dimensional, contiguous float32 of at least ``workspace_bytes(...)``.

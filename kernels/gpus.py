@@ -1,7 +1,7 @@
 """What the kernels need to know about GPUs: figures of the makers' documents, never measured here.
 
 An architecture is what code is compiled for; a GPU is a product with one. Nothing here asks the
-machine: :mod:`fastres.target` does, and looks up what it found.
+machine: :mod:`fastres.system.target` does, and looks up what it found.
 
 Sources. Limits of a multiprocessor: NVIDIA, "CUDA C++ Programming Guide", the table of technical
 specifications per compute capability; AMD, "CDNA2" and "CDNA3" instruction set references and the

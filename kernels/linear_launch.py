@@ -12,7 +12,7 @@ from fastres.kernels.configs.conv2d import counters as counters_of
 from fastres.kernels.conv2d_launch import conv2d_calls, precision_of, workspace_bytes
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import pack_linear
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 
 def linear_spec(rows: int, inputs: int, outputs: int) -> ConvSpec:

@@ -14,8 +14,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastres.kernels.call import INT32_ELEMENTS, KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_descriptors
 from fastres.kernels.pointwise import pointwise_kernel
-from fastres.spec import ConvSpec
-from fastres.versions import descriptors_round
+from fastres.kernels.spec import ConvSpec
+from fastres.system.versions import descriptors_round
 
 
 def why_no_descriptors(

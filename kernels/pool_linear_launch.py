@@ -14,7 +14,7 @@ from fastres.kernels.configs.pooling import PoolLinearConfig, choose_pool_linear
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.pooling import pool_linear_kernel
 from fastres.kernels.pooling_launch import channels_last
-from fastres.spec import PoolLinearSpec
+from fastres.kernels.spec import PoolLinearSpec
 
 
 def pool_linear_calls(
@@ -36,7 +36,7 @@ def pool_linear_calls(
         weight: [K, C], contiguous, of the same dtype.
         bias: [K] float32, or None.
         out: [N, K], contiguous, of the same dtype.
-        activation: of :data:`fastres.spec.ACTIVATIONS`.
+        activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
         config: how to launch.
 
     Raises:

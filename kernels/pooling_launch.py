@@ -13,7 +13,7 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import check_images, check_tensor, wide
 from fastres.kernels.configs.pooling import PoolConfig, choose_global_avg_pool, choose_pool2d
 from fastres.kernels.pooling import avg_pool2d_kernel, global_avg_pool_kernel, max_pool2d_kernel
-from fastres.spec import Pair, pair
+from fastres.kernels.spec import Pair, pair
 
 UNROLLED_TAPS = 9
 """Steps of a window that are unrolled: their loads are in flight together."""

@@ -11,7 +11,7 @@ from fastres.errors import InputError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import check_tensor, described, wide
 from fastres.kernels.conv2d import sum_of_splits_kernel
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 _SUM_BLOCK = 1024
 

@@ -3,7 +3,7 @@
 A program computes TILE_H x TILE_W pixels of the convolution, rounds them as if they were stored,
 and keeps the largest under each window that lies in the tile. Windows have two or three taps per
 axis and a stride of two: each is a pair of pixels, and with three taps the first of the next pair,
-so that neighbouring tiles overlap by one pair. Letters as in :mod:`fastres.spec`.
+so that neighbouring tiles overlap by one pair. Letters as in :mod:`fastres.kernels.spec`.
 
 In channels-last memory the S * C numbers under a row of the filter are neighbours. A step of the
 loop is one such row: ROW numbers, a power of two, of which LEAD come before the filter's first one,

@@ -28,8 +28,8 @@ from fastres.kernels.configs.stem import (
 from fastres.kernels.conv2d_launch import DTYPES, channels_last, precision_of
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import rounded
+from fastres.kernels.spec import ConvSpec, StemSpec
 from fastres.kernels.stem import stem_kernel
-from fastres.spec import ConvSpec, StemSpec
 
 
 def pack_stem(weight: Tensor, spec: StemSpec, precision: str | None = None) -> Tensor:
@@ -70,7 +70,7 @@ def stem_calls(
         bias: [K] float32, or None.
         out: [N, K, P', Q'], channels-last and dense, in ``precision``'s dtype.
         spec: the stem.
-        activation: of :data:`fastres.spec.ACTIVATIONS`.
+        activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         scale, shift: [C] float32, of a stem of bytes.

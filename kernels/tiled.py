@@ -1,7 +1,8 @@
 """Convolution with stride 1 whose tiles are boxes of pixels, copied by tensor descriptor.
 
 ``out[n, p, q, k] = activation(pre_activation(sum_rsc x[n, p + r, q + s, c] * weight[k, r, s, c]
-+ bias[k]) + residual[n, p, q, k])``, with padding and dilation; letters as in :mod:`fastres.spec`.
++ bias[k]) + residual[n, p, q, k])``, with padding and dilation; letters as in
+:mod:`fastres.kernels.spec`.
 
 A program's tile is a box of BOX_N images by BOX_H rows by BOX_W columns. Under each tap of the
 filter lies such a box of the input, shifted: one copy of the copy engine's *tiled* mode, which

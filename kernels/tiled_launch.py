@@ -8,9 +8,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastres.kernels.call import INT32_ELEMENTS, KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_boxes, tiles
 from fastres.kernels.pointwise_launch import why_not_aligned
+from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tiled import tiled_conv2d_kernel
-from fastres.spec import ConvSpec
-from fastres.versions import descriptors_round
+from fastres.system.versions import descriptors_round
 
 
 def why_no_boxes(

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastres.versions import why_not_interpreted
+from fastres.system.versions import why_not_interpreted
 
 _BFLOAT16_NAN = 0x7FC0
 
 
 def need() -> None:
-    """Skip the test where Triton's interpreter cannot run: see ``fastres.versions``."""
+    """Skip the test where Triton's interpreter cannot run: see ``fastres.system.versions``."""
     reason = why_not_interpreted()
     if reason is not None:
         pytest.skip(reason)

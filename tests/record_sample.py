@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastres import target
 from fastres.bench.record import Batch, Fresh, Record, Row
+from fastres.system import target
 
 
 def sample() -> Record:

@@ -21,7 +21,7 @@ from fastres.errors import (
     ModelError,
     OptionError,
 )
-from fastres.versions import release
+from fastres.system.versions import release
 
 
 def small_model() -> nn.Module:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastres import cgroup
+from fastres.system import cgroup
 
 V1_CPU = "33 32 0:29 {top} {point} rw,relatime - cgroup cgroup rw,cpu,cpuacct"
 V1_MEMORY = "34 32 0:30 {top} {point} rw,relatime - cgroup cgroup rw,memory"

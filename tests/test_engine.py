@@ -17,7 +17,7 @@ from zoo.resblk import ConcatenationNetwork, ResBlkNetwork
 
 from fastres.errors import InputError
 from fastres.runtime.propagate import propagate
-from fastres.versions import why_not_interpreted
+from fastres.system.versions import why_not_interpreted
 
 
 def everything() -> nn.Module:

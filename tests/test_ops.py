@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from fastres import ops
-from fastres.spec import ACTIVATIONS
+from fastres.kernels.spec import ACTIVATIONS
 
 OPERATORS = {target._opname: target for target in ops.REFERENCE}
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution by its sizes; the letters are those of ``fastres.spec``."""
+    """A convolution by its sizes; the letters are those of ``fastres.kernels.spec``."""
 
     x: tuple[int, int, int, int] = (2, 3, 6, 5)
     k: int = 4

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fastres
 from fastres.errors import ModelError, NotOptimizedError, OptionError, TargetError
-from fastres.versions import release
+from fastres.system.versions import release
 
 
 def small_model() -> nn.Module:

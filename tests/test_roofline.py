@@ -15,11 +15,11 @@ from fastres import models
 from fastres.cli import main as cli
 from fastres.errors import OptionError
 from fastres.kernels import gpus
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.roofline import main
 from fastres.roofline.layers import Layer, graph_of, layers_of
 from fastres.roofline.view import View, view
 from fastres.runtime.gpu.worth import by_model, wherever_it_fits
-from fastres.spec import BottleneckSpec, ConvSpec
 
 
 @functools.cache

@@ -18,10 +18,10 @@ from small import conv, images, measured, net
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.runtime import threads
 from fastres.runtime.cache import CAPACITY
 from fastres.runtime.executable import Executable
 from fastres.runtime.packing import PackedWeights
+from fastres.system import threads
 
 
 def residual_block() -> nn.Module:

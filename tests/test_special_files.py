@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fastres
-from fastres import atomic, labels, weights
+from fastres import labels, weights
 from fastres.artifact import operators
 from fastres.errors import ArtifactError, FastresError, InputError, OptionError
 from fastres.preprocess import list_images, load_pixels
-from fastres.regular import open_regular
+from fastres.system import files
+from fastres.system.regular import open_regular
 
 IMAGE = torch.zeros(2, 3, 12, 10)
 
@@ -231,7 +232,7 @@ def test_two_files_of_one_model_are_the_same(tmp_path: Path) -> None:
 @not_under_sanitizers
 def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom fastres.atomic import replacing\n"
+        "import sys, time\nfrom fastres.system.files import replacing\n"
         "with replacing(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n    print('there', flush=True)\n    time.sleep(100)\n"
     )
@@ -246,12 +247,12 @@ def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None
         killed.kill()
         killed.wait()
         assert len(list(tmp_path.iterdir())) == 2
-        with atomic.replacing(target) as temporary:
+        with files.replacing(target) as temporary:
             temporary.write_text("whole")
         left = [path for path in tmp_path.iterdir() if path != target]
         assert len(left) == 1  # of the process that still lives
         other.kill()
-    with atomic.replacing(target) as temporary:
+    with files.replacing(target) as temporary:
         temporary.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 

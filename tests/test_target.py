@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastres import target
+from fastres.system import target
 
 INTEL = """processor	: 0
 vendor_id	: GenuineIntel
@@ -239,7 +239,7 @@ def test_environment_names_preloaded_libraries_without_their_folders(
 
 @pytest.mark.parametrize("binding", [{"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}, {}])
 def test_threads_that_openmp_binds_are_counted_all(binding: dict[str, str]) -> None:
-    script = "import torch; from fastres.target import cpu_threads; print(cpu_threads())"
+    script = "import torch; from fastres.system.target import cpu_threads; print(cpu_threads())"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
     done = subprocess.run(
         [sys.executable, "-c", script], env={**clean, **binding}, capture_output=True, check=True

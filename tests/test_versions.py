@@ -14,7 +14,7 @@ import triton
 from torch.export.graph_signature import OutputKind
 
 from benchmarks import versions as lane
-from fastres import versions
+from fastres.system import versions
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 import fastres
 from fastres.errors import CaptureError
-from fastres.versions import release
+from fastres.system.versions import release
 
 
 @pytest.fixture

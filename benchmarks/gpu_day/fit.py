@@ -21,7 +21,7 @@ from benchmarks.gpu_day.settings import GPU
 from fastres.kernels.configs import cost
 from fastres.kernels.configs.conv2d import Conv2dConfig, estimate_conv2d
 from fastres.kernels.gpus import Gpu, by_name
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 STEPS = (1.4, 1.15, 1.05)
 """Factors by which a constant is tried larger and smaller, the rough ones first."""

@@ -17,7 +17,7 @@ from benchmarks.gpu_day.answers import FACTOR, relative
 from benchmarks.gpu_day.faults import spoilt
 from benchmarks.gpu_day.results import Job, Record
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, REHEARSED, allow_tf32
-from fastres.bench import source, workload
+from fastres.workload import inputs, model_source
 
 EXAMPLE = 1
 """Images of the example: a batch whose kernels are prepared."""
@@ -77,10 +77,10 @@ def size_of(model: str) -> int:
 def settled(model: str) -> tuple[nn.Module, Tensor]:
     """On the CPU, whose generators draw the weights: the network, and 16 images."""
     torch.manual_seed(0)
-    net = Tiny() if model == "tiny" else source.build(source.parse(model), seed=0)
+    net = Tiny() if model == "tiny" else model_source.build(model_source.parse(model), seed=0)
     net = net.eval()
-    pool = workload.synthetic_images(16, 3, size_of(model), seed=0)
-    workload.settle(net, pool, seed=0)
+    pool = inputs.synthetic_images(16, 3, size_of(model), seed=0)
+    inputs.settle(net, pool, seed=0)
     return net, pool
 
 

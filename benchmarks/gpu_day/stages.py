@@ -20,7 +20,7 @@ from benchmarks.gpu_day import (
 )
 from benchmarks.gpu_day.results import DEVICE_IS_GONE, DeviceIsGone, Job, Results
 from benchmarks.gpu_day.settings import REHEARSED
-from fastres import versions
+from fastres.system import versions
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from fastres.artifact import stored
 from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.strict import count, of_type, text
-from fastres.atomic import replacing
 from fastres.errors import ArtifactError
-from fastres.target import cpu_threads
+from fastres.system.files import replacing
+from fastres.system.target import cpu_threads
 
 FORMAT_VERSION = 1
 """Grows with every change that an older fastres would misread."""

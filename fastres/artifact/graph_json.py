@@ -29,7 +29,7 @@ from fastres.artifact.operators import PYTHON, operator_name, resolve, type_of
 from fastres.artifact.strict import fields, identifier, items, of_type, text
 from fastres.errors import ArtifactError
 from fastres.graph import output_nodes
-from fastres.spec import ACTIVATIONS
+from fastres.kernels.spec import ACTIVATIONS
 from fastres.transforms import Interpolation
 
 MOST_NODES = 100_000

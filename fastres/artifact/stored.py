@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastres.artifact.strict import count, of_type
 from fastres.errors import ArtifactError
-from fastres.regular import open_regular
+from fastres.system.regular import open_regular
 
 LARGEST_HEADER = 2**26
 """Bytes of the header of safetensors, which holds the description: 64 MiB. A ResNet-50 has 0.2."""

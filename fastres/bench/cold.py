@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from fastres.bench import catalogue, device, memory, source
+from fastres.bench import catalogue, device, memory
 from fastres.bench.contender import Job
+from fastres.workload import model_source
 
 CALLS = 3
 """Further calls after the first: memory that only a second call takes counts as well."""
@@ -62,7 +63,7 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
     warnings.simplefilter("ignore")
     request = Request(**json.loads(Path(argv[0]).read_text()))
     torch.set_num_threads(request.threads)
-    model = source.build(source.parse(request.model), request.seed)
+    model = model_source.build(model_source.parse(request.model), request.seed)
     if request.weights is not None:
         model.load_state_dict(torch.load(request.weights, weights_only=True))
     where = torch.device(request.device)

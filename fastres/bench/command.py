@@ -9,10 +9,10 @@ from fastres.bench import record as records
 from fastres.bench import settings as command_line
 from fastres.bench import table
 from fastres.bench.catalogue import FASTRES
-from fastres.bench.progress import Progress
 from fastres.bench.record import Record
 from fastres.bench.settings import Settings
 from fastres.errors import FastresError, OptionError
+from fastres.system.progress import Progress
 
 
 def run(argv: Sequence[str] | None) -> int:

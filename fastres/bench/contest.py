@@ -10,21 +10,14 @@ import torch
 from torch import nn
 
 from fastres import measure
-from fastres.bench import (
-    answers,
-    catalogue,
-    device,
-    fresh,
-    neighbours,
-    torch_contenders,
-    workload,
-)
+from fastres.bench import answers, catalogue, device, fresh, neighbours, torch_contenders
 from fastres.bench.cold import Request
 from fastres.bench.contender import PRECISIONS, Contender, Job, Ready
-from fastres.bench.progress import Progress
 from fastres.bench.record import Batch, Row, anonymous
 from fastres.bench.settings import Settings
 from fastres.errors import ModelError
+from fastres.system.progress import Progress
+from fastres.workload import inputs
 
 Call = Callable[[], object]
 Entry = tuple[Contender, str]
@@ -79,7 +72,7 @@ def hold(
     """
     settings = stage.settings
     torch_contenders.forget_compiled()
-    checked = workload.images_checked(batch)
+    checked = inputs.images_checked(batch)
     truth = stage.truth.first(checked)
     request = None
     if cold:

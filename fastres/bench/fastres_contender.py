@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import warnings
 
-from fastres import target
 from fastres.bench.contender import DTYPES, Job, Ready
 from fastres.bench.torch_contenders import environment
 from fastres.errors import FastresWarning
+from fastres.system import target
 
 
 def prepare(job: Job) -> Ready:

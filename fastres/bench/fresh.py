@@ -14,7 +14,7 @@ from torch import nn
 from fastres.bench.cold import Request
 from fastres.bench.contender import Job
 from fastres.bench.record import Fresh, anonymous
-from fastres.bench.source import Source
+from fastres.workload.model_source import Source
 
 TIMEOUT = 900
 """Seconds after which a process is given up."""

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from fastres import target
+from fastres.system import target
 
 _STAT = Path("/proc/stat")
 

@@ -108,7 +108,7 @@ class Record:
         created: UTC, ISO 8601.
         command: its arguments.
         revision: git revision of fastres, with "+changes" if there are any; None if unknown.
-        environment: `fastres.target.environment` while measuring.
+        environment: `fastres.system.target.environment` while measuring.
         settings: model, size, threads, seeds, seconds.
         model: what is known of it: parameters, how its weights came about.
         batches: what was measured.

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastres import target
-from fastres.bench import answers, contender, contest, revision, source, workload
-from fastres.bench.progress import Progress
+from fastres.bench import answers, contender, contest, revision
 from fastres.bench.record import Record, anonymous
 from fastres.bench.settings import Settings
 from fastres.errors import OptionError
+from fastres.system import target
+from fastres.system.progress import Progress
+from fastres.workload import inputs, model_source
 
 
 def run(
@@ -50,11 +51,11 @@ def run(
                 "hip": torch.version.hip,
                 "cudnn": torch.backends.cudnn.version(),
             }
-        model = source.build(settings.source, settings.seed)
+        model = model_source.build(settings.source, settings.seed)
         pool, images = _pool(settings, model)
         weights = ["as the function returned them"]
         if settings.source.has_random_weights:
-            weights = workload.settle(model, pool, settings.seed)
+            weights = inputs.settle(model, pool, settings.seed)
         progress.show(f"{len(pool)} images through {settings.source} in float64")
         truth = answers.oracle(model, pool)
         entries = contest.entries(settings) if entries is None else entries
@@ -81,14 +82,14 @@ def run(
 
 def _pool(settings: Settings, model: nn.Module) -> tuple[torch.Tensor, str]:
     """The images, and what they are."""
-    count = workload.pool_size(settings.batches)
-    channels = workload.input_channels(model)
+    count = inputs.pool_size(settings.batches)
+    channels = inputs.input_channels(model)
     if settings.images is None:
-        pool = workload.synthetic_images(count, channels, settings.size, settings.seed)
+        pool = inputs.synthetic_images(count, channels, settings.size, settings.seed)
         return pool, f"{count} synthetic ones, seed {settings.seed}"
     if channels != 3:
         raise OptionError(f"--images: the model takes {channels} channels, photographs have 3")
-    pool, distinct = workload.photographs(settings.images, count, settings.size)
+    pool, distinct = inputs.photographs(settings.images, count, settings.size)
     return pool, f"{distinct} photographs, repeated to {count}" if distinct < count else (
         f"{count} photographs"
     )

@@ -12,11 +12,12 @@ from typing import Literal, TypeVar
 
 import torch
 
-from fastres import target
-from fastres.bench import catalogue, source
+from fastres.bench import catalogue
 from fastres.bench import device as devices
 from fastres.bench.contender import DTYPES, PRECISIONS
 from fastres.errors import OptionError
+from fastres.system import target
+from fastres.workload import model_source
 
 _T = TypeVar("_T")
 Cold = Literal["first", "each", "none"]
@@ -33,7 +34,7 @@ failed the check of its answers, or 2 for options that cannot be.
 class Settings:
     """What is measured, and where the result goes. The fields are those of ``--help``."""
 
-    source: source.Source
+    source: model_source.Source
     batches: tuple[int, ...]
     size: int
     device: torch.device
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> Settings:
             raise OptionError(f"{option} {path}: there is no directory {path.parent} to write to")
     device = devices.parse(given.device)
     return Settings(
-        source=source.parse(model),
+        source=model_source.parse(model),
         batches=_distinct("--batch", given.batch),
         size=given.size,
         device=device,

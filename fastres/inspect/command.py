@@ -14,7 +14,6 @@ from rich.console import Console
 from torch import fx
 
 from fastres import models
-from fastres.bench import source
 from fastres.errors import FastresError, OptionError, TargetError
 from fastres.inspect.reading import Reading
 from fastres.kernels import gpus
@@ -22,7 +21,8 @@ from fastres.kernels.gpus import ARCHITECTURES, Architecture
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
 from fastres.roofline.layers import graph_of
-from fastres.target import cpu_threads
+from fastres.system.target import cpu_threads
+from fastres.workload import model_source
 
 MODELS = ("resnet18", "resnet50", "resnext50_32x4d")
 DEFAULT_ARCHITECTURES = ("sm_80", "sm_90")
@@ -61,11 +61,11 @@ def _run(given: argparse.Namespace) -> int:
         ) from error
     require_compiler()
     names = given.model if given.depth is None else [f"resnet{given.depth}"]
-    chosen = [source.parse(name) for name in names]
+    chosen = [model_source.parse(name) for name in names]
     readings: dict[str, list[Reading]] = {each.name: [] for each in architectures}
     for precision in dict.fromkeys(given.precision):
         dtype = _dtype(precision)
-        graphs = {str(each): graph_of(source.build(each, seed=0), dtype) for each in chosen}
+        graphs = {str(each): graph_of(model_source.build(each, seed=0), dtype) for each in chosen}
         for architecture in architectures:
             readings[architecture.name] += read(
                 graphs, given.batch, given.size, precision, architecture

@@ -28,8 +28,8 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.graph import add_constant, arguments, call, constant, erase_unused, module_of
+from fastres.kernels.spec import ConvSpec
 from fastres.passes.fuse_blocks import conv_spec
-from fastres.spec import ConvSpec
 
 aten = torch.ops.aten
 

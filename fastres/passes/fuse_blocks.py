@@ -42,8 +42,8 @@ from fastres.graph import (
     label,
     module_of,
 )
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 from fastres.report import Remark
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 aten = torch.ops.aten
 

@@ -37,8 +37,8 @@ from fastres.graph import (
     replace,
     value_of,
 )
+from fastres.kernels.spec import Pair, pair, same_padding
 from fastres.passes.context import Context
-from fastres.spec import Pair, pair, same_padding
 
 aten = torch.ops.aten
 

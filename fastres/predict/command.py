@@ -10,8 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fastres import labels, target
-from fastres.bench.progress import Progress
+from fastres import labels
 from fastres.errors import FastresError, InputError
 from fastres.predict import images, model, writing
 from fastres.predict.classifier import Classifier
@@ -19,6 +18,8 @@ from fastres.predict.images import Decoded
 from fastres.predict.results import Choice, Result, as_text, printable, summary
 from fastres.predict.settings import parser
 from fastres.predict.voice import Voice
+from fastres.system import target
+from fastres.system.progress import Progress
 from fastres.version import __version__
 
 INTERRUPTED = 130

@@ -11,15 +11,15 @@ from typing import Any
 from torch import nn
 
 from fastres import weights as weight_files
-from fastres.bench import source as sources
-from fastres.bench.source import Source
 from fastres.errors import OptionError
 from fastres.loading import load
 from fastres.models import available
 from fastres.optimization import optimize
 from fastres.predict.classifier import Classifier
-from fastres.regular import read_text
+from fastres.system.regular import read_text
 from fastres.transforms import Transforms
+from fastres.workload import model_source as sources
+from fastres.workload.model_source import Source
 
 
 @dataclass(frozen=True)

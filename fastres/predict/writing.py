@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastres.atomic import refuse_special, replacing
 from fastres.errors import OptionError
 from fastres.predict.results import Result, as_text
+from fastres.system.files import refuse_special, replacing
 
 COLUMNS = ("image", "rank", "class", "label", "probability", "error")
 """Of CSV and Parquet; ``rank`` counts from 1, the likeliest."""

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from fastres import models
-from fastres.bench import source
 from fastres.errors import FastresError, OptionError
 from fastres.kernels import gpus
 from fastres.kernels.configs.fusing import why_library
@@ -18,6 +17,7 @@ from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view
 from fastres.runtime.gpu.worth import by_model, filling_pays, wherever_it_fits
+from fastres.workload import model_source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def _run(given: argparse.Namespace) -> None:
         raise OptionError("--batch and --size: expected positive numbers")
     gpu = gpus.by_name(given.gpu)
     precision = gpu.architecture.computed_in(given.precision)
-    chosen = source.named(given.depth, given.model)
-    module = graph_of(source.build(chosen, seed=0))
+    chosen = model_source.named(given.depth, given.model)
+    module = graph_of(model_source.build(chosen, seed=0))
     ways: dict[str, Worth | None] = {
         "none": None,
         "blocks": by_model(precision, gpu),

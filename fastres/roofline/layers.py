@@ -18,12 +18,12 @@ from fastres.capture import capture, in_eval_mode, own_dtype
 from fastres.errors import OptionError
 from fastres.graph import aliases, arguments, label
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 from fastres.passes import fill_channels, fuse_blocks, rewrite
 from fastres.passes.fill_channels import Pays, added_channels
 from fastres.passes.fuse_blocks import conv_spec
 from fastres.report import Report
 from fastres.runtime.propagate import propagate
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 
 @dataclass(frozen=True)

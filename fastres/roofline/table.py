@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.roofline.view import Row, View
-from fastres.spec import BottleneckSpec, ConvSpec
 
 _FUSION = {
     "none": "no block fused",

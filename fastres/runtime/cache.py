@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable
 
-from fastres import forking
 from fastres.runtime.executable import Runnable
-from fastres.runtime.threads import preparing
+from fastres.system import forking
+from fastres.system.threads import preparing
 
 CAPACITY = 32
 """Executables kept per model. Each holds little of its own: weights are shared by layout."""

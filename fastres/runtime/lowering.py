@@ -26,7 +26,7 @@ from fastres.graph import (
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, compile_graph, dead_after
 from fastres.runtime.known_shapes import shapes
-from fastres.target import available_memory
+from fastres.system.target import available_memory
 
 Rule: TypeAlias = "Callable[[Lowering, fx.Node], fx.Node]"
 

@@ -21,13 +21,13 @@ from torch import Tensor, fx
 from fastres import ops
 from fastres.graph import arguments, constant, module_of
 from fastres.kernels import reference
+from fastres.kernels.spec import is_symmetric
 from fastres.runtime import contiguous, image_rows
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.ordinary import may_break, ordinary
 from fastres.runtime.packing import PackedWeights
-from fastres.spec import is_symmetric
-from fastres.target import onednn_supports
+from fastres.system.target import onednn_supports
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastres.errors import InputError
 from fastres.graph import arguments
-from fastres.quiet import quiet
+from fastres.system.torch_logs import quiet
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:

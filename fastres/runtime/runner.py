@@ -16,7 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from fastres import forking
 from fastres.contract import Contract
 from fastres.errors import InputError, ModelError, OutOfMemory
 from fastres.plain import is_ordinary, oddity, watcher
@@ -29,7 +28,8 @@ from fastres.runtime.executable import Runnable
 from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.runtime.threads import ThreadLimit, safe_threads
+from fastres.system import forking
+from fastres.system.threads import ThreadLimit, safe_threads
 
 
 class _Weights:

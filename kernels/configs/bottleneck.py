@@ -36,7 +36,7 @@ from fastres.kernels.configs.cost import (
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Architecture, Gpu
-from fastres.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 
 LARGEST_CHUNK = 256
 GROUPED_CHANNELS = 64

@@ -27,7 +27,7 @@ from fastres.kernels.configs.conv2d import (
 )
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Gpu
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 LARGEST = 256
 """Of a tile's sides."""

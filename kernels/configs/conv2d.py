@@ -30,7 +30,7 @@ from fastres.kernels.configs.cost import (
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Architecture, Gpu
 from fastres.kernels.packing import super_groups
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fastres.kernels.configs.pooling import choose_pool_linear, estimate_pool_li
 from fastres.kernels.configs.stem import choose_stem, estimate_stem
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, least_bytes
 from fastres.kernels.gpus import Gpu
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 TOSS_UP = 1.05
 """Modelled times this close are equal; then one kernel is taken, which moves fewer bytes."""

@@ -11,7 +11,7 @@ from fastres.kernels.configs.cost import NOTHING, Estimate, Loop, Work, estimate
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, flops, least_bytes
 from fastres.kernels.gpus import Gpu
-from fastres.spec import PoolLinearSpec
+from fastres.kernels.spec import PoolLinearSpec
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from fastres.kernels.configs.cost import NOTHING, Estimate, Loop, Work, estimate
 from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, least_bytes
 from fastres.kernels.gpus import Architecture, Gpu
-from fastres.spec import StemSpec
+from fastres.kernels.spec import StemSpec
 
 LARGEST_ROW = 64
 LARGEST_FILTER = 32

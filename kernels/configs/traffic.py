@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 ELEMENT_BYTES: dict[str, int] = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
 """Of one activation or weight, by precision."""

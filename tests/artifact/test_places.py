@@ -14,7 +14,7 @@ from torch import Tensor
 import fastres
 from fastres.artifact.graph_json import graph_from_json, graph_to_json
 from fastres.errors import OptionError, TargetError
-from fastres.place import checked_device, move
+from fastres.system.device import checked_device, move
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

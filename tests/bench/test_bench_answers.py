@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fastres import models
-from fastres.bench import answers, contender, source, workload
+from fastres.bench import answers, contender
 from fastres.bench.answers import Answers
+from fastres.workload import inputs, model_source
 
 IMAGES = 16
 
@@ -21,13 +22,13 @@ IMAGES = 16
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     """A small network whose answers mean something."""
-    built = source.build(source.parse("cifar_resnet20"), seed=0)
-    workload.settle(built, pool(), seed=0)
+    built = model_source.build(model_source.parse("cifar_resnet20"), seed=0)
+    inputs.settle(built, pool(), seed=0)
     return built
 
 
 def pool() -> torch.Tensor:
-    return workload.synthetic_images(IMAGES, 3, 32, seed=0)
+    return inputs.synthetic_images(IMAGES, 3, 32, seed=0)
 
 
 def run(call: Callable[[torch.Tensor], object], batch: int = 4) -> Answers:
@@ -183,7 +184,7 @@ def test_reference_models_are_not_trivial_for_the_check() -> None:
     """Fresh from the initialiser the first choice is noise; settled, it is each image's own."""
     fresh = models.build("cifar_resnet20").eval()
     before = answers.oracle(fresh, pool()).first_choice
-    workload.settle(fresh, pool(), seed=0)
+    inputs.settle(fresh, pool(), seed=0)
     after = answers.oracle(fresh, pool()).first_choice
     assert before is not None and after is not None
     assert len(set(after.tolist())) > len(set(before.tolist()))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import bench, target
+from fastres import bench
 from fastres.bench import (
     answers,
     catalogue,
@@ -21,14 +21,14 @@ from fastres.bench import (
     fastres_contender,
     onnxruntime_contender,
     settings,
-    source,
     torch_contenders,
-    workload,
 )
 from fastres.bench.contender import OURS, PEERS, Contender, Job, Ready
-from fastres.bench.progress import Progress
 from fastres.bench.record import Batch, Row
 from fastres.errors import ModelError
+from fastres.system import target
+from fastres.system.progress import Progress
+from fastres.workload import inputs, model_source
 
 Answer = Callable[[nn.Module, torch.Tensor], object]
 
@@ -63,9 +63,9 @@ def explodes(model: nn.Module, images: torch.Tensor) -> object:
 def hold(folder: Path, batch: int = 4, words: str = "--precision fp32") -> Batch:
     """A table with a small network, without fresh processes."""
     given = settings.parse(f"--model cifar_resnet20 --size 32 --seconds 0 {words}".split())
-    model = source.build(given.source, given.seed)
-    pool = workload.synthetic_images(16, 3, 32, seed=0)
-    workload.settle(model, pool, seed=0)
+    model = model_source.build(given.source, given.seed)
+    pool = inputs.synthetic_images(16, 3, 32, seed=0)
+    inputs.settle(model, pool, seed=0)
     truth = answers.oracle(model, pool)
     stage = contest.Stage(given, model, pool, truth, folder)
     return contest.hold(stage, contest.entries(given), batch, cold=False, progress=Progress())

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from fastres import bench
-from fastres.bench import fresh, memory, neighbours, record, source
+from fastres.bench import fresh, memory, neighbours, record
 from fastres.bench.contender import Job
+from fastres.workload import model_source
 
 
 def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,18 +54,18 @@ def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
-    model = source.build(source.parse("cifar_resnet20"), 0)
+    model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     images = torch.zeros(1, 3, 32, 32)
-    request = fresh.save(model, source.parse("cifar_resnet20"), images, 0, tmp_path)
+    request = fresh.save(model, model_source.parse("cifar_resnet20"), images, 0, tmp_path)
     job = Job(model, images, "fp32", 1, tmp_path, tmp_path / "cache")
     with pytest.raises(fresh.FreshFailed, match="there is no contender 'nobody'"):
         fresh.measure(replace(request, model="cifar_resnet20"), "nobody", job)
 
 
 def test_models_by_function_are_built_anew_in_the_fresh_process(tmp_path: Path) -> None:
-    model = source.build(source.parse("cifar_resnet20"), 0)
+    model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     images = torch.zeros(1, 3, 32, 32)
-    request = fresh.save(model, source.parse("somewhere:make"), images, 0, tmp_path)
+    request = fresh.save(model, model_source.parse("somewhere:make"), images, 0, tmp_path)
     assert request.weights is None
     assert not (tmp_path / "weights.pt").exists()
 
@@ -124,8 +125,8 @@ def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_requests_are_plain_json(tmp_path: Path) -> None:
-    model = source.build(source.parse("cifar_resnet20"), 0)
+    model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     request = fresh.save(
-        model, source.parse("cifar_resnet20"), torch.zeros(1, 3, 8, 8), 3, tmp_path
+        model, model_source.parse("cifar_resnet20"), torch.zeros(1, 3, 8, 8), 3, tmp_path
     )
     assert json.loads(json.dumps(vars(request)))["seed"] == 3

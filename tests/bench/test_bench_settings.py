@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastres import bench, models, target
-from fastres.bench import catalogue, settings, source
+from fastres import bench, models
+from fastres.bench import catalogue, settings
 from fastres.bench.contender import Contender
-from fastres.bench.source import Source
 from fastres.errors import OptionError
+from fastres.system import target
+from fastres.workload import model_source
+from fastres.workload.model_source import Source
 
 HERE = Path(__file__).parent
 
@@ -156,21 +158,27 @@ def test_a_peer_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_names_of_models(name: str, parsed: Source) -> None:
-    assert source.parse(name) == parsed
+    assert model_source.parse(name) == parsed
     assert str(parsed) == name
     assert parsed.has_random_weights is (parsed.kind != "function")
 
 
 def test_a_depth_or_a_model_or_resnet50() -> None:
-    assert source.named(None, None) == source.named(50, None) == source.parse("resnet50")
-    assert source.named(None, "timm:vgg11") == source.parse("timm:vgg11")
+    assert (
+        model_source.named(None, None)
+        == model_source.named(50, None)
+        == model_source.parse("resnet50")
+    )
+    assert model_source.named(None, "timm:vgg11") == model_source.parse("timm:vgg11")
     with pytest.raises(OptionError, match="there is no 'resnet0'"):
-        source.named(0, None)
+        model_source.named(0, None)
 
 
 def test_own_models_are_those_of_the_seed() -> None:
     state = torch.random.get_rng_state()
-    one, same, other = (source.build(source.parse("resnet18"), seed) for seed in (1, 1, 2))
+    one, same, other = (
+        model_source.build(model_source.parse("resnet18"), seed) for seed in (1, 1, 2)
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert isinstance(one, models.ResNet)
     assert not one.training
@@ -181,7 +189,7 @@ def test_own_models_are_those_of_the_seed() -> None:
 
 def test_torchvision_and_timm() -> None:
     for name in ("torchvision:resnet18", "timm:resnet18"):
-        built = source.build(source.parse(name), seed=0)
+        built = model_source.build(model_source.parse(name), seed=0)
         assert sum(parameter.numel() for parameter in built.parameters()) == 11_689_512
 
 
@@ -194,9 +202,9 @@ def test_a_function_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "their_network", raising=False)
-    assert isinstance(source.build(source.parse("their_network:make"), 0), nn.Conv2d)
+    assert isinstance(model_source.build(model_source.parse("their_network:make"), 0), nn.Conv2d)
     with pytest.raises(OptionError, match=r"weight is torch.bfloat16 on cpu, expected float32"):
-        source.build(source.parse("their_network:half"), 0)
+        model_source.build(model_source.parse("their_network:half"), 0)
 
 
 def test_a_module_that_fails_to_import_something_says_so(
@@ -206,4 +214,4 @@ def test_a_module_that_fails_to_import_something_says_so(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
-        source.build(source.parse("half_there:make"), 0)
+        model_source.build(model_source.parse("half_there:make"), 0)

@@ -10,32 +10,32 @@ from PIL import Image
 from torch import nn
 
 from fastres import models, preprocess
-from fastres.bench import workload
 from fastres.errors import InputError, OptionError
+from fastres.workload import inputs
 
 
 def settled(seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = models.build("cifar_resnet20").eval()
-    pool = workload.synthetic_images(24, 3, 32, seed=1)
-    workload.settle(model, pool, seed)
+    pool = inputs.synthetic_images(24, 3, 32, seed=1)
+    inputs.settle(model, pool, seed)
     return model, pool
 
 
 def test_whole_batches_and_at_least_so_many() -> None:
-    assert [workload.images_checked(batch) for batch in (1, 3, 8, 16, 17, 32)] == [
+    assert [inputs.images_checked(batch) for batch in (1, 3, 8, 16, 17, 32)] == [
         *(16, 18, 16, 16, 17, 32)
     ]
-    assert workload.pool_size((1, 3, 8)) == 18
+    assert inputs.pool_size((1, 3, 8)) == 18
 
 
 def test_images_are_those_of_the_seed_and_unlike_each_other() -> None:
-    images = workload.synthetic_images(8, 3, 64, seed=5)
+    images = inputs.synthetic_images(8, 3, 64, seed=5)
     assert images.shape == (8, 3, 64, 64)
     assert images.dtype == torch.float32
     assert images.is_contiguous()
-    assert torch.equal(images, workload.synthetic_images(8, 3, 64, seed=5))
-    assert not torch.equal(images, workload.synthetic_images(8, 3, 64, seed=6))
+    assert torch.equal(images, inputs.synthetic_images(8, 3, 64, seed=5))
+    assert not torch.equal(images, inputs.synthetic_images(8, 3, 64, seed=6))
     noise = torch.randn(8, 3, 64, 64)
     assert images.mean((2, 3)).std() > 5 * noise.mean((2, 3)).std()
 
@@ -90,7 +90,7 @@ def test_nothing_but_batch_norm_is_trained() -> None:
     dropout = nn.Dropout(0.5)
     norm = nn.BatchNorm2d(4, momentum=0.3)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, dropout).eval()
-    workload.settle(model, torch.randn(16, 3, 8, 8), seed=0)
+    inputs.settle(model, torch.randn(16, 3, 8, 8), seed=0)
     assert not any(module.training for module in model.modules())
     assert norm.momentum == 0.3
     assert norm.running_mean is not None
@@ -109,7 +109,7 @@ def test_nothing_but_batch_norm_is_trained() -> None:
     ids=["headless", "no bias", "no logits", "no affine", "no statistics"],
 )
 def test_networks_that_lack_a_part(model: nn.Sequential) -> None:
-    done = workload.settle(model.eval(), torch.randn(16, 3, 8, 8), seed=0)
+    done = inputs.settle(model.eval(), torch.randn(16, 3, 8, 8), seed=0)
     assert not any("classifier" in sentence for sentence in done)
     with torch.no_grad():
         assert model(torch.randn(2, 3, 8, 8)).isfinite().all()
@@ -118,7 +118,7 @@ def test_networks_that_lack_a_part(model: nn.Sequential) -> None:
 def test_photographs_are_preprocessed_and_repeated(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (80, 60), (number * 100, 50, 200)).save(tmp_path / f"{number}.png")
-    pool, distinct = workload.photographs(tmp_path, 7, 32)
+    pool, distinct = inputs.photographs(tmp_path, 7, 32)
     assert distinct == 3
     assert pool.shape == (7, 3, 32, 32)
     transforms = preprocess.Transforms(resize=37, crop=32)
@@ -129,10 +129,10 @@ def test_photographs_are_preprocessed_and_repeated(tmp_path: Path) -> None:
 
 def test_no_photographs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no image"):
-        workload.photographs(tmp_path, 4, 32)
+        inputs.photographs(tmp_path, 4, 32)
 
 
 def test_channels_come_from_the_first_convolution() -> None:
-    assert workload.input_channels(models.build("resnet18", in_channels=5)) == 5
+    assert inputs.input_channels(models.build("resnet18", in_channels=5)) == 5
     with pytest.raises(OptionError, match=r"no torch.nn.Conv2d"):
-        workload.input_channels(nn.Linear(3, 3))
+        inputs.input_channels(nn.Linear(3, 3))

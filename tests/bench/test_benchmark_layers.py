@@ -15,7 +15,8 @@ from torch import nn
 
 from benchmarks import layers, native, openvino_layers
 from fastres import measure, models
-from fastres.bench import openvino_contender, source, workload
+from fastres.bench import openvino_contender
+from fastres.workload import inputs, model_source
 
 WORDS = "--model resnet18 --size 64 --batch 2 --threads 1 --seconds 0 --precision fp32".split()  # noqa: SIM905
 
@@ -82,7 +83,7 @@ def test_a_batch_that_threads_cannot_share_is_refused(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("name", ["resnet50", "resnext50_32x4d"])
 def test_multiply_adds_are_the_direct_ones(name: str) -> None:
-    model = source.build(source.parse(name), seed=0)
+    model = model_source.build(model_source.parse(name), seed=0)
     found = layers.convolutions(model, torch.zeros(1, 3, 64, 64))
     total = sum(each.multiply_adds for each in found)
     assert total == models.count(model, 64).multiply_adds - model.get_parameter("fc.weight").numel()
@@ -128,9 +129,9 @@ def test_nodes_are_matched_by_the_users_modules() -> None:
 
 
 def test_folding_keeps_the_answer_and_the_model() -> None:
-    model = source.build(source.parse("resnext50_32x4d"), seed=0)
-    pool = workload.synthetic_images(4, 3, 64, seed=0)
-    workload.settle(model, pool, seed=0)
+    model = model_source.build(model_source.parse("resnext50_32x4d"), seed=0)
+    pool = inputs.synthetic_images(4, 3, 64, seed=0)
+    inputs.settle(model, pool, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = openvino_layers.folded(model, pool[:1])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())

@@ -33,11 +33,11 @@ from benchmarks.gpu_day import (
 from benchmarks.gpu_day.results import DeviceIsGone, Job, Results
 from benchmarks.gpu_day.settings import GPU
 from benchmarks.gpu_day.stages import STAGES
-from fastres import versions
 from fastres.errors import InputError
 from fastres.kernels.configs.conv2d import choose_conv2d
 from fastres.kernels.elementwise_launch import add_relu
 from fastres.kernels.gpus import by_name
+from fastres.system import versions
 
 ROOT = Path(__file__).parent.parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "gpu_day"

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fastres import target
 from fastres.errors import (
     ArtifactError,
     FastresWarning,
@@ -28,6 +27,7 @@ from fastres.errors import (
 )
 from fastres.export import Session, requirements, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM
+from fastres.system import target
 
 
 @pytest.fixture(scope="module")

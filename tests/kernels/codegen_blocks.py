@@ -22,8 +22,8 @@ from fastres.kernels.conv2d_launch import DTYPES
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
 from fastres.kernels.stem_launch import stem_calls
-from fastres.spec import BottleneckSpec, ConvSpec, StemSpec
 
 SAME = (1, 1, 1, 1)
 

@@ -21,7 +21,7 @@ from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.inspection.finding import inspect_call
 from fastres.kernels.packing import packed_shape
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 PLAIN = Conv2dConfig(64, 32, 32)
 SPLIT = Conv2dConfig(64, 32, 16, split_k=3)

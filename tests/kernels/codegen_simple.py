@@ -23,7 +23,7 @@ from fastres.kernels.pooling_launch import (
     global_avg_pool_calls,
     max_pool2d_calls,
 )
-from fastres.spec import PoolLinearSpec
+from fastres.kernels.spec import PoolLinearSpec
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

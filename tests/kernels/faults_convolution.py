@@ -12,7 +12,7 @@ import test_pointwise_kernel as pointwise
 import test_tiled_kernel as tiled
 from faults import Fault, Replacements, with_patch
 
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 CPU = "cpu"
 

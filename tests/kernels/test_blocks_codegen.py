@@ -13,7 +13,7 @@ import codegen_blocks
 import pytest
 
 from fastres.kernels.gpus import by_name
-from fastres.spec import BottleneckSpec
+from fastres.kernels.spec import BottleneckSpec
 
 EVERY = [(name, gpu) for name, case in codegen_blocks.CASES.items() for gpu in case.gpus]
 INSTRUCTION = {"a100": "HMMA", "h100": "HGMMA", "mi300x": "v_mfma"}

@@ -38,7 +38,7 @@ from fastres.kernels.bottleneck_launch import (
 from fastres.kernels.call import KernelCall
 from fastres.kernels.configs import bottleneck as configs
 from fastres.kernels.configs.bottleneck import BottleneckConfig
-from fastres.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 
 SMALL = BottleneckConfig(16, 16, 16, 4, 2)
 """Tiles so small that a few pixels and channels make several in each direction."""

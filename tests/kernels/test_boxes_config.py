@@ -20,7 +20,7 @@ from fastres.kernels.configs.conv2d import (
     tiles,
 )
 from fastres.kernels.gpus import GPUS
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 H100 = GPUS["h100"]
 SAME = (1, 1, 1, 1)

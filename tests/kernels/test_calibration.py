@@ -14,7 +14,7 @@ import pytest
 
 from fastres.kernels.configs.conv2d import Conv2dConfig, estimate_conv2d, fastest
 from fastres.kernels.gpus import by_name
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 RECORD = Path(__file__).parents[2] / "benchmarks/results/gpu_day/2026-11-28b/layers.jsonl"
 H100 = by_name("h100")

@@ -35,7 +35,7 @@ from fastres.kernels.elementwise_launch import add_relu_calls
 from fastres.kernels.gpus import architecture
 from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.packing import packed_shape
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 half = {"dtype": torch.float16, "device": "meta"}
 rows = torch.empty(8, 64, **half)

@@ -15,7 +15,7 @@ import pytest
 
 from fastres.kernels.configs.cost import loop_instructions
 from fastres.kernels.gpus import ARCHITECTURES
-from fastres.versions import descriptors_round
+from fastres.system.versions import descriptors_round
 
 EVERY = [
     (name, architecture)

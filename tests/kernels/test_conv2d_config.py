@@ -23,7 +23,7 @@ from fastres.kernels.configs.conv2d import (
     used_splits,
 )
 from fastres.kernels.gpus import ARCHITECTURES, GPUS, by_name
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 
 @pytest.mark.parametrize(

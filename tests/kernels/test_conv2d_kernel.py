@@ -26,7 +26,7 @@ from fastres.kernels import reference
 from fastres.kernels.configs.conv2d import Conv2dConfig, counters, used_splits
 from fastres.kernels.conv2d_launch import conv2d, conv2d_calls, workspace_bytes
 from fastres.kernels.packing import pack_conv2d
-from fastres.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 SMALL = Conv2dConfig(16, 16, 16)

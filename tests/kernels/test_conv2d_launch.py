@@ -17,7 +17,7 @@ from fastres.kernels.conv2d_launch import (
     reaches_padding,
     workspace_bytes,
 )
-from fastres.spec import ConvSpec
+from fastres.kernels.spec import ConvSpec
 
 SPEC = ConvSpec(2, 32, 4, 5, 8, 3, 3, padding=(1, 1, 1, 1))
 CONFIG = Conv2dConfig(16, 16, 16)

@@ -24,7 +24,7 @@ from fastres.kernels.configs.fusing import (
 )
 from fastres.kernels.configs.traffic import Spec, flops, least_bytes
 from fastres.kernels.gpus import GPUS, Gpu
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 A100, H100, T4 = GPUS["a100"], GPUS["h100"], GPUS["t4"]
 PAD = (1, 1, 1, 1)

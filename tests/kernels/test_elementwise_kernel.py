@@ -30,7 +30,7 @@ from fastres.kernels.elementwise_launch import (
     scale_shift,
     scale_shift_calls,
 )
-from fastres.spec import ACTIVATIONS
+from fastres.kernels.spec import ACTIVATIONS
 
 STORED = ("fp16", "bf16", "fp32")  # tf32 is a way to multiply matrices
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastres import target
 from fastres.errors import OptionError
 from fastres.runtime.gpu import engine
+from fastres.system import target
 
 NVIDIA = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n"

@@ -26,7 +26,7 @@ from fastres.kernels.pooling_launch import (
     max_pool2d_calls,
     pooled_size,
 )
-from fastres.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec
 
 SMALL = PoolConfig(16, 16)
 IMAGES = [(2, 40, 3, 5), (1, 16, 4, 4), (3, 1, 1, 1), (2, 3, 7, 3)]

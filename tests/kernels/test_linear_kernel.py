@@ -12,7 +12,7 @@ from fastres.errors import InputError
 from fastres.kernels import reference
 from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.linear_launch import linear, linear_calls
-from fastres.spec import ACTIVATIONS
+from fastres.kernels.spec import ACTIVATIONS
 
 SMALL = Conv2dConfig(16, 32, 16)
 

@@ -17,7 +17,7 @@ from fastres.kernels import reference
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_descriptors
 from fastres.kernels.conv2d_launch import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d
-from fastres.spec import ACTIVATIONS, ConvSpec, Padding, Pair
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec, Padding, Pair
 
 SMALL = Conv2dConfig(16, 16, 16, descriptors=True)
 PLAIN: tuple[Pair, Padding, Pair, int] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)

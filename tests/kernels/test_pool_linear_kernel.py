@@ -27,7 +27,7 @@ from fastres.kernels.configs.pooling import (
 )
 from fastres.kernels.gpus import by_name
 from fastres.kernels.pool_linear_launch import pool_linear, pool_linear_calls
-from fastres.spec import ACTIVATIONS, PoolLinearSpec
+from fastres.kernels.spec import ACTIVATIONS, PoolLinearSpec
 
 STORED = ("fp16", "bf16", "fp32")
 SMALL = PoolLinearConfig(16, 16, 16)

@@ -40,8 +40,8 @@ from fastres.kernels.configs.stem import (
     tiles,
 )
 from fastres.kernels.gpus import by_name
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec, StemSpec
 from fastres.kernels.stem_launch import conv2d_max_pool2d, pack_stem, stem_calls
-from fastres.spec import ACTIVATIONS, ConvSpec, StemSpec
 
 SMALL = StemConfig(8, 8, 16, 4, 2)
 """Tiles of 3 x 3 windows of three taps: the larger images have several, and partial ones."""

@@ -25,7 +25,7 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.conv2d import Conv2dConfig, allows_boxes
 from fastres.kernels.conv2d_launch import DTYPES, conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d, packed_shape
-from fastres.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec
 
 
 def boxes(

@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 from fastres import ops
 from fastres.graph import output_nodes
 from fastres.kernels import reference
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.known_shapes import shapes
 from fastres.runtime.native.draft import Draft, draft, refusal
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.piece import Piece
-from fastres.spec import ConvSpec
 
 SETS = (("fp32", "avx2"), ("fp32", "avx512"), ("bf16", "avx512_bf16"))
 """Precisions with the instruction sets that compute in them."""

@@ -25,10 +25,10 @@ from oracle import PRECISIONS, assert_as_accurate
 from torch import Tensor, fx, nn
 
 from fastres import ops
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import packed, planner, schedule, weights
 from fastres.runtime.native.library import Library
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.spec import ConvSpec
 
 AROUND = (1, 1, 1, 1)
 

@@ -12,9 +12,9 @@ from native.by_hand import rounded
 from torch import Tensor, fx, nn
 
 from fastres import ops
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native.draft import LEAST_PER_GROUP
 from fastres.runtime.native.interface import ACTIVATIONS
-from fastres.spec import ConvSpec
 
 CHANNELS = (1, 3, 4, 8, 9, 16, 17, 31, 32, 33, 40, 64, 70)
 Shape = tuple[int, int, int, int]

@@ -17,9 +17,9 @@ from oracle import PRECISIONS, assert_as_accurate, float64_error
 from test_properties import build
 from zoo.generated import Network, networks
 
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.interface import ACTIVATIONS
-from fastres.spec import ConvSpec
 
 # torch says so once in a process, of the model itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

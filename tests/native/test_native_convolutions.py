@@ -11,13 +11,13 @@ from native.by_hand import Convolution, arguments_of, check, each_set, needs, pi
 from native.emulator import tile_instructions
 from oracle import PRECISIONS, assert_as_accurate
 
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.interface import ACTIVATIONS
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.planner import uses_winograd
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.spec import ConvSpec
 
 AROUND = (1, 1, 1, 1)
 

@@ -391,7 +391,7 @@ def test_many_callers_get_the_serial_answers(
 
 def test_a_callers_own_number_of_threads(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """``torch.set_num_threads`` between calls."""
-    monkeypatch.setattr("fastres.runtime.threads.cpu_threads", lambda: 64)
+    monkeypatch.setattr("fastres.system.threads.cpu_threads", lambda: 64)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -11,10 +11,10 @@ from oracle import PRECISIONS
 from torch import fx
 
 from fastres import ops
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.plan import Plan
-from fastres.spec import ConvSpec
 
 AROUND = (1, 1, 1, 1)
 

@@ -122,7 +122,7 @@ def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
         from native.by_hand import Convolution, arguments_of, piece
         from fastres.runtime.native.interface import COutside
         from fastres.runtime.native.piece import _outside
-        from fastres.spec import ConvSpec
+        from fastres.kernels.spec import ConvSpec
         spec = ConvSpec(4, 64, 30, 30, 64, 3, 3, padding=(1, 1, 1, 1))
         given = arguments_of(spec, False)
         model = Convolution(spec)
@@ -173,7 +173,7 @@ def test_guard_pages_notice() -> None:
     code = """
         from native.by_hand import Convolution, arguments_of, piece
         from fastres.runtime.native.piece import CompiledPlan
-        from fastres.spec import ConvSpec
+        from fastres.kernels.spec import ConvSpec
         import torch
         spec = ConvSpec(1, 40, 20, 20, 8, 1, 1)
         given = arguments_of(spec, False)

@@ -16,7 +16,7 @@ from oracle import PRECISIONS, in_precision
 from small import Net, conv
 from torch import Tensor, nn
 
-from fastres.target import onednn_supports
+from fastres.system.target import onednn_supports
 from fastres.transforms import Transforms
 
 FACTOR = 2.0

@@ -19,11 +19,11 @@ from predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
 
 import fastres
 from fastres import cli
-from fastres.bench import source as sources
 from fastres.models import cifar_resnet20
 from fastres.predict import main, model, writing
 from fastres.preprocess import load_images
 from fastres.transforms import Transforms
+from fastres.workload import model_source as sources
 
 
 @pytest.fixture(scope="module")

@@ -39,8 +39,8 @@ from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_fold
 from fastres.runtime.gpu.weights import Weights
 from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.propagate import propagate
-from fastres.target import available_gpu_memory, available_memory, cpu_threads, gpu
-from fastres.versions import why_not_interpreted
+from fastres.system.target import available_gpu_memory, available_memory, cpu_threads, gpu
+from fastres.system.versions import why_not_interpreted
 
 INTERPRETED_GPU = "a100"
 """The GPU whose data sheet decides under the interpreter."""

@@ -13,7 +13,7 @@ from fastres.kernels.configs.elementwise import power_of_two_from
 from fastres.kernels.configs.pooling import PoolLinearConfig
 from fastres.kernels.configs.stem import StemConfig
 from fastres.kernels.packing import super_groups
-from fastres.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
 LARGEST = 256
 """Of a tile's sides; beyond that, numbers cost more than operations."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastres.kernels import reference
-from fastres.spec import is_symmetric
+from fastres.kernels.spec import is_symmetric
 
 aten = torch.ops.aten
 

@@ -30,6 +30,7 @@ from fastres.kernels.configs.pooling import (
 )
 from fastres.kernels.packing import pack_linear
 from fastres.kernels.pool_linear_launch import pool_linear_calls
+from fastres.kernels.spec import PoolLinearSpec, StemSpec, pair
 from fastres.kernels.stem_launch import pack_stem, stem_calls
 from fastres.passes.fuse_blocks import conv_spec
 from fastres.runtime.gpu import interpreted
@@ -38,7 +39,6 @@ from fastres.runtime.gpu.plan import Constant, KernelStep
 from fastres.runtime.gpu.planner import Planner, Rule
 from fastres.runtime.gpu.tactics import Layer, Tactics
 from fastres.runtime.gpu.words import in_words
-from fastres.spec import PoolLinearSpec, StemSpec, pair
 
 
 class BlockRules:

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 
 from fastres import ops
 from fastres.graph import arguments, constant, module_of
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native.interface import ACTIVATIONS
 from fastres.runtime.native.layout import FEW, Layout
-from fastres.spec import ConvSpec
 
 aten = torch.ops.aten
 

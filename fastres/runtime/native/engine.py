@@ -32,7 +32,7 @@ from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.pieces import cut, rewrite
 from fastres.runtime.onednn import OneDnnEngine, keep_and_look, placeholder
-from fastres.runtime.threads import ThreadLimit
+from fastres.system.threads import ThreadLimit
 
 FIRST_CHOICE = {
     torch.float32: ("avx512", "avx2"),

@@ -19,7 +19,7 @@ from pathlib import Path
 from fastres import kernels
 from fastres.errors import TargetError
 from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
-from fastres.target import available_memory, openmp
+from fastres.system.target import available_memory, openmp
 
 STEM = "_native"
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres import forking
 from fastres.runtime.native import weights
 from fastres.runtime.native.pages import Pages
+from fastres.system import forking
 
 LANES = {torch.float32: 16, torch.bfloat16: 32}
 

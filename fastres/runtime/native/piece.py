@@ -20,7 +20,7 @@ from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Plan
 from fastres.runtime.native.planner import Planner
 from fastres.runtime.ordinary import NotOrdinary
-from fastres.target import available_memory
+from fastres.system.target import available_memory
 
 UNUSUAL = 3
 _FAILURES = {1: "the system refused memory", 2: "the system refused a thread"}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from fastres.errors import OutOfMemory
+from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.arena import PAGE, Arena
 from fastres.runtime.native.draft import Draft, Op, Value
@@ -33,7 +34,6 @@ from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.release import releases
 from fastres.runtime.native.tables import RUN, for_images, pixel_offsets, runs
 from fastres.runtime.native.weights import panels, parts
-from fastres.spec import ConvSpec
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 

@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastres.spec import ConvSpec
-from fastres.target import cpu
+from fastres.kernels.spec import ConvSpec
+from fastres.system.target import cpu
 
 TILE_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32}
 """Most pixels of a tile, by instruction set: what its registers hold."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastres.kernels.spec import ConvSpec, Pair
 from fastres.runtime.native.layout import Layout
-from fastres.spec import ConvSpec, Pair
 
 RUN = 16
 """Rows of an AMX tile."""

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from fastres import cgroup
-from fastres.cgroup import ROOT, text
-from fastres.versions import cpu_capabilities
+from fastres.system import cgroup
+from fastres.system.cgroup import ROOT, text
+from fastres.system.versions import cpu_capabilities
 
 _CPU0 = "sys/devices/system/cpu/cpu0"
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-from fastres import forking
-from fastres.forking import orphaned
-from fastres.target import cpu_threads
+from fastres.system import forking
+from fastres.system.forking import orphaned
+from fastres.system.target import cpu_threads
 
 
 class ThreadLimit:
@@ -56,7 +56,7 @@ def preparing() -> Iterator[None]:
     """A context for work that a fork must not cut in two, and that runs in children, too.
 
     Raises:
-        TargetError: see :func:`fastres.forking.preparing`.
+        TargetError: see :func:`fastres.system.forking.preparing`.
     """
     with forking.preparing(), safe_threads():
         yield

@@ -1,0 +1,1 @@
+"""Which model and which inputs: what all commands share."""
