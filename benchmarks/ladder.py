@@ -34,13 +34,14 @@ from torch import Tensor, fx
 
 import fastres
 from benchmarks import native
-from fastres import measure, ops
+from fastres import measure
 from fastres.bench import catalogue, record, session, settings, table, torch_contenders
 from fastres.bench.contender import OURS, Contender, Job, Ready
 from fastres.bench.record import Batch
-from fastres.graph import arguments, constant
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant
+from fastres.ir.propagate import propagate
 from fastres.kernels import reference
-from fastres.runtime.propagate import propagate
 from fastres.system.progress import Progress
 
 Convolution = Callable[..., Tensor]

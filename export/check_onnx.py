@@ -15,7 +15,6 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
 from fastres.deviation import square, squared_error
 from fastres.errors import TargetError, VerificationError
 from fastres.export.onnx_comparison import (
@@ -30,7 +29,8 @@ from fastres.export.onnx_graph import Converted
 from fastres.export.onnx_reference import Reference, Values, draw
 from fastres.export.onnx_runner import Differs, feed, runner, viewer
 from fastres.export.onnx_sizes import Sizes
-from fastres.graph import module_of
+from fastres.ir import ops
+from fastres.ir.graph import module_of
 from fastres.verification import BOUND, LAYER_SLACK
 
 BATCHES = (1, 2, 7)

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture import as_arguments, in_eval_mode
+from fastres.capture.capture import as_arguments, in_eval_mode
+from fastres.capture.pipeline import around
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
 from fastres.export.onnx_report import OnnxReport, Source
 from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
-from fastres.pipeline import around
 from fastres.plain import refuse_watched, settled
 from fastres.system.files import as_path, refuse_special
 from fastres.system.threads import safe_threads

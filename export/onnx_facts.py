@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres.errors import ModelError
-from fastres.graph import arguments, module_of
+from fastres.ir.graph import arguments, module_of
 
 
 class Facts:

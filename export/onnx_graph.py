@@ -12,14 +12,14 @@ from onnx import ModelProto, ValueInfoProto, helper
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fastres.contract import TensorInput
+from fastres.capture.contract import TensorInput
 from fastres.errors import InputError, ModelError
 from fastres.export.onnx_builder import ELEMENT_TYPES, Builder
 from fastres.export.onnx_rules import RULES
 from fastres.export.onnx_sizes import FIXED, GROWTH, MOST_STEPS, SPREADS, Sizes
-from fastres.graph import arguments, is_call, module_of, output_nodes
+from fastres.ir.graph import arguments, is_call, module_of, output_nodes
+from fastres.ir.propagate import propagate
 from fastres.optimized import OptimizedModule
-from fastres.runtime.propagate import propagate
 
 _CAST = torch.ops.aten.to.dtype
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fastres.ir.precision import retype_node
 from fastres.optimized import OptimizedModule
-from fastres.retype import retype_node
 from fastres.verification import InPrecision, precision_of
 
 

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastres.contract import Contract, TensorInput
+from fastres.capture.contract import Contract, TensorInput
+from fastres.capture.symbols import Expression, evaluate, solve
 from fastres.errors import InputError, ModelError, OptionError
-from fastres.expression import Expression, evaluate, solve
 
 GROWTH = (7, 32, 65, 96, 128, 16, 8, 1)
 """Pixels by which other image sizes may differ; the first :data:`MOST_STEPS` that the model takes

@@ -11,7 +11,7 @@ from torch import fx
 
 from fastres.export.activations import activate, clip, hard_sigmoid
 from fastres.export.onnx_builder import Builder
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres.export.onnx_builder import Builder
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 
 aten = torch.ops.aten
 

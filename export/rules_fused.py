@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
 from fastres.export.activations import activate
 from fastres.export.onnx_builder import Builder
-from fastres.graph import arguments
+from fastres.ir import ops
+from fastres.ir.graph import arguments
 
 
 def _named(b: Builder, node: fx.Node, index: int, role: str) -> str:

@@ -10,7 +10,7 @@ from torch import fx
 
 from fastres.export.onnx_builder import Builder
 from fastres.export.rules_reduction import reduce
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 
 aten = torch.ops.aten
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from fastres.export.onnx_builder import Builder
 from fastres.export.rules_fused import overhang
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 from fastres.kernels.spec import Pair, pair
 
 aten = torch.ops.aten

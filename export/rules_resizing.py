@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
 from fastres.export.activations import clip
 from fastres.export.onnx_builder import Builder
-from fastres.graph import arguments
+from fastres.ir import ops
+from fastres.ir.graph import arguments
 
 aten = torch.ops.aten
 

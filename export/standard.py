@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fastres import ops
+from fastres.capture.export_program import dynamic_sizes, with_batch
 from fastres.errors import VerificationError
+from fastres.ir import ops
 from fastres.optimized import OptimizedModule
 from fastres.plain import refuse_watched
 from fastres.system.threads import safe_threads
-from fastres.tracing import dynamic_sizes, with_batch
 
 
 @safe_threads()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from fastres.artifact.container import File
 from fastres.artifact.document import Description, Parts
 from fastres.artifact.receipt import options_from_json
-from fastres.capture import Captured
+from fastres.capture.capture import Captured
 from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
 from fastres.options import Options

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import pipeline
-from fastres.capture import Captured, capture, in_eval_mode, own_dtype
-from fastres.contract import Contract
-from fastres.diagnose import eager_fault
+from fastres.capture import pipeline
+from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
+from fastres.capture.contract import Contract
+from fastres.capture.diagnose import eager_fault
+from fastres.capture.export_program import import_ahead
+from fastres.capture.wrappers import unwrapped
 from fastres.errors import (
     ArtifactError,
     CaptureError,
@@ -38,10 +40,8 @@ from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.system.device import checked_device
 from fastres.system.threads import preparing
-from fastres.tracing import import_ahead
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare, first_drift
-from fastres.wrappers import unwrapped
 
 CHECK_IMAGES = 4
 """How many images of the example, at most, ``optimize`` runs in float64."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import ops, profile
+from fastres import profile
 from fastres.artifact.document import Parts
 from fastres.artifact.saving import save
-from fastres.capture import Captured
+from fastres.capture.capture import Captured
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -25,7 +25,8 @@ from fastres.errors import (
     ModelError,
     OptionError,
 )
-from fastres.graph import output_nodes
+from fastres.ir import ops
+from fastres.ir.graph import output_nodes
 from fastres.options import Options
 from fastres.plain import oddity, refuse_watched, settled
 from fastres.recipe import Recipe

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.contract import Contract
+from fastres.capture.contract import Contract
 from fastres.deviation import relative, square, squared_error
 from fastres.errors import (
     ArtifactError,
@@ -18,10 +18,10 @@ from fastres.errors import (
     NotOptimizedError,
     VerificationError,
 )
+from fastres.ir.precision import Recorder
 from fastres.options import Options
 from fastres.recipe import ReadRecipe, Recipe, make_graph
 from fastres.report import Check, Report
-from fastres.retype import Recorder
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import Runner

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fastres import leaders
-from fastres.capture import (
+from fastres.capture.capture import (
     STATE_CHANGES,
     TRACING,
     Captured,
@@ -30,16 +30,16 @@ from fastres.capture import (
     own_dtype,
     refuse_torchscript,
 )
+from fastres.capture.guard import untouched
+from fastres.capture.pipeline import around
+from fastres.capture.wrappers import like, unwrapped
 from fastres.deviation import relative, square, squared_error
 from fastres.errors import CaptureError, OptionError, VerificationError
+from fastres.ir.precision import Recorder
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
-from fastres.pipeline import around
 from fastres.plain import refuse_watched, settled
-from fastres.retype import Recorder
 from fastres.system.threads import safe_threads
-from fastres.untouched import untouched
-from fastres.wrappers import like, unwrapped
 
 BOUND = 2.0
 """How many times eager's own error ours may be."""

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastres.capture.wrappers import unprefixed
 from fastres.errors import ModelError, OptionError
 from fastres.system.regular import open_regular
-from fastres.wrappers import unprefixed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """What weights' files are called."""

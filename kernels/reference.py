@@ -1,9 +1,9 @@
 """The operators in plain PyTorch: slow, obvious, and what every kernel is compared with.
 
-Each function is the definition of the operator of the same name in :mod:`fastres.ops`. In float64
-it is the oracle; on the tensors' own dtype it is what runs where no engine does better; traced, it
-is the operator's decomposition for export. Tensors are NCHW by shape, in any memory format. No
-argument is modified and no result shares memory with an argument.
+Each function is the definition of the operator of the same name in :mod:`fastres.ir.ops`. In
+float64 it is the oracle; on the tensors' own dtype it is what runs where no engine does better;
+traced, it is the operator's decomposition for export. Tensors are NCHW by shape, in any memory
+format. No argument is modified and no result shares memory with an argument.
 """
 
 from __future__ import annotations

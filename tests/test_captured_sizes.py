@@ -13,7 +13,7 @@ from small import Net, assert_right, conv, images, measured
 from torch import Tensor, nn
 
 import fastres
-from fastres.capture import capture
+from fastres.capture.capture import capture
 from fastres.errors import InputError
 from fastres.models import resnet18
 

@@ -16,7 +16,7 @@ from zoo.quirks_residual import AverageShortcut, LongSkip, SqueezeExcite
 from zoo.resblk import ConcatenationNetwork, ResBlkNetwork
 
 from fastres.errors import InputError
-from fastres.runtime.propagate import propagate
+from fastres.ir.propagate import propagate
 from fastres.system.versions import why_not_interpreted
 
 

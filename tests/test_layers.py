@@ -15,11 +15,9 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
     *("errors", "version", "system", "options", "values", "descriptions", "transforms", "plain"),
-    *("kernels", "ops", "graph", "functional", "defaults", "retype", "expression", "decisions"),
-    *("contract", "diagnose", "wrappers", "tracing", "nested", "untouched", "capture", "pipeline"),
-    *("report", "passes", "artifact", "recipe", "deviation", "runtime", "profile", "renewal"),
-    *("optimized", "leaders", "verification", "optimization", "loading", "export"),
-    *("models", "preprocess"),
+    *("kernels", "ir", "capture", "report", "passes", "artifact", "recipe", "deviation"),
+    *("runtime", "profile", "renewal", "optimized", "leaders", "verification", "optimization"),
+    *("loading", "export", "models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
     *("measure", "weights", "labels", "workload", "bench", "roofline", "inspect"),
     *("export_command", "predict", "verify_command", "verify", "cli"),
@@ -110,17 +108,17 @@ def test_no_module_needs_itself() -> None:
 @pytest.mark.parametrize(
     ("name", "source", "wrong"),
     [
-        ("fastres.errors", "import fastres.ops", ["fastres.ops"]),
-        ("fastres.errors", "from fastres import ops", ["fastres.ops"]),
-        ("fastres.errors", "from fastres.ops import conv2d", ["fastres.ops"]),
-        ("fastres.errors", "from . import ops", ["fastres.ops"]),
-        ("fastres.errors", "from .ops import conv2d", ["fastres.ops"]),
-        ("fastres.errors", "def f():\n    from fastres import ops", ["fastres.ops"]),
+        ("fastres.errors", "import fastres.ir.ops", ["fastres.ir.ops"]),
+        ("fastres.errors", "from fastres.ir import ops", ["fastres.ir.ops"]),
+        ("fastres.errors", "from fastres.ir.ops import conv2d", ["fastres.ir.ops"]),
+        ("fastres.errors", "from .ir import ops", ["fastres.ir.ops"]),
+        ("fastres.errors", "from .ir.ops import conv2d", ["fastres.ir.ops"]),
+        ("fastres.errors", "def f():\n    from fastres.ir import ops", ["fastres.ir.ops"]),
         ("fastres.errors", "from fastres import optimize_me", ["fastres"]),
-        ("fastres.kernels.reference", "from .. import ops", ["fastres.ops"]),
+        ("fastres.kernels.reference", "from ..ir import ops", ["fastres.ir.ops"]),
         ("fastres.kernels.reference", "from ..options import pair", []),
         ("fastres.kernels.reference", "from fastres.kernels import other", []),
-        ("fastres.ops", "import torch\nfrom fastres import errors", []),
+        ("fastres.ir.ops", "import torch\nfrom fastres import errors", []),
     ],
 )
 def test_the_rule_finds_what_breaks_it(name: str, source: str, wrong: list[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-from fastres import ops
+from fastres.ir import ops
 from fastres.kernels.spec import ACTIVATIONS
 
 OPERATORS = {target._opname: target for target in ops.REFERENCE}

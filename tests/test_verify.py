@@ -18,7 +18,7 @@ from zoo.resblk import ResBlkNetwork
 
 import fastres
 from fastres.errors import CaptureError, FastresWarning, InputError, OptionError, VerificationError
-from fastres.graph import constant
+from fastres.ir.graph import constant
 from fastres.passes import fold_batch_norm
 
 

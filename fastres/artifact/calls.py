@@ -16,7 +16,7 @@ from fastres.artifact.arguments import (
 )
 from fastres.artifact.sizes import dimension_from_json, size_from_json, size_to_json
 from fastres.artifact.strict import count, fields, identifier, items, of_type, text
-from fastres.contract import Contract, Guard, Limit, TensorInput
+from fastres.capture.contract import Contract, Guard, Limit, TensorInput
 from fastres.errors import ArtifactError
 
 LARGEST_EXAMPLE = 2**40

@@ -40,7 +40,7 @@ from fastres.artifact.graph_json import graph_from_json, graph_to_json
 from fastres.artifact.receipt import options_to_json, report_from_json, report_to_json
 from fastres.artifact.strict import fields, of_type, parse, text
 from fastres.artifact.structure import structure_from_json, structure_to_json
-from fastres.contract import Contract, TensorInput
+from fastres.capture.contract import Contract, TensorInput
 from fastres.errors import ArtifactError, OptionError
 from fastres.options import Options
 from fastres.report import Report
@@ -58,7 +58,7 @@ class Parts:
 
     Attributes:
         module: the fused graph; weights are its buffers.
-        contract, signature, in_spec, out_spec, example: as in :class:`fastres.capture.Captured`.
+        contract, signature, in_spec, out_spec, example: as in ``Captured``.
         report: the receipt, without the engine's own remarks.
         options: as in :func:`fastres.optimize`.
         preprocessing: what surrounds the network.

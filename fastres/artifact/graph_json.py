@@ -23,12 +23,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from fastres import ops
 from fastres.artifact.arguments import argument_from_json, argument_to_json, takes
 from fastres.artifact.operators import PYTHON, operator_name, resolve, type_of
 from fastres.artifact.strict import fields, identifier, items, of_type, text
 from fastres.errors import ArtifactError
-from fastres.graph import output_nodes
+from fastres.ir import ops
+from fastres.ir.graph import output_nodes
 from fastres.kernels.spec import ACTIVATIONS
 from fastres.transforms import Interpolation
 

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.sizes import dimension_from_json, size_to_json
 from fastres.artifact.strict import count, fields, identifier, of_type
-from fastres.contract import fixed_size
+from fastres.capture.contract import fixed_size
+from fastres.capture.symbols import Expression, UnknownFunction, evaluate, from_sympy, solve
 from fastres.errors import ArtifactError
-from fastres.expression import Expression, UnknownFunction, evaluate, from_sympy, solve
 
 
 def values_to_json(graph: fx.Graph) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which operations a saved graph may hold, by name; all others are refused.
 
-- ``fastres::conv2d.default`` and the other operators of :mod:`fastres.ops`;
+- ``fastres::conv2d.default`` and the other operators of :mod:`fastres.ir.ops`;
 - ``aten::add.Tensor`` and the like: torch's own operators, unless they write to an argument, touch
   files or names (``from_file``), skip their bounds checks (``_unsafe_index``), give memory as it
   is found (``empty``: it may hold anything of the process's), or are torch's internal ones (a
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from fastres import ops
 from fastres.errors import ArtifactError
+from fastres.ir import ops
 
 PYTHON: dict[str, Any] = {
     "getitem": operator.getitem,

@@ -1,4 +1,4 @@
-"""Sizes and conditions (:mod:`fastres.expression`) as JSON: ``["floordiv", ["symbol", "s0"], 2]``.
+"""Sizes and conditions (:mod:`fastres.capture.symbols`) as JSON: ``["floordiv", 7, 2]``.
 
 A number is itself, a function is a list that begins with its name. Reading builds a tree from known
 names; no text is evaluated.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastres.artifact.strict import identifier, of_type
+from fastres.capture.symbols import FUNCTIONS, Expression
 from fastres.errors import ArtifactError
-from fastres.expression import FUNCTIONS, Expression
 
 LARGEST = 2**63
 """Beyond all sizes."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import arguments, is_call
+from fastres.ir import ops
+from fastres.ir.graph import arguments, is_call
 from fastres.passes.context import Context
 
 aten = torch.ops.aten

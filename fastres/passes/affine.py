@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     add_constant,
     arguments,
     call,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.graph import arguments, module_of, same_shape, value_of
+from fastres.ir.graph import arguments, module_of, same_shape, value_of
 from fastres.passes.context import Context
 
 aten = torch.ops.aten

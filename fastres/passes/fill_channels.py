@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import add_constant, arguments, call, constant, erase_unused, module_of
+from fastres.ir import ops
+from fastres.ir.graph import add_constant, arguments, call, constant, erase_unused, module_of
 from fastres.kernels.spec import ConvSpec
 from fastres.passes.fuse_blocks import conv_spec
 

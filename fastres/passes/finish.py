@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     KERNELS_OF_SOME,
     MOVES_DATA,
     add_constant,
@@ -27,8 +27,8 @@ from fastres.graph import (
     replace,
     value_of,
 )
+from fastres.ir.precision import retype_node
 from fastres.passes.context import Context
-from fastres.retype import retype_node
 
 aten = torch.ops.aten
 

@@ -20,8 +20,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label, value_of
+from fastres.ir import ops
+from fastres.ir.graph import (
+    add_constant,
+    arguments,
+    constant,
+    erase_unused,
+    is_call,
+    label,
+    value_of,
+)
 from fastres.passes.context import Context
 
 

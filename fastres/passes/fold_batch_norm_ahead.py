@@ -19,8 +19,16 @@ from typing import Any
 
 from torch import fx
 
-from fastres import ops
-from fastres.graph import add_constant, arguments, constant, erase_unused, is_call, label, module_of
+from fastres.ir import ops
+from fastres.ir.graph import (
+    add_constant,
+    arguments,
+    constant,
+    erase_unused,
+    is_call,
+    label,
+    module_of,
+)
 from fastres.passes.context import Context
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import add_constant, constant, copy_meta, module_of
+from fastres.ir.graph import add_constant, constant, copy_meta, module_of
 from fastres.passes.context import Context
 
 

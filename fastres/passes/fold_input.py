@@ -26,8 +26,8 @@ from typing import Any
 
 from torch import fx
 
-from fastres import ops
-from fastres.graph import add_constant, arguments, constant, erase_unused, module_of
+from fastres.ir import ops
+from fastres.ir.graph import add_constant, arguments, constant, erase_unused, module_of
 from fastres.passes import fold_batch_norm_ahead
 from fastres.passes.context import Context
 

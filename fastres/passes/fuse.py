@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     activation_of,
     arguments,
     call,

@@ -30,8 +30,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     add_constant,
     arguments,
     call,

@@ -1,4 +1,4 @@
-"""One spelling per operation: ATen's many forms become the operators of :mod:`fastres.ops`.
+"""One spelling per operation: ATen's many forms become the operators of :mod:`fastres.ir.ops`.
 
 ::
 
@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     activation_of,
     add_constant,
     arguments,

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastres import ops
-from fastres.capture import capture, in_eval_mode, own_dtype
+from fastres.capture.capture import capture, in_eval_mode, own_dtype
 from fastres.errors import OptionError
-from fastres.graph import aliases, arguments, label
+from fastres.ir import ops
+from fastres.ir.graph import aliases, arguments, label
+from fastres.ir.propagate import propagate
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 from fastres.passes import fill_channels, fuse_blocks, rewrite
 from fastres.passes.fill_channels import Pays, added_channels
 from fastres.passes.fuse_blocks import conv_spec
 from fastres.report import Report
-from fastres.runtime.propagate import propagate
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 from fastres.runtime.lowering import Lowering
 
 aten = torch.ops.aten

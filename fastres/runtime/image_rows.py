@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import arguments, constant
+from fastres.ir.graph import arguments, constant
 from fastres.kernels import reference
 from fastres.runtime.lowering import Lowering, keep
 

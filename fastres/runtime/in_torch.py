@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 
-from fastres import ops
-from fastres.contract import Contract
+from fastres.capture.contract import Contract
 from fastres.errors import FastresError, InputError
-from fastres.graph import aliases, output_nodes
+from fastres.ir import ops
+from fastres.ir.graph import aliases, output_nodes
 from fastres.plain import lost_memory, watcher
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.derivatives import refuse_derivatives

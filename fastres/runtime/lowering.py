@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
 from fastres.errors import OutOfMemory
-from fastres.graph import (
+from fastres.ir import ops
+from fastres.ir.graph import (
     KERNELS_OF_SOME,
     aliases,
     arguments,
@@ -23,9 +23,9 @@ from fastres.graph import (
     module_of,
     output_nodes,
 )
+from fastres.ir.shapes import shapes
 from fastres.report import Remark
 from fastres.runtime.executable import Executable, compile_graph, dead_after
-from fastres.runtime.known_shapes import shapes
 from fastres.system.target import available_memory
 
 Rule: TypeAlias = "Callable[[Lowering, fx.Node], fx.Node]"

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import arguments, constant, module_of
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels import reference
 from fastres.kernels.spec import is_symmetric
 from fastres.runtime import contiguous, image_rows

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.graph import MOVES_DATA
+from fastres.ir.graph import MOVES_DATA
 
 aten = torch.ops.aten
 

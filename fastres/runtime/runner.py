@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from fastres.contract import Contract
+from fastres.capture.contract import Contract
 from fastres.errors import InputError, ModelError, OutOfMemory
 from fastres.plain import is_ordinary, oddity, watcher
 from fastres.runtime.autocast import without_autocast

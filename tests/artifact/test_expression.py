@@ -10,7 +10,7 @@ import pytest
 import sympy
 from torch.utils._sympy import functions as torchs
 
-from fastres.expression import (
+from fastres.capture.symbols import (
     FUNCTIONS,
     Expression,
     UnknownFunction,

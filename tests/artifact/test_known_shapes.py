@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fastres import ops
 from fastres.errors import InputError
-from fastres.runtime.known_shapes import _by_formula, _Unusual, shapes
-from fastres.runtime.propagate import propagate
+from fastres.ir import ops
+from fastres.ir.propagate import propagate
+from fastres.ir.shapes import _by_formula, _Unusual, shapes
 
 
 def graph_of(target: Any, x: Tensor, *args: Any) -> fx.GraphModule:

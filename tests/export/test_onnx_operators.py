@@ -14,13 +14,13 @@ from optimizing import optimize
 from small import Net, conv, net
 from torch import Tensor, nn
 
-from fastres import ops
 from fastres.errors import ModelError
 from fastres.export import to_onnx
 from fastres.export.onnx_rules import RULES
 from fastres.export.tensorrt_operators import OPERATORS
+from fastres.ir import ops
+from fastres.ir.propagate import propagate
 from fastres.passes import fuse_blocks
-from fastres.runtime.propagate import propagate
 from fastres.transforms import Transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -16,7 +16,7 @@ from oracle import PRECISIONS, assert_as_accurate, in_precision
 from small import Net, conv, images, measured
 from torch import Tensor, nn
 
-from fastres import pipeline
+from fastres.capture import pipeline
 from fastres.kernels.gpus import by_name
 from fastres.runtime.gpu.arithmetic import Arithmetic
 from fastres.runtime.gpu.executable import GpuExecutable

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 import fastres
 from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfMemory, TargetError
+from fastres.ir.propagate import propagate
 from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
@@ -31,7 +32,6 @@ from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.gpu.executable import GpuExecutable
 from fastres.runtime.gpu.plan import KernelStep, TorchStep
 from fastres.runtime.gpu.tuning_cache import Identity
-from fastres.runtime.propagate import propagate
 
 ROOT = Path(__file__).parent.parent.parent
 

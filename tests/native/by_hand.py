@@ -15,11 +15,11 @@ from native.emulator import loaded
 from oracle import PRECISIONS, Error, assert_as_accurate
 from torch import Tensor, fx, nn
 
-from fastres import ops
-from fastres.graph import output_nodes
+from fastres.ir import ops
+from fastres.ir.graph import output_nodes
+from fastres.ir.shapes import shapes
 from fastres.kernels import reference
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.known_shapes import shapes
 from fastres.runtime.native.draft import Draft, draft, refusal
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.piece import Piece

@@ -24,7 +24,7 @@ from native.examined import Examined
 from oracle import PRECISIONS, assert_as_accurate
 from torch import Tensor, fx, nn
 
-from fastres import ops
+from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import packed, planner, schedule, weights
 from fastres.runtime.native.library import Library

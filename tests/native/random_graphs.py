@@ -11,7 +11,7 @@ import torch
 from native.by_hand import rounded
 from torch import Tensor, fx, nn
 
-from fastres import ops
+from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native.draft import LEAST_PER_GROUP
 from fastres.runtime.native.interface import ACTIVATIONS

@@ -10,7 +10,7 @@ from native.test_native_convolutions import SHAPES, WINOGRAD, always
 from oracle import PRECISIONS
 from torch import fx
 
-from fastres import ops
+from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.piece import Piece

@@ -11,9 +11,9 @@ from optimizing import operator_name, optimize
 from small import Net, conv, images
 from torch import Tensor, nn
 
+from fastres.ir.propagate import propagate
 from fastres.kernels.spec import ConvSpec
 from fastres.passes import fill_channels, fuse_blocks
-from fastres.runtime.propagate import propagate
 
 
 class Filled:

@@ -11,7 +11,7 @@ from optimizing import nodes
 from small import assert_refused, conv, counts, folded, images, measured, net, optimized, pair_net
 from torch import nn
 
-from fastres import ops
+from fastres.ir import ops
 
 
 def unit(**options: Any) -> nn.Module:

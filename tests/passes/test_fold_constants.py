@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 import fastres
-from fastres.capture import capture
+from fastres.capture.capture import capture
 from fastres.passes import fold_constants
 from fastres.passes.context import Context
 from fastres.report import Report

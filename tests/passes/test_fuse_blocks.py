@@ -15,9 +15,9 @@ from small import Net, conv
 from torch import Tensor, fx, nn
 
 import fastres
+from fastres.ir.propagate import propagate
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 from fastres.passes import fuse_blocks
-from fastres.runtime.propagate import propagate
 
 
 def always(spec: fuse_blocks.BlockSpec) -> None:

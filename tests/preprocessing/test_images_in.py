@@ -16,9 +16,9 @@ from small import Net, classifier, conv
 from torch import Tensor, nn
 
 import fastres
+from fastres.capture.pipeline import around
 from fastres.errors import InputError, NotOptimizedError, OptionError
 from fastres.export import to_standard
-from fastres.pipeline import around
 from fastres.transforms import Preprocessing, Transforms
 
 SMALL = Transforms(resize=40, crop=32)

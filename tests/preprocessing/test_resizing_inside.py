@@ -12,8 +12,8 @@ from small import Net, conv
 from torch import Tensor, nn
 
 import fastres
-from fastres import ops
 from fastres.errors import InputError
+from fastres.ir import ops
 from fastres.preprocess import load_pixels
 from fastres.transforms import Interpolation, Transforms
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import arguments, module_of
+from fastres.ir import ops
+from fastres.ir.graph import arguments, module_of
 
 aten = torch.ops.aten
 

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import kernels, ops
+from fastres import kernels
 from fastres.errors import InputError, OptionError, OutOfMemory
-from fastres.graph import arguments, constant
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant
+from fastres.ir.propagate import propagate
 from fastres.kernels import gpus
 from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
@@ -38,7 +40,6 @@ from fastres.runtime.gpu.tactics import Tactics, Tuner
 from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_folder, source_hash
 from fastres.runtime.gpu.weights import Weights
 from fastres.runtime.gpu.workspace import Workspace
-from fastres.runtime.propagate import propagate
 from fastres.system.target import available_gpu_memory, available_memory, cpu_threads, gpu
 from fastres.system.versions import why_not_interpreted
 

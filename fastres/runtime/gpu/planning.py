@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import arguments, constant, is_call
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant, is_call
+from fastres.ir.propagate import propagate
 from fastres.kernels.call import KernelCall
 from fastres.passes import fill_channels, fuse_blocks
 from fastres.report import Remark
@@ -22,7 +23,6 @@ from fastres.runtime.gpu.plan import KernelStep, Plan
 from fastres.runtime.gpu.planner import Planner
 from fastres.runtime.gpu.tactics import Tactics
 from fastres.runtime.gpu.worth import by_model, filling_pays, if_supported, pays_wherever
-from fastres.runtime.propagate import propagate
 
 
 @dataclass

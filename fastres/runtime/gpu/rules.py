@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import arguments, constant
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant
 from fastres.kernels import packing
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import arguments, constant
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant
 from fastres.kernels.bottleneck_launch import (
     bottleneck_calls,
     bottleneck_spec,

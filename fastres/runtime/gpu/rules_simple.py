@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres import ops
-from fastres.graph import arguments, constant
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant
 from fastres.kernels.call import KernelCall
 from fastres.kernels.checks import FLOATING
 from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls

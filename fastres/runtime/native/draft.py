@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import arguments, constant, module_of
+from fastres.ir import ops
+from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native.interface import ACTIVATIONS
 from fastres.runtime.native.layout import FEW, Layout

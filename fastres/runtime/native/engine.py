@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.graph import module_of
+from fastres.ir.graph import module_of
+from fastres.ir.shapes import shapes
 from fastres.options import Options
 from fastres.runtime.executable import Executable
-from fastres.runtime.known_shapes import shapes
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.native.draft import Draft
 from fastres.runtime.native.library import Library, load

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fastres import ops
-from fastres.graph import MOVES_DATA, arguments
+from fastres.ir import ops
+from fastres.ir.graph import MOVES_DATA, arguments
 
 aten = torch.ops.aten
 

@@ -73,7 +73,7 @@ class Piece:
     """Computes a piece's outputs from its inputs, for one set of shapes; safe for concurrent calls.
 
     Attributes:
-        returns_fresh: its results are new memory, for :func:`fastres.graph.aliases`.
+        returns_fresh: its results are new memory, for :func:`fastres.ir.graph.aliases`.
         looks_itself: for NaN and infinity, as :mod:`fastres.runtime.ordinary` does.
         arena_bytes: what one call needs at once beside its outputs.
     """
@@ -138,7 +138,7 @@ class Piece:
             )
 
     def shape_formula(self, *inputs: Tensor) -> Any:
-        """What a call would return, without memory; for :mod:`fastres.runtime.known_shapes`."""
+        """What a call would return, without memory; for :mod:`fastres.ir.shapes`."""
         results = tuple(
             torch.empty_strided(shape, _strides(shape), dtype=dtype, device=inputs[0].device)
             for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)

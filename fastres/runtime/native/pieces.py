@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.graph import arguments, copy_meta
+from fastres.ir import ops
+from fastres.ir.graph import arguments, copy_meta
 from fastres.runtime.native.draft import Draft, draft, refusal
 
 aten = torch.ops.aten

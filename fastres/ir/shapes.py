@@ -1,6 +1,6 @@
 """Shapes of a graph's values by arithmetic, where every operator has a formula.
 
-:func:`fastres.runtime.propagate.propagate` asks torch, whose fake tensors import its compiler: most
+:func:`fastres.ir.propagate.propagate` asks torch, whose fake tensors import its compiler: most
 of a second in a new process before the first answer. A ResNet consists of a dozen operators whose
 shapes are formulas. Whatever is unusual here (an operator without a formula, sizes that do not fit)
 is left to torch, which also says what is wrong.
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres import ops
-from fastres.runtime.propagate import propagate
+from fastres.ir import ops
+from fastres.ir.propagate import propagate
 
 aten = torch.ops.aten
 

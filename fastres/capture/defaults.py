@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import arguments, call, value_of
+from fastres.ir.graph import arguments, call, value_of
 
 aten = torch.ops.aten
 

@@ -21,13 +21,16 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.utils import _pytree as pytree
 
-from fastres import nested
-from fastres.contract import Contract
-from fastres.defaults import name_defaults
-from fastres.diagnose import why_not_captured
+from fastres.capture import nested
+from fastres.capture.contract import Contract
+from fastres.capture.defaults import name_defaults
+from fastres.capture.diagnose import why_not_captured
+from fastres.capture.export_program import Exported, export_openly, import_ahead
+from fastres.capture.functional import can_make_functional, is_in_place, make_functional
+from fastres.capture.guard import untouched
+from fastres.capture.wrappers import like
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
-from fastres.functional import can_make_functional, is_in_place, make_functional
-from fastres.graph import (
+from fastres.ir.graph import (
     INNER,
     add_constant,
     arguments,
@@ -39,9 +42,6 @@ from fastres.graph import (
 from fastres.system import forking
 from fastres.system.device import move
 from fastres.system.torch_logs import quiet
-from fastres.tracing import Exported, export_openly, import_ahead
-from fastres.untouched import untouched
-from fastres.wrappers import like
 
 TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""

@@ -76,5 +76,5 @@ REFERENCE: dict[Any, Callable[..., torch.Tensor | list[torch.Tensor]]] = {
 }
 """Each operator with its plain-PyTorch meaning: the oracle, and the decomposition for export.
 
-For example ``exported_program.run_decompositions({**table, **fastres.ops.REFERENCE})``.
+For example ``exported_program.run_decompositions({**table, **fastres.ir.ops.REFERENCE})``.
 """

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres import ops
-from fastres.capture import DEFAULT_IMAGE, as_arguments, derive_example, own_dtype
+from fastres.capture.capture import DEFAULT_IMAGE, as_arguments, derive_example, own_dtype
 from fastres.errors import InputError, ModelError, OptionError
-from fastres.graph import INNER
+from fastres.ir import ops
+from fastres.ir.graph import INNER
 from fastres.transforms import InputFormat, Preprocessing, Transforms
 
 MARGIN = (32, 96)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastres.errors import InputError
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 from fastres.system.torch_logs import quiet
 
 

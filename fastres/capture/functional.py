@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import arguments
+from fastres.ir.graph import arguments
 
 
 def is_in_place(node: Any) -> bool:

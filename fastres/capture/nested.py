@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastres.errors import CaptureError
-from fastres.graph import arguments, module_path
+from fastres.ir.graph import arguments, module_path
 
 aten = torch.ops.aten
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.graph import value_of
+from fastres.ir.graph import value_of
 
 
 def retype_node(node: fx.Node, own: torch.dtype, dtype: torch.dtype) -> None:

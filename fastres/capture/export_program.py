@@ -19,8 +19,8 @@ from torch.export.graph_signature import InputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fastres.contract import Contract, contract_of, fixed_size
-from fastres.decisions import Decisions, TangledSizes
+from fastres.capture.contract import Contract, contract_of, fixed_size
+from fastres.capture.decisions import Decisions, TangledSizes
 from fastres.errors import InputError
 from fastres.system import forking, versions
 

@@ -27,7 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastres.graph import user_path
+from fastres.ir.graph import user_path
 
 _TORCH = Path(torch.__file__).parent
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.graph import user_path
+from fastres.ir.graph import user_path
 
 
 def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:

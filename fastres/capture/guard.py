@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fastres.graph import user_path
+from fastres.ir.graph import user_path
 
 _REGISTRIES = ("_buffers", "_parameters", "_modules")
 _ABSENT = object()

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.decisions import Place, is_operators
-from fastres.errors import CaptureError, InputError
-from fastres.expression import (
+from fastres.capture.decisions import Place, is_operators
+from fastres.capture.symbols import (
     Expression,
     Size,
     UnknownFunction,
@@ -26,6 +25,7 @@ from fastres.expression import (
     largest,
     solve,
 )
+from fastres.errors import CaptureError, InputError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""From a model to a graph: example, export, contract, and what the model must not notice."""
