@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fastres
 from benchmarks import native
-from fastres import measure
+from fastres.bench import measure
 from fastres.workload import inputs, model_source
 
 RESAMPLED = 2000

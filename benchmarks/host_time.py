@@ -22,15 +22,14 @@ import torch
 from torch import Tensor, fx
 
 import fastres
-from fastres import measure
-from fastres.bench import revision
+from fastres.bench import measure, revision
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.optimized import OptimizedModule
-from fastres.runtime.gpu.device import InterpreterDevice
-from fastres.runtime.gpu.engine import TritonEngine
-from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.runner import Runner
+from fastres.runtime.triton.device import InterpreterDevice
+from fastres.runtime.triton.engine import TritonEngine
+from fastres.runtime.triton.workspace import Workspace
 from fastres.system import target
 
 LIMIT_US = 20.0

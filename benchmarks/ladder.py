@@ -34,8 +34,7 @@ from torch import Tensor, fx
 
 import fastres
 from benchmarks import native
-from fastres import measure
-from fastres.bench import catalogue, record, session, settings, table, torch_contenders
+from fastres.bench import catalogue, measure, record, session, settings, table, torch_contenders
 from fastres.bench.contender import OURS, Contender, Job, Ready
 from fastres.bench.record import Batch
 from fastres.ir import ops

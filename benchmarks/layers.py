@@ -32,8 +32,7 @@ from torch import Tensor, nn
 
 import fastres
 from benchmarks import native, openvino_layers
-from fastres import measure
-from fastres.bench import revision
+from fastres.bench import measure, revision
 from fastres.runtime.native.library import Library, load
 from fastres.system import target
 from fastres.workload import inputs, model_source

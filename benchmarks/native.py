@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastres.bench.contender import DTYPES
-from fastres.runtime.native import planner
-from fastres.runtime.native.draft import Op
+from fastres.runtime.native import plan_builder
 from fastres.runtime.native.engine import FIRST_CHOICE
 from fastres.runtime.native.library import Library, load
+from fastres.runtime.native.lower import Op
 
 
 def absent(precision: str) -> str | None:
@@ -35,9 +35,9 @@ def without_winograd() -> Iterator[None]:
     def never(op: Op, isa: str) -> bool:
         return False
 
-    before = planner.uses_winograd
-    planner.uses_winograd = never
+    before = plan_builder.uses_winograd
+    plan_builder.uses_winograd = never
     try:
         yield
     finally:
-        planner.uses_winograd = before
+        plan_builder.uses_winograd = before

@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres import measure
-from fastres.bench import revision
+from fastres.bench import measure, revision
 from fastres.system import target
 from fastres.workload import inputs, model_source
 

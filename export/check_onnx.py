@@ -15,7 +15,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from fastres.deviation import square, squared_error
+from fastres.accuracy.relative_error import square, squared_error
 from fastres.errors import TargetError, VerificationError
 from fastres.export.onnx_comparison import (
     FLOOR_ULPS,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.deviation import relative, square, squared_error
+from fastres.accuracy.relative_error import relative, square, squared_error
 from fastres.export.onnx_graph import Converted
 from fastres.export.onnx_reference import Reference
 from fastres.export.onnx_runner import Differs

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fastres.checks import as_tuple, is_count, is_number
 from fastres.errors import OptionError
-from fastres.values import as_tuple, is_count, is_number
 
 _TIMM = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
 _TORCHVISION = ("resize_size", "crop_size", "interpolation", "mean", "std")

@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import nn
 
 from fastres import labels as label_files
-from fastres import weights
 from fastres.errors import FastresError, OptionError, VerificationError
 from fastres.export import OnnxReport, to_onnx
 from fastres.export.onnx_export import OPSET, OPSETS, PRECISIONS
+from fastres.models import checkpoint
 from fastres.system.progress import Progress
 from fastres.workload import inputs, model_source
 
@@ -55,7 +55,7 @@ def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
         progress.show(f"building {chosen}", 0.05)
         model = model_source.build(chosen, given.seed, given.classes)
         if given.weights is not None:
-            weights.load_into(model, given.weights)
+            checkpoint.load_into(model, given.weights)
         progress.show("optimising, writing and checking", 0.2)
         report = to_onnx(
             model,

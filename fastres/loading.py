@@ -12,12 +12,12 @@ from torch.utils import _pytree as pytree
 from fastres.artifact.container import File
 from fastres.artifact.document import Description, Parts
 from fastres.artifact.receipt import options_from_json
+from fastres.artifact.recipe import Recipe
 from fastres.capture.capture import Captured
 from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.plain import refuse_watched
-from fastres.recipe import Recipe
 from fastres.runtime.autocast import without_autocast
 from fastres.system.device import checked_device
 from fastres.system.files import as_path

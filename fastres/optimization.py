@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fastres.artifact.recipe import Recipe, record
 from fastres.capture import pipeline
 from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
 from fastres.capture.contract import Contract
@@ -34,7 +35,6 @@ from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
 from fastres.plain import oddity, refuse_watched, settled
-from fastres.recipe import Recipe, record
 from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fastres import profile
 from fastres.artifact.document import Parts
+from fastres.artifact.recipe import Recipe
 from fastres.artifact.saving import save
 from fastres.capture.capture import Captured
 from fastres.errors import (
@@ -29,13 +29,13 @@ from fastres.ir import ops
 from fastres.ir.graph import output_nodes
 from fastres.options import Options
 from fastres.plain import oddity, refuse_watched, settled
-from fastres.recipe import Recipe
-from fastres.renewal import renew, sample_of
+from fastres.refit import renew, sample_of
 from fastres.report import Remark, Report
+from fastres.runtime import profile
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
-from fastres.runtime.ordinary import NotOrdinary
+from fastres.runtime.nonfinite import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights
 from fastres.system import forking
 from fastres.system.files import as_path

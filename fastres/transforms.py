@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
 from fastres import descriptions
+from fastres.checks import as_tuple, is_count, is_number, require_boolean, require_one_of
 from fastres.errors import OptionError
-from fastres.values import as_tuple, is_count, is_number, require_boolean, require_one_of
 
 __all__ = [
     "IMAGENET_MEAN",

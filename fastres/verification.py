@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres import leaders
+from fastres.accuracy.relative_error import relative, square, squared_error
+from fastres.accuracy.top_k import of_answers, of_choice
 from fastres.capture.capture import (
     STATE_CHANGES,
     TRACING,
@@ -33,7 +34,6 @@ from fastres.capture.capture import (
 from fastres.capture.guard import untouched
 from fastres.capture.pipeline import around
 from fastres.capture.wrappers import like, unwrapped
-from fastres.deviation import relative, square, squared_error
 from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.ir.precision import Recorder
 from fastres.optimized import OptimizedModule
@@ -249,8 +249,8 @@ def _compare_leaders(
     """
     _compare_kinds(Comparison(result.floor), tuple(torch.topk(native, top_k, dim=1)), given)
     values, indices = given
-    best, ours = leaders.of_answers(exact, exact, top_k), leaders.of_choice(values, indices, exact)
-    eagers = leaders.of_answers(plain, exact, top_k)
+    best, ours = of_answers(exact, exact, top_k), of_choice(values, indices, exact)
+    eagers = of_answers(plain, exact, top_k)
     for y64, ye, y in zip(best.tensors, eagers.tensors, ours.tensors, strict=True):
         result.ours += squared_error(y, y64, ye)
         result.square += square(y64)

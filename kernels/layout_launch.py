@@ -1,7 +1,8 @@
 """Images from one memory format and dtype to another.
 
 The GPU engine transposes with these kernels what torch computed between two of its steps (see
-:mod:`fastres.runtime.gpu.layouts`): a transposition in tiles moves whole cache lines on both sides.
+:mod:`fastres.runtime.triton.layouts`): a transposition in tiles moves whole cache lines on both
+sides.
 
 A call's arguments and results are copied by torch even where they change their format. Their
 addresses are new with every call, and a result's format is the caller's input's, so these copies

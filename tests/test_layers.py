@@ -14,13 +14,12 @@ FOLDERS = {"fastres": "fastres", "kernels": "fastres.kernels", "export": "fastre
 
 # A module, or any module of a package, may import what stands before it, and its own package.
 ORDER = [
-    *("errors", "version", "system", "options", "values", "descriptions", "transforms", "plain"),
-    *("kernels", "ir", "capture", "report", "passes", "artifact", "recipe", "deviation"),
-    *("runtime", "profile", "renewal", "optimized", "leaders", "verification", "optimization"),
-    *("loading", "export", "models", "preprocess"),
+    *("errors", "version", "system", "options", "checks", "descriptions", "transforms", "plain"),
+    *("kernels", "ir", "capture", "report", "passes", "artifact", "accuracy", "runtime", "refit"),
+    *("optimized", "verification", "optimization", "loading", "export", "models", "preprocess"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
-    *("measure", "weights", "labels", "workload", "bench", "roofline", "inspect"),
-    *("export_command", "predict", "verify_command", "verify", "cli"),
+    *("labels", "workload", "bench", "roofline", "inspect", "export_command", "predict"),
+    *("verify_command", "verify", "cli"),
 ]
 
 

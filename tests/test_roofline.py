@@ -19,7 +19,7 @@ from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.roofline import main
 from fastres.roofline.layers import Layer, graph_of, layers_of
 from fastres.roofline.view import View, view
-from fastres.runtime.gpu.worth import by_model, wherever_it_fits
+from fastres.runtime.triton.fusion_policy import by_model, wherever_it_fits
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fastres.runtime.cache import CAPACITY
 from fastres.runtime.executable import Executable
-from fastres.runtime.packing import PackedWeights
+from fastres.runtime.onednn.packing import PackedWeights
 from fastres.system import threads
 
 

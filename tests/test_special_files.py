@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fastres
-from fastres import labels, weights
+from fastres import labels
 from fastres.artifact import operators
 from fastres.errors import ArtifactError, FastresError, InputError, OptionError
+from fastres.models import checkpoint
 from fastres.preprocess import list_images, load_pixels
 from fastres.system import files
 from fastres.system.regular import open_regular
@@ -89,8 +90,8 @@ def nobody_waits() -> Iterator[None]:
 def test_each_reader_refuses_it(kind: str, tmp_path: Path) -> None:
     readers: list[tuple[str, Callable[[Any], Any], type[FastresError]]] = [
         ("a.fastres", fastres.load, ArtifactError),
-        ("a.safetensors", weights.read, OptionError),
-        ("a.pth", weights.read, OptionError),
+        ("a.safetensors", checkpoint.read, OptionError),
+        ("a.pth", checkpoint.read, OptionError),
         ("a.txt", labels.read, OptionError),
         ("a.json", labels.read, OptionError),
         ("a.png", load_pixels, InputError),
@@ -178,11 +179,11 @@ def test_tensors_that_hold_no_real_numbers(tmp_path: Path) -> None:
     for name, tensor in strange.items():
         torch.save({"w": tensor}, tmp_path / "w.pth")
         with pytest.raises(OptionError, match=r"w\.pth: w is .*(sparse|meta|complex)"):
-            weights.read(tmp_path / "w.pth")
+            checkpoint.read(tmp_path / "w.pth")
         assert name
     save_file({"w": strange["complex"]}, tmp_path / "w.safetensors")
     with pytest.raises(OptionError, match="complex"):
-        weights.read(tmp_path / "w.safetensors")
+        checkpoint.read(tmp_path / "w.safetensors")
 
 
 def test_a_file_that_is_written_over_while_it_is_read(

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from fastres import weights
 from fastres.errors import ModelError, OptionError
+from fastres.models import checkpoint
 
 
 def model() -> nn.Module:
@@ -44,21 +44,21 @@ WRAPPED: dict[str, Any] = {
 def test_pickled_tensors(form: str, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     torch.save(WRAPPED[form](state), tmp_path / "w.pth")
     network = model()
-    weights.load_into(network, tmp_path / "w.pth")
+    checkpoint.load_into(network, tmp_path / "w.pth")
     assert holds(network, state)
 
 
 def test_safetensors(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     network = model()
-    weights.load_into(network, tmp_path / "w.safetensors")
+    checkpoint.load_into(network, tmp_path / "w.safetensors")
     assert holds(network, state)
 
 
 def test_a_batch_norm_that_counted_nothing(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     del state["1.num_batches_tracked"]
     torch.save(state, tmp_path / "w.pt")
-    weights.load_into(model(), tmp_path / "w.pt")
+    checkpoint.load_into(model(), tmp_path / "w.pt")
 
 
 class Malicious:
@@ -74,7 +74,7 @@ def test_code_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         else:
             dump({"w": Malicious()}, path)
         with pytest.raises(OptionError, match="cannot be read as tensors alone"):
-            weights.read(path)
+            checkpoint.read(path)
     assert "must not" not in capsys.readouterr().out
 
 
@@ -93,14 +93,14 @@ def test_other_files(name: str, content: bytes | None, says: str, tmp_path: Path
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(OptionError, match=says):
-        weights.read(tmp_path / name)
+        checkpoint.read(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"w": 3}, {3: torch.zeros(1)}, {}])
 def test_no_state_dict(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(OptionError, match="expected a state dict"):
-        weights.read(tmp_path / "w.pth")
+        checkpoint.read(tmp_path / "w.pth")
 
 
 def test_weights_of_another_model(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -111,20 +111,20 @@ def test_weights_of_another_model(state: dict[str, torch.Tensor], tmp_path: Path
         match=r"1 of the model's tensors are not there, first 0\.weight; 1 are not the model's, "
         r"first 0\.wieght \(did you mean 0\.weight\?\)",
     ):
-        weights.load_into(model(), path)
+        checkpoint.load_into(model(), path)
     torch.save(state | {"0.bias": torch.zeros(5)}, path)
     with pytest.raises(ModelError, match=r"0\.bias is \[5\], and \[4\] in the model; another num"):
-        weights.load_into(model(), path)
+        checkpoint.load_into(model(), path)
 
 
 def test_whole_numbers_are_no_weights(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(state | {"0.weight": state["0.weight"].to(torch.int8)}, path)
     with pytest.raises(ModelError, match=r"0\.weight is of torch\.int8, and of torch\.float32 in"):
-        weights.load_into(model(), path)
+        checkpoint.load_into(model(), path)
     counted = state | {"1.num_batches_tracked": torch.tensor(3.0)}  # as some checkpoints have it
     torch.save(counted, path)
-    weights.load_into(model(), path)
+    checkpoint.load_into(model(), path)
 
 
 def test_damaged_files_are_refused_whatever_the_reader_makes_of_them(
@@ -141,7 +141,7 @@ def test_damaged_files_are_refused_whatever_the_reader_makes_of_them(
                 damaged[drawn.randrange(len(whole))] = drawn.randrange(256)
             path.write_bytes(damaged)
             try:
-                weights.load_into(model(), path)
+                checkpoint.load_into(model(), path)
             except (OptionError, ModelError):
                 refused += 1
     assert refused > 100

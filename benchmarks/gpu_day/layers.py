@@ -45,7 +45,7 @@ from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.packing import packed_shape
 from fastres.kernels.spec import ConvSpec
-from fastres.passes.fill_channels import filled
+from fastres.runtime.triton.fill_channels import filled
 
 BATCHES = (256, 32, 1)
 CUDNN, WITH_EPILOGUE, CUBLAS = "cudnn", "cudnn bias relu", "cublas"

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fastres import measure
-from fastres.bench import answers, catalogue, device, fresh, neighbours, torch_contenders
+from fastres.bench import answers, catalogue, device, fresh, measure, neighbours, torch_contenders
 from fastres.bench.cold import Request
 from fastres.bench.contender import PRECISIONS, Contender, Job, Ready
 from fastres.bench.record import Batch, Row, anonymous

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastres import measure
+from fastres.bench import measure
 from fastres.bench.contender import Job, Ready
 
 _TRIAL = measure.Plan(seconds=0.5, min_rounds=3, max_rounds=20, warmup=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastres import measure
+from fastres.bench import measure
 from fastres.bench.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 from fastres.bench.table import heading

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
-from fastres import measure
+from fastres.bench import measure
 from fastres.errors import OptionError
 
 SCHEMA = "fastres.bench"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from fastres import measure
+from fastres.bench import measure
 from fastres.bench.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 

@@ -13,10 +13,10 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import as_if_ours
 from fastres.kernels.gpus import GPUS, Architecture, Gpu
 from fastres.roofline.layers import images_for
-from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.plan import TorchStep, fetch
-from fastres.runtime.gpu.planning import Planned, plan_for
-from fastres.runtime.gpu.tactics import Tactics
+from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.lower import Planned, plan_for
+from fastres.runtime.triton.plan import TorchStep, fetch
+from fastres.runtime.triton.tactics import Tactics
 
 DTYPES = {
     "fp16": torch.float16,

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from fastres import weights as weight_files
 from fastres.errors import OptionError
 from fastres.loading import load
 from fastres.models import available
+from fastres.models import checkpoint as weight_files
 from fastres.optimization import optimize
 from fastres.predict.classifier import Classifier
 from fastres.system.regular import read_text

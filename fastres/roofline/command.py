@@ -12,11 +12,11 @@ from fastres.errors import FastresError, OptionError
 from fastres.kernels import gpus
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
-from fastres.passes.fuse_blocks import Worth
 from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view
-from fastres.runtime.gpu.worth import by_model, filling_pays, wherever_it_fits
+from fastres.runtime.triton.fuse_blocks import Worth
+from fastres.runtime.triton.fusion_policy import by_model, filling_pays, wherever_it_fits
 from fastres.workload import model_source
 
 

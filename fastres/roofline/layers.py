@@ -20,10 +20,11 @@ from fastres.ir.graph import aliases, arguments, label
 from fastres.ir.propagate import propagate
 from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
-from fastres.passes import fill_channels, fuse_blocks, rewrite
-from fastres.passes.fill_channels import Pays, added_channels
-from fastres.passes.fuse_blocks import conv_spec
+from fastres.passes import rewrite
 from fastres.report import Report
+from fastres.runtime.triton import fill_channels, fuse_blocks
+from fastres.runtime.triton.fill_channels import Pays, added_channels
+from fastres.runtime.triton.fuse_blocks import conv_spec
 
 
 @dataclass(frozen=True)

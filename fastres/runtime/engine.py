@@ -11,9 +11,9 @@ from fastres.errors import TargetError
 from fastres.options import Options
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.executable import Runnable
-from fastres.runtime.gpu.engine import TritonEngine
 from fastres.runtime.native.engine import NativeEngine
-from fastres.runtime.onednn import OneDnnEngine
+from fastres.runtime.onednn.engine import OneDnnEngine
+from fastres.runtime.triton.engine import TritonEngine
 
 
 class Engine(Protocol):

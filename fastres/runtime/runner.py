@@ -27,7 +27,7 @@ from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
 from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
-from fastres.runtime.ordinary import NotOrdinary
+from fastres.runtime.nonfinite import NotOrdinary
 from fastres.system import forking
 from fastres.system.threads import ThreadLimit, safe_threads
 

@@ -18,7 +18,7 @@ struct Data {
     std::atomic<bool> *unusual;          // set where a number from or for outside is not ordinary
 };
 
-// Below 2^64 in magnitude, so neither infinity nor NaN: see fastres/runtime/ordinary.py.
+// Below 2^64 in magnitude, so neither infinity nor NaN: see fastres/runtime/nonfinite.py.
 inline bool is_ordinary(float x) { return x < 0x1p64f && x > -0x1p64f; }
 
 // An op for some images of a run.

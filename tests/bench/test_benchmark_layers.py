@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import nn
 
 from benchmarks import layers, native, openvino_layers
-from fastres import measure, models
-from fastres.bench import openvino_contender
+from fastres import models
+from fastres.bench import measure, openvino_contender
 from fastres.workload import inputs, model_source
 
 WORDS = "--model resnet18 --size 64 --batch 2 --threads 1 --seconds 0 --precision fp32".split()  # noqa: SIM905

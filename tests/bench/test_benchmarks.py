@@ -14,8 +14,8 @@ import torch
 
 import fastres
 from benchmarks import host_time, ladder, memory, native, overhead, shapes
-from fastres import measure, models
-from fastres.bench import record
+from fastres import models
+from fastres.bench import measure, record
 from fastres.bench.contender import Contender, Job, Ready
 from fastres.runtime.native import schedule
 from fastres.runtime.native.library import Library, load

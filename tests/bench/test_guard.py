@@ -13,7 +13,7 @@ from torch import nn
 
 import fastres
 from benchmarks import guard, native
-from fastres import measure
+from fastres.bench import measure
 
 ROUNDS = 60
 

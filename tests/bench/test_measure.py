@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from fastres import measure
+from fastres.bench import measure
+from fastres.bench.measure import Plan
 from fastres.errors import OptionError
-from fastres.measure import Plan
 
 
 class Clock:

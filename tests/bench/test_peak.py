@@ -9,7 +9,7 @@ import pytest
 
 from fastres import kernels
 from fastres.runtime.native import library
-from fastres.runtime.native.interface import ISAS
+from fastres.runtime.native.abi import ISAS
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from fastres.export.onnx_rules import RULES
 from fastres.export.tensorrt_operators import OPERATORS
 from fastres.ir import ops
 from fastres.ir.propagate import propagate
-from fastres.passes import fuse_blocks
+from fastres.runtime.triton import fuse_blocks
 from fastres.transforms import Transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

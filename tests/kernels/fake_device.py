@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.device import CannotCompile, CannotRecord
-from fastres.runtime.gpu.memory import ALIGNMENT
-from fastres.runtime.gpu.plan import (
+from fastres.runtime.triton.device import CannotCompile, CannotRecord
+from fastres.runtime.triton.memory_planner import ALIGNMENT
+from fastres.runtime.triton.plan import (
     Constant,
     KernelStep,
     Plan,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastres.runtime.gpu.cuda import ATTEMPTS, CudaDevice
-from fastres.runtime.gpu.device import CannotCompile, CannotRecord
+from fastres.runtime.triton.cuda_graph import ATTEMPTS, CudaDevice
+from fastres.runtime.triton.device import CannotCompile, CannotRecord
 
 BROKEN = "CUDA error: operation failed due to a previous error during capture"
 

@@ -24,11 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.memory import Arena, clashes
-from fastres.runtime.gpu.plan import Plan, Result
-from fastres.runtime.gpu.weights import Weights
-from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.memory_planner import Arena, clashes
+from fastres.runtime.triton.plan import Plan, Result
+from fastres.runtime.triton.weights import Weights
+from fastres.runtime.triton.workspace import Workspace
 
 SHAPE = (2, 3, 4, 5)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastres.runtime.gpu.memory import ALIGNMENT, Arena, Buffer, assign, clashes
+from fastres.runtime.triton.memory_planner import ALIGNMENT, Arena, Buffer, assign, clashes
 
 
 @st.composite

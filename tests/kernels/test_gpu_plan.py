@@ -12,13 +12,13 @@ from torch import Tensor, fx
 
 import fastres
 from fastres.kernels.gpus import architecture, by_name
-from fastres.runtime.gpu.arithmetic import Arithmetic, arithmetic
-from fastres.runtime.gpu.describe import described, totals
-from fastres.runtime.gpu.memory import clashes
-from fastres.runtime.gpu.plan import KernelStep, Plan, TorchStep
-from fastres.runtime.gpu.planning import Planned, plan_for
-from fastres.runtime.gpu.tactics import Tactics
-from fastres.runtime.gpu.worth import if_it_fits, never
+from fastres.runtime.triton.arithmetic import Arithmetic, arithmetic
+from fastres.runtime.triton.describe import described, totals
+from fastres.runtime.triton.fusion_policy import if_it_fits, never
+from fastres.runtime.triton.lower import Planned, plan_for
+from fastres.runtime.triton.memory_planner import clashes
+from fastres.runtime.triton.plan import KernelStep, Plan, TorchStep
+from fastres.runtime.triton.tactics import Tactics
 
 STAGES = ("layer1", "layer2")
 """conv2_x and conv3_x."""

@@ -19,11 +19,11 @@ from torch import Tensor, fx, nn
 from fastres.errors import OptionError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.gpus import by_name
-from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value, dense
-from fastres.runtime.gpu.tactics import CANDIDATES, Layer, Tactics, Tuner
-from fastres.runtime.gpu.tuning_cache import Identity, TuningCache
-from fastres.runtime.gpu.weights import Weights
-from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, dense
+from fastres.runtime.triton.tactics import CANDIDATES, Layer, Tactics, Tuner
+from fastres.runtime.triton.tuning_cache import Identity, TuningCache
+from fastres.runtime.triton.weights import Weights
+from fastres.runtime.triton.workspace import Workspace
 
 A100, T4 = by_name("a100"), by_name("t4")
 IDENTITY = Identity("fake", "1", "3.8", "91900", "00")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastres.errors import OptionError
-from fastres.runtime.gpu import engine
+from fastres.runtime.triton import engine
 from fastres.system import target
 
 NVIDIA = (

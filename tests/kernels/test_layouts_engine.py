@@ -13,7 +13,7 @@ from small import assert_right, conv, images, net
 from torch import Tensor, nn
 
 from fastres.kernels import layout_launch
-from fastres.runtime.gpu.layouts import laid_out
+from fastres.runtime.triton.layouts import laid_out
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres.report import KINDS
-from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.plan import KernelStep
+from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.plan import KernelStep
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from fastres.capture import pipeline
 from fastres.kernels.gpus import by_name
-from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.plan import KernelStep, Plan
-from fastres.runtime.gpu.planning import Planned, plan_for
-from fastres.runtime.gpu.tactics import Tactics
+from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.lower import Planned, plan_for
+from fastres.runtime.triton.plan import KernelStep, Plan
+from fastres.runtime.triton.tactics import Tactics
 from fastres.transforms import Transforms
 
 FAR = Transforms(None, None, mean=(6.0, -9.0, 7.0), std=(0.2, 0.3, 0.25))

@@ -26,12 +26,12 @@ from fastres.ir.propagate import propagate
 from fastres.kernels.configs.conv2d import Conv2dConfig
 from fastres.kernels.gpus import by_name
 from fastres.options import Options
-from fastres.runtime.gpu import buckets, engine
-from fastres.runtime.gpu.device import InterpreterDevice
-from fastres.runtime.gpu.engine import TritonEngine
-from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.plan import KernelStep, TorchStep
-from fastres.runtime.gpu.tuning_cache import Identity
+from fastres.runtime.triton import batch_buckets, engine
+from fastres.runtime.triton.device import InterpreterDevice
+from fastres.runtime.triton.engine import TritonEngine
+from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.plan import KernelStep, TorchStep
+from fastres.runtime.triton.tuning_cache import Identity
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -173,7 +173,7 @@ def test_split_sums_in_one_launch_have_counters_that_stay_zero(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Conv2dConfig(16, 32, 16, split_k=2, fused_sum=True)
-    monkeypatch.setattr("fastres.runtime.gpu.rules.choose_conv2d", lambda *_: config)
+    monkeypatch.setattr("fastres.runtime.triton.rules.choose_conv2d", lambda *_: config)
     model = nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 8), nn.Flatten(), nn.Linear(576, 40))
     graph = graph_of(model.eval())
     engine = TritonEngine(Options(engine="triton"), by_name("a100"))
@@ -432,7 +432,7 @@ def test_tuning_on_a_device_that_records(
     """The real kernels, candidates and library on a device whose clock is made up."""
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "l", "k"))
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 2)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.CANDIDATES", 2)
 
     class Clocked(FakeDevice):
         def launch(self, calls: Any) -> None:
@@ -445,8 +445,8 @@ def test_tuning_on_a_device_that_records(
 
     device = Clocked()
     monkeypatch.setattr(engine, "InterpreterDevice", lambda: device)
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.LAUNCHES", 1)
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.ROUNDS", 1)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.LAUNCHES", 1)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.ROUNDS", 1)
     graph = graph_of(measured(nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 16, 1))))
     x = images(1, height=4, width=4)
     tuned = TritonEngine(Options(engine="triton", tune=True), by_name("a100"))
@@ -470,9 +470,9 @@ def test_tuning_may_find_boxes_and_remembers_them(
     """On a made-up clock that likes nothing else."""
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(engine, "_identity", lambda device: Identity("g", "d", "t", "l", "k"))
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 3)
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.LAUNCHES", 1)
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.ROUNDS", 1)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.CANDIDATES", 3)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.LAUNCHES", 1)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.ROUNDS", 1)
 
     class Clocked(FakeDevice):
         last = ""
@@ -564,19 +564,19 @@ def test_reshapes_that_keep_the_batch_keep_the_bucket() -> None:
 
 
 def test_the_smallest_bucket_that_holds_a_batch() -> None:
-    assert [buckets.bucket((8, 1, 4), n) for n in (1, 2, 4, 5, 8, 9)] == [1, 4, 4, 8, 8, None]
-    assert buckets.bucket((), 1) is None
-    assert buckets.batch_of([images(3), images(3), 5]) == 3
-    assert buckets.batch_of([images(3), images(2)]) is None
-    assert buckets.batch_of([images(3), torch.ones(3)]) is None
-    assert buckets.batch_of([5]) is None
+    assert [batch_buckets.bucket((8, 1, 4), n) for n in (1, 2, 4, 5, 8, 9)] == [1, 4, 4, 8, 8, None]
+    assert batch_buckets.bucket((), 1) is None
+    assert batch_buckets.batch_of([images(3), images(3), 5]) == 3
+    assert batch_buckets.batch_of([images(3), images(2)]) is None
+    assert batch_buckets.batch_of([images(3), torch.ones(3)]) is None
+    assert batch_buckets.batch_of([5]) is None
 
 
 def test_mixing_is_found_by_shape_too() -> None:
     graph = graph_of(measured(nn.Sequential(conv())))
     x = images(4)
-    assert buckets.why_mixed(graph, propagate(graph, [x]), 4) is None
-    reason = buckets.why_mixed(graph, propagate(graph, [x]), 5)
+    assert batch_buckets.why_mixed(graph, propagate(graph, [x]), 4) is None
+    reason = batch_buckets.why_mixed(graph, propagate(graph, [x]), 5)
     assert reason is not None and "has tensors without the batch" in reason
 
 
@@ -628,7 +628,7 @@ def test_tuning_is_measured_and_kept(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTRES_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("fastres.runtime.gpu.tactics.CANDIDATES", 2)
+    monkeypatch.setattr("fastres.runtime.triton.tactics.CANDIDATES", 2)
     fast = optimize(model, images(2), engine="triton", device="cuda", tune=True)
     assert_right(model, lambda x: fast(x.cuda()).cpu(), images(2))
     assert len(list(tmp_path.glob("*.json"))) == 1

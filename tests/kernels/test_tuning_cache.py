@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fastres.errors import FastresWarning
-from fastres.runtime.gpu.tuning_cache import (
+from fastres.runtime.triton.tuning_cache import (
     Identity,
     TuningCache,
     default_folder,
@@ -252,7 +252,7 @@ def test_a_folder_of_somebody_else_is_not_believed(
 WRITER = """
 import sys
 from pathlib import Path
-from fastres.runtime.gpu.tuning_cache import Identity, TuningCache
+from fastres.runtime.triton.tuning_cache import Identity, TuningCache
 cache = TuningCache(Identity(*sys.argv[3:]), Path(sys.argv[1]))
 for number in range(20):
     cache.put(f"layer {sys.argv[2]} {number}", {"tactic": "library", "nanoseconds": number})

@@ -20,9 +20,9 @@ from fastres.ir.graph import output_nodes
 from fastres.ir.shapes import shapes
 from fastres.kernels import reference
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.draft import Draft, draft, refusal
+from fastres.runtime.native.lower import Draft, draft, refusal
 from fastres.runtime.native.packed import PackedPanels
-from fastres.runtime.native.piece import Piece
+from fastres.runtime.native.subgraph import Piece
 
 SETS = (("fp32", "avx2"), ("fp32", "avx512"), ("bf16", "avx512_bf16"))
 """Precisions with the instruction sets that compute in them."""

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastres.runtime.native.interface import KINDS, OUTPUT, COp, COutside, CPhase, CTensor
+from fastres.runtime.native.abi import KINDS, OUTPUT, COp, COutside, CPhase, CTensor
 from fastres.runtime.native.layout import LINE, Layout
-from fastres.runtime.native.piece import UNUSUAL, Piece, _outside, _strides
 from fastres.runtime.native.plan import Plan
+from fastres.runtime.native.subgraph import UNUSUAL, Piece, _outside, _strides
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -26,9 +26,9 @@ from torch import Tensor, fx, nn
 
 from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native import packed, planner, schedule, weights
+from fastres.runtime.native import pack, packed, plan_builder, schedule
 from fastres.runtime.native.library import Library
-from fastres.runtime.ordinary import NotOrdinary
+from fastres.runtime.nonfinite import NotOrdinary
 
 AROUND = (1, 1, 1, 1)
 
@@ -141,14 +141,14 @@ def _late_block(conv: Any, *_: Any) -> Any:
     return spread, firsts.flip(0)
 
 
-_border, _pack, _spread_groups = planner._border, weights.pack, weights.spread_groups
+_border, _pack, _spread_groups = plan_builder._border, pack.pack, pack.spread_groups
 
 PLANNER_FAULTS: dict[str, tuple[Any, str, Any]] = {
-    "planner.py: a border too small": (planner, "_border", _short_border),
-    "weights.py: pairs of channels swapped": (weights, "pack", _swapped_pairs),
-    "weights.py: blocks of groups in another order": (weights, "spread_groups", _late_block),
+    "planner.py: a border too small": (plan_builder, "_border", _short_border),
+    "weights.py: pairs of channels swapped": (pack, "pack", _swapped_pairs),
+    "weights.py: blocks of groups in another order": (pack, "spread_groups", _late_block),
     "packed.py: no bias": (
-        packed.PackedPanels, "bias", lambda self, bias, k: weights.pack_bias(None, k),
+        packed.PackedPanels, "bias", lambda self, bias, k: pack.pack_bias(None, k),
     ),
 }  # fmt: skip
 """What is wrong -> (owner, attribute, its replacement)."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastres.runtime.native.interface import (
+from fastres.runtime.native.abi import (
     ACTIVATIONS,
     INPUT,
     ISAS,

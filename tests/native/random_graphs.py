@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.draft import LEAST_PER_GROUP
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
+from fastres.runtime.native.lower import LEAST_PER_GROUP
 
 CHANNELS = (1, 3, 4, 8, 9, 16, 17, 31, 32, 33, 40, 64, 70)
 Shape = tuple[int, int, int, int]

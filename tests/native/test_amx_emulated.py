@@ -21,7 +21,7 @@ from native.emulator import loaded, tile_instructions
 from native.one_convolution import Case, Result, Setting, pixels
 
 from fastres.runtime.native import library
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
 
 ISA = "amx_bf16"
 

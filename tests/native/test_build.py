@@ -97,7 +97,7 @@ def loaded(path: Path, *functions: str) -> list[int]:
 
 
 def test_the_installed_library_answers(library: Path) -> None:
-    from fastres.runtime.native.interface import ABI, COp
+    from fastres.runtime.native.abi import ABI, COp
 
     (written,) = in_sources(r"#define FR_ABI (\d+)")
     assert int(written) == ABI

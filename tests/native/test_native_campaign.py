@@ -19,7 +19,7 @@ from zoo.generated import Network, networks
 
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
 
 # torch says so once in a process, of the model itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -13,11 +13,11 @@ from oracle import PRECISIONS, assert_as_accurate
 
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.library import Library
-from fastres.runtime.native.piece import Piece
-from fastres.runtime.native.planner import uses_winograd
-from fastres.runtime.ordinary import NotOrdinary
+from fastres.runtime.native.plan_builder import uses_winograd
+from fastres.runtime.native.subgraph import Piece
+from fastres.runtime.nonfinite import NotOrdinary
 
 AROUND = (1, 1, 1, 1)
 

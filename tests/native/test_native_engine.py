@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import fastres
 from fastres.errors import NotOptimizedError
-from fastres.runtime.native.piece import Piece
+from fastres.runtime.native.subgraph import Piece
 
 
 @pytest.fixture(params=SETS, ids=[isa for _, isa in SETS])

@@ -13,8 +13,8 @@ from torch import fx
 from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.piece import Piece
 from fastres.runtime.native.plan import Plan
+from fastres.runtime.native.subgraph import Piece
 
 AROUND = (1, 1, 1, 1)
 

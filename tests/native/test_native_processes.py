@@ -120,8 +120,8 @@ def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
     code = """
         import threading, torch
         from native.by_hand import Convolution, arguments_of, piece
-        from fastres.runtime.native.interface import COutside
-        from fastres.runtime.native.piece import _outside
+        from fastres.runtime.native.abi import COutside
+        from fastres.runtime.native.subgraph import _outside
         from fastres.kernels.spec import ConvSpec
         spec = ConvSpec(4, 64, 30, 30, 64, 3, 3, padding=(1, 1, 1, 1))
         given = arguments_of(spec, False)
@@ -172,7 +172,7 @@ def test_guard_pages_notice() -> None:
     loaded()
     code = """
         from native.by_hand import Convolution, arguments_of, piece
-        from fastres.runtime.native.piece import CompiledPlan
+        from fastres.runtime.native.subgraph import CompiledPlan
         from fastres.kernels.spec import ConvSpec
         import torch
         spec = ConvSpec(1, 40, 20, 20, 8, 1, 1)

@@ -14,7 +14,7 @@ from native.separate import not_under_sanitizers, separately
 from optimizing import optimize
 from torch import Tensor, nn
 
-from fastres.runtime.native import planner, release
+from fastres.runtime.native import plan_builder, release
 
 pytestmark = not_under_sanitizers
 
@@ -50,7 +50,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return given, live
 
     monkeypatch.setattr(release, "LEAST", 1)
-    monkeypatch.setattr(planner, "releases", releases)
+    monkeypatch.setattr(plan_builder, "releases", releases)
     monkeypatch.setattr(loaded(), "kept", -1)
     return found
 
@@ -71,13 +71,13 @@ def test_too_early_would_show(
 ) -> None:
     right = answers(1, image)
     fast = optimize(network(), image(1), engine="native", threads=1)
-    inner: Any = vars(planner)["releases"]
+    inner: Any = vars(plan_builder)["releases"]
 
     def early(*args: Any) -> Any:
         given, live = inner(*args)
         return [replace(each, operation=max(each.operation - 1, 0)) for each in given], live
 
-    monkeypatch.setattr(planner, "releases", early)
+    monkeypatch.setattr(plan_builder, "releases", early)
     assert not torch.equal(fast(image(5)), right[-1])
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_part_of_a_plan_is_refused() -> None:
     code = """
         import ctypes
         from native.emulator import loaded
-        from fastres.runtime.native.interface import COp, CPhase
+        from fastres.runtime.native.abi import COp, CPhase
         library = loaded()
         plan = library.plan_create((COp * 1)(), 1, (CPhase * 0)(), 0, 1, 8192, None, 0)
         print([library.plan_release(plan, *wrong) for wrong in (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cxx import COMPILER, ROOT, SOURCES, shared_library
 
-from fastres.runtime.native.interface import ISAS
+from fastres.runtime.native.abi import ISAS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
 
@@ -116,7 +116,7 @@ def reports(native: Path) -> str:
 
 def test_the_address_sanitizer_notices(checked: Path) -> None:
     code = (
-        "from fastres.runtime.native.interface import COp, CPhase\n"
+        "from fastres.runtime.native.abi import COp, CPhase\n"
         "from fastres.runtime.native.library import load\n"
         "ops, phases = (COp * 2)(), (CPhase * 1)()\n"
         "load().plan_create(ops, 3, phases, 0, 1, 4096, None, 0)\n"  # one more than there are

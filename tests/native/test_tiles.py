@@ -13,7 +13,7 @@ from native.awkward_cases import CASES
 from native.emulator import loaded
 from native.one_convolution import Case, Setting, pixels
 
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
 
 MOST_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastres.ir.propagate import propagate
 from fastres.kernels.spec import ConvSpec
-from fastres.passes import fill_channels, fuse_blocks
+from fastres.runtime.triton import fill_channels, fuse_blocks
 
 
 class Filled:

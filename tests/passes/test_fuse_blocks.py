@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import fastres
 from fastres.ir.propagate import propagate
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
-from fastres.passes import fuse_blocks
+from fastres.runtime.triton import fuse_blocks
 
 
 def always(spec: fuse_blocks.BlockSpec) -> None:

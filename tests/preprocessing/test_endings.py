@@ -11,7 +11,7 @@ from small import classifier
 from torch import Tensor, nn
 
 import fastres
-from fastres import leaders
+from fastres.accuracy import top_k
 from fastres.errors import ModelError, OptionError, VerificationError
 from fastres.transforms import Preprocessing
 
@@ -97,10 +97,10 @@ def test_verify_sees_another_dtype(model: nn.Module) -> None:
 def test_leaders_that_are_as_good_are_right() -> None:
     """Which of two equal answers comes first is nobody's mistake."""
     exact = torch.tensor([[3.0, 5.0, 5.0, 1.0]], dtype=torch.float64)
-    best = leaders.of_answers(exact, exact, 2)
-    swapped = leaders.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 1]]), exact)
+    best = top_k.of_answers(exact, exact, 2)
+    swapped = top_k.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 1]]), exact)
     assert torch.equal(best.worth, swapped.worth)
-    worse = leaders.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 0]]), exact)
+    worse = top_k.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 0]]), exact)
     assert not torch.equal(best.worth, worse.worth)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastres.runtime.native import schedule
-from fastres.runtime.native.draft import Op
+from fastres.runtime.native.lower import Op
 from fastres.runtime.native.plan import Phase, Plan
 
 

@@ -26,12 +26,12 @@ from fastres.ir.shapes import shapes
 from fastres.options import Options
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
-from fastres.runtime.native.draft import Draft
 from fastres.runtime.native.library import Library, load
+from fastres.runtime.native.lower import Draft
 from fastres.runtime.native.packed import PackedPanels
-from fastres.runtime.native.piece import Piece
-from fastres.runtime.native.pieces import cut, rewrite
-from fastres.runtime.onednn import OneDnnEngine, keep_and_look, placeholder
+from fastres.runtime.native.partition import cut, rewrite
+from fastres.runtime.native.subgraph import Piece
+from fastres.runtime.onednn.engine import OneDnnEngine, keep_and_look, placeholder
 from fastres.system.threads import ThreadLimit
 
 FIRST_CHOICE = {

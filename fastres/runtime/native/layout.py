@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastres.runtime.native.interface import ARENA, CTensor
+from fastres.runtime.native.abi import ARENA, CTensor
 
 LINE = 64
 """Bytes: of a cache line, of an AVX-512 register, of a row of an AMX tile."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fastres import kernels
 from fastres.errors import TargetError
-from fastres.runtime.native.interface import ABI, ISAS, COp, COutside, CPhase
+from fastres.runtime.native.abi import ABI, ISAS, COp, COutside, CPhase
 from fastres.system.target import available_memory, openmp
 
 STEM = "_native"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.runtime.native import weights
+from fastres.runtime.native import pack
 from fastres.runtime.native.pages import Pages
 from fastres.system import forking
 
@@ -21,7 +21,7 @@ class Panels:
     """A packed weight.
 
     Attributes:
-        panels: see :mod:`fastres.runtime.native.weights`.
+        panels: see :mod:`fastres.runtime.native.pack`.
         blocks: channel blocks that a panel reads.
         firsts: each panel's first block, where they differ.
     """
@@ -71,7 +71,7 @@ class PackedPanels:
         name, value = (None, None) if bias is None else bias
         whole: Tensor = self._once(
             (name, "bias", channels),
-            lambda: weights.pack_bias(None if value is None else value.detach(), channels),
+            lambda: pack.pack_bias(None if value is None else value.detach(), channels),
         )
         return whole
 
@@ -88,10 +88,10 @@ def _packed(
     lanes = LANES[dtype]
     blocks = -(-channels // lanes)
     if form == "small":
-        return Panels(weights.pack_small(weight, most), 1)
+        return Panels(pack.pack_small(weight, most), 1)
     if form == "winograd":
-        return Panels(weights.pack_winograd(weight, lanes), blocks)
+        return Panels(pack.pack_winograd(weight, lanes), blocks)
     if groups == 1:
-        return Panels(weights.pack(weight, lanes), blocks)
-    spread, firsts = weights.spread_groups(weight, channels, groups, lanes)
-    return Panels(weights.pack(spread, lanes), spread.shape[1] // lanes, firsts)
+        return Panels(pack.pack(weight, lanes), blocks)
+    spread, firsts = pack.spread_groups(weight, channels, groups, lanes)
+    return Panels(pack.pack(spread, lanes), spread.shape[1] // lanes, firsts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastres.runtime.native.draft import Op, Value
-from fastres.runtime.native.interface import CPhase
+from fastres.runtime.native.abi import CPhase
 from fastres.runtime.native.layout import Layout
+from fastres.runtime.native.lower import Op, Value
 from fastres.runtime.native.schedule import Caches
 
 

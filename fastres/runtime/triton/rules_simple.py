@@ -22,7 +22,7 @@ from fastres.kernels.pooling_launch import (
     global_avg_pool_calls,
     max_pool2d_calls,
 )
-from fastres.runtime.gpu.planner import Planner, Rule
+from fastres.runtime.triton.plan_builder import Planner, Rule
 
 aten = torch.ops.aten
 

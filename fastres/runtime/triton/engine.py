@@ -29,17 +29,17 @@ from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
 from fastres.options import Options
-from fastres.runtime.gpu import buckets
-from fastres.runtime.gpu.arithmetic import arithmetic
-from fastres.runtime.gpu.cuda import CudaDevice
-from fastres.runtime.gpu.device import Device, InterpreterDevice
-from fastres.runtime.gpu.executable import GpuExecutable
-from fastres.runtime.gpu.plan import Plan
-from fastres.runtime.gpu.planning import main_dtype, plan_for
-from fastres.runtime.gpu.tactics import Tactics, Tuner
-from fastres.runtime.gpu.tuning_cache import Identity, TuningCache, default_folder, source_hash
-from fastres.runtime.gpu.weights import Weights
-from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.triton import batch_buckets
+from fastres.runtime.triton.arithmetic import arithmetic
+from fastres.runtime.triton.cuda_graph import CudaDevice
+from fastres.runtime.triton.device import Device, InterpreterDevice
+from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.lower import main_dtype, plan_for
+from fastres.runtime.triton.plan import Plan
+from fastres.runtime.triton.tactics import Tactics, Tuner
+from fastres.runtime.triton.tuning_cache import Identity, TuningCache, default_folder, source_hash
+from fastres.runtime.triton.weights import Weights
+from fastres.runtime.triton.workspace import Workspace
 from fastres.system.target import available_gpu_memory, available_memory, cpu_threads, gpu
 from fastres.system.versions import why_not_interpreted
 
@@ -122,12 +122,12 @@ class TritonEngine:
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> GpuExecutable:
         """An executable for inputs of these shapes, recorded by a first run on them."""
-        batch = buckets.batch_of(inputs)
-        size = None if batch is None else buckets.bucket(self._options.batch_buckets, batch)
+        batch = batch_buckets.batch_of(inputs)
+        size = None if batch is None else batch_buckets.bucket(self._options.batch_buckets, batch)
         if size is None:
             return self._build(module, inputs)
-        whole = buckets.filled(inputs, size)
-        reason = buckets.why_mixed(module, propagate(module, whole), size)
+        whole = batch_buckets.filled(inputs, size)
+        reason = batch_buckets.why_mixed(module, propagate(module, whole), size)
         if reason is not None:
             return self._build(module, inputs, [f"batch_buckets are not used: {reason}"])
         key = (id(module), *(_shape(value) for value in whole))

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.accuracy.relative_error import relative, square, squared_error
+from fastres.artifact.recipe import ReadRecipe, Recipe, make_graph
 from fastres.capture.contract import Contract
-from fastres.deviation import relative, square, squared_error
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -20,7 +21,6 @@ from fastres.errors import (
 )
 from fastres.ir.precision import Recorder
 from fastres.options import Options
-from fastres.recipe import ReadRecipe, Recipe, make_graph
 from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fastres.runtime.gpu.device import Device
+from fastres.runtime.triton.device import Device
 
 
 class Workspace:

@@ -1,7 +1,7 @@
-"""From a graph and the shapes of one call to a :class:`~fastres.runtime.gpu.plan.Plan`.
+"""From a graph and the shapes of one call to a :class:`~fastres.runtime.triton.plan.Plan`.
 
-Rules turn operators into steps of our kernels (:mod:`fastres.runtime.gpu.rules`); what has none, or
-has tensors that the kernels do not take, keeps its plain-PyTorch meaning as a step of torch's.
+Rules turn operators into steps of our kernels (:mod:`fastres.runtime.triton.rules`); what has none,
+or has tensors that the kernels do not take, keeps its plain-PyTorch meaning as a step of torch's.
 Casts at the model's border are part of copying arguments in and results out.
 """
 
@@ -24,10 +24,10 @@ from fastres.ir.graph import (
     output_nodes,
 )
 from fastres.kernels.call import KernelCall
-from fastres.passes.fill_channels import added_channels
 from fastres.report import Remark
-from fastres.runtime.gpu.layouts import laid_out
-from fastres.runtime.gpu.plan import (
+from fastres.runtime.triton.fill_channels import added_channels
+from fastres.runtime.triton.layouts import laid_out
+from fastres.runtime.triton.plan import (
     Constant,
     KernelStep,
     Plan,

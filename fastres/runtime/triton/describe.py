@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.plan import KernelStep, Plan, Value
+from fastres.runtime.triton.plan import KernelStep, Plan, Value
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fastres.ir import ops
 from fastres.ir.graph import arguments, copy_meta
-from fastres.runtime.native.draft import Draft, draft, refusal
+from fastres.runtime.native.lower import Draft, draft, refusal
 
 aten = torch.ops.aten
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fastres.runtime.native.draft import Op, Value
 from fastres.runtime.native.layout import LINE, Layout
+from fastres.runtime.native.lower import Op, Value
 from fastres.runtime.native.plan import Buffer, Phase
 
 PAGE = 4096

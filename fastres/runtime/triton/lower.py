@@ -16,13 +16,13 @@ from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, is_call
 from fastres.ir.propagate import propagate
 from fastres.kernels.call import KernelCall
-from fastres.passes import fill_channels, fuse_blocks
 from fastres.report import Remark
-from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.plan import KernelStep, Plan
-from fastres.runtime.gpu.planner import Planner
-from fastres.runtime.gpu.tactics import Tactics
-from fastres.runtime.gpu.worth import by_model, filling_pays, if_supported, pays_wherever
+from fastres.runtime.triton import fill_channels, fuse_blocks
+from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.fusion_policy import by_model, filling_pays, if_supported, pays_wherever
+from fastres.runtime.triton.plan import KernelStep, Plan
+from fastres.runtime.triton.plan_builder import Planner
+from fastres.runtime.triton.tactics import Tactics
 
 
 @dataclass
@@ -71,7 +71,7 @@ def plan_for(
     Raises:
         InputError: an operator cannot take these sizes.
     """
-    from fastres.runtime.gpu.rules import Rules
+    from fastres.runtime.triton.rules import Rules
 
     copied = fuse_blocks.copy(module)
     precision = numbers.of_convolution(main_dtype(module))

@@ -1,8 +1,9 @@
 """A plan: the steps of one call in order, and where every value lives. Data only; nothing runs.
 
-Values that kernels write lie in the arena, at offsets from :mod:`fastres.runtime.gpu.memory`. What
-torch computes lies in torch's memory and is dropped after its last use. Time counts steps: inputs
-are copied in at 0, steps run at 1, 2, ..., and results are copied out after the last one.
+Values that kernels write lie in the arena, at offsets from
+:mod:`fastres.runtime.triton.memory_planner`. What torch computes lies in torch's memory and is
+dropped after its last use. Time counts steps: inputs are copied in at 0, steps run at 1, 2, ...,
+and results are copied out after the last one.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fastres.kernels.call import KernelCall
 from fastres.report import Remark
-from fastres.runtime.gpu.memory import Arena, Buffer, assign
+from fastres.runtime.triton.memory_planner import Arena, Buffer, assign
 
 Tensors: TypeAlias = Mapping[str, Any]
 """Values by name, as tensors."""

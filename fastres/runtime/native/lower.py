@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.interface import ACTIVATIONS
+from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.layout import FEW, Layout
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ class Op:
     """One operation of the library on values.
 
     Attributes:
-        kind: one of :data:`fastres.runtime.native.interface.KINDS`.
+        kind: one of :data:`fastres.runtime.native.abi.KINDS`.
         node: the fused graph's node that it computes.
         input, residual, output: activations; None where it is the caller's tensor.
         conv: a convolution's geometry.

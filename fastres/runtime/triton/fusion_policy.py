@@ -7,8 +7,8 @@ from fastres.kernels.configs.fusing import modelled, why_library, why_not_fused
 from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.gpus import Gpu
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
-from fastres.passes.fill_channels import Pays
-from fastres.passes.fuse_blocks import BlockSpec, Worth
+from fastres.runtime.triton.fill_channels import Pays
+from fastres.runtime.triton.fuse_blocks import BlockSpec, Worth
 
 
 def by_model(precision: str, gpu: Gpu) -> Worth:

@@ -20,17 +20,17 @@ from fastres.kernels.configs.boxes import to_try
 from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, counters
 from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
 from fastres.kernels.linear_launch import linear_calls, linear_spec
-from fastres.passes.fuse_blocks import conv_spec
-from fastres.runtime.gpu import interpreted
-from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.library import conv2d as library_conv2d
-from fastres.runtime.gpu.library import fused_conv2d, supports_fused
-from fastres.runtime.gpu.plan import KernelStep
-from fastres.runtime.gpu.planner import Planner, Rule
-from fastres.runtime.gpu.rules_blocks import BlockRules
-from fastres.runtime.gpu.rules_simple import SIMPLE_RULES
-from fastres.runtime.gpu.tactics import Layer, Library, Tactics
-from fastres.runtime.gpu.words import in_words
+from fastres.runtime.triton import configs_interpreted
+from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.fallback import conv2d as library_conv2d
+from fastres.runtime.triton.fallback import fused_conv2d, supports_fused
+from fastres.runtime.triton.fuse_blocks import conv_spec
+from fastres.runtime.triton.plan import KernelStep
+from fastres.runtime.triton.plan_builder import Planner, Rule
+from fastres.runtime.triton.rules_blocks import BlockRules
+from fastres.runtime.triton.rules_simple import SIMPLE_RULES
+from fastres.runtime.triton.tactics import Layer, Library, Tactics
+from fastres.runtime.triton.words import in_words
 
 
 class Rules:
@@ -103,7 +103,7 @@ class Rules:
         layer = Layer(
             key=f"conv2d {in_words(spec)} {precision} {epilogue}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
-            interpreted=interpreted.conv2d(spec),
+            interpreted=configs_interpreted.conv2d(spec),
             candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries=self._libraries(planner, node),
@@ -161,7 +161,7 @@ class Rules:
         layer = Layer(
             key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
-            interpreted=interpreted.conv2d(spec),
+            interpreted=configs_interpreted.conv2d(spec),
             candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
             libraries={"library": lambda: planner.torch_step(node, tactic="library")},

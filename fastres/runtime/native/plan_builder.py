@@ -16,10 +16,7 @@ import torch
 from fastres.errors import OutOfMemory
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.arena import PAGE, Arena
-from fastres.runtime.native.draft import Draft, Op, Value
-from fastres.runtime.native.exposed import has_outlying_tap, is_cut_off
-from fastres.runtime.native.interface import (
+from fastres.runtime.native.abi import (
     ACTIVATIONS,
     INPUT,
     ISAS,
@@ -28,12 +25,15 @@ from fastres.runtime.native.interface import (
     COp,
     CTensor,
 )
+from fastres.runtime.native.border import RUN, for_images, pixel_offsets, runs
+from fastres.runtime.native.exposed import has_outlying_tap, is_cut_off
 from fastres.runtime.native.layout import LINE, Layout
+from fastres.runtime.native.lower import Draft, Op, Value
+from fastres.runtime.native.memory_planner import PAGE, Arena
+from fastres.runtime.native.pack import panels, parts
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.release import releases
-from fastres.runtime.native.tables import RUN, for_images, pixel_offsets, runs
-from fastres.runtime.native.weights import panels, parts
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 

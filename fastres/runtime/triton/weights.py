@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from fastres.runtime.gpu.plan import Constant
+from fastres.runtime.triton.plan import Constant
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 By default the cost model says (``choose_*`` of :mod:`fastres.kernels.configs`). Under ``tune=True``
 the candidates and the library are timed on the device, once per layer, and what was measured is
-kept in a :class:`~fastres.runtime.gpu.tuning_cache.TuningCache`. An interrupted tuning goes on
+kept in a :class:`~fastres.runtime.triton.tuning_cache.TuningCache`. An interrupted tuning goes on
 where it stopped: every layer's result is stored as soon as there is one.
 """
 
@@ -24,11 +24,11 @@ from fastres.errors import FastresError
 from fastres.kernels.call import KernelCall
 from fastres.kernels.configs.fusing import why_library
 from fastres.kernels.gpus import Gpu
-from fastres.runtime.gpu.device import CannotCompile, CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Step, TorchStep, Value, fetch
-from fastres.runtime.gpu.tuning_cache import TuningCache
-from fastres.runtime.gpu.weights import Weights
-from fastres.runtime.gpu.workspace import Workspace
+from fastres.runtime.triton.device import CannotCompile, CannotRecord
+from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, fetch
+from fastres.runtime.triton.tuning_cache import TuningCache
+from fastres.runtime.triton.weights import Weights
+from fastres.runtime.triton.workspace import Workspace
 
 CANDIDATES = 24
 """Configurations that are timed per layer, the most promising by the cost model first."""

@@ -22,11 +22,12 @@ from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels import reference
 from fastres.kernels.spec import is_symmetric
-from fastres.runtime import contiguous, image_rows
+from fastres.runtime import contiguous
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
-from fastres.runtime.ordinary import may_break, ordinary
-from fastres.runtime.packing import PackedWeights
+from fastres.runtime.nonfinite import may_break, ordinary
+from fastres.runtime.onednn import image_rows
+from fastres.runtime.onednn.packing import PackedWeights
 from fastres.system.target import onednn_supports
 
 aten = torch.ops.aten

@@ -1,8 +1,8 @@
 """What the GPU engine asks of a device: memory, order, recording and time. And the interpreter.
 
 The engine is written against :class:`Device`. There are three: that of
-:mod:`fastres.runtime.gpu.cuda`, Triton's interpreter on CPU tensors, and the fake one of the tests,
-which checks the engine.
+:mod:`fastres.runtime.triton.cuda_graph`, Triton's interpreter on CPU tensors, and the fake one of
+the tests, which checks the engine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.memory import ALIGNMENT
+from fastres.runtime.triton.memory_planner import ALIGNMENT
 
 
 class CannotRecord(Exception):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastres.kernels.call import KernelCall
-from fastres.runtime.gpu.device import CannotCompile, CannotRecord
+from fastres.runtime.triton.device import CannotCompile, CannotRecord
 
 ATTEMPTS = 3
 """Recordings of one program: a wait for the device in a thread of the caller's breaks one, and what
@@ -32,7 +32,7 @@ _RECORDING: defaultdict[int | None, threading.Lock] = defaultdict(threading.Lock
 
 
 class CudaDevice:
-    """See :class:`fastres.runtime.gpu.device.Device`; works for ROCm as well.
+    """See :class:`fastres.runtime.triton.device.Device`; works for ROCm as well.
 
     Args:
         device: one with an index, which need not be the current device.

@@ -12,12 +12,12 @@ from torch import Tensor, fx
 
 from fastres.kernels.call import KernelCall
 from fastres.report import Remark
-from fastres.runtime.gpu.describe import described
-from fastres.runtime.gpu.device import CannotRecord
-from fastres.runtime.gpu.plan import KernelStep, Plan, Result, Step, Stretch, Value, fetch
-from fastres.runtime.gpu.weights import Form, Weights
-from fastres.runtime.gpu.workspace import Workspace
 from fastres.runtime.lowering import is_channels_last
+from fastres.runtime.triton.describe import described
+from fastres.runtime.triton.device import CannotRecord
+from fastres.runtime.triton.plan import KernelStep, Plan, Result, Step, Stretch, Value, fetch
+from fastres.runtime.triton.weights import Form, Weights
+from fastres.runtime.triton.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ the answer is the same, and NaN and infinity of the image meet the weights that 
 Checks: the convolution is x's only reader (through a cast, perhaps), its weight is a constant, and
 it has no groups.
 
-Like :mod:`fastres.passes.fuse_blocks` it is run by the GPU engine, for one set of input shapes, on
-a graph of its own. The padding of x is part of copying the argument in.
+Like :mod:`fastres.runtime.triton.fuse_blocks` it is run by the GPU engine, for one set of input
+shapes, on a graph of its own. The padding of x is part of copying the argument in.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, fx
 from fastres.ir import ops
 from fastres.ir.graph import add_constant, arguments, call, constant, erase_unused, module_of
 from fastres.kernels.spec import ConvSpec
-from fastres.passes.fuse_blocks import conv_spec
+from fastres.runtime.triton.fuse_blocks import conv_spec
 
 aten = torch.ops.aten
 

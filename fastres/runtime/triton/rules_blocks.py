@@ -1,4 +1,4 @@
-"""Rules for the operators that :mod:`fastres.passes.fuse_blocks` makes: several layers, one kernel.
+"""Rules for the operators that :mod:`~fastres.runtime.triton.fuse_blocks` makes of several layers.
 
 Importing this module imports Triton.
 """
@@ -32,13 +32,13 @@ from fastres.kernels.packing import pack_linear
 from fastres.kernels.pool_linear_launch import pool_linear_calls
 from fastres.kernels.spec import PoolLinearSpec, StemSpec, pair
 from fastres.kernels.stem_launch import pack_stem, stem_calls
-from fastres.passes.fuse_blocks import conv_spec
-from fastres.runtime.gpu import interpreted
-from fastres.runtime.gpu.arithmetic import Arithmetic
-from fastres.runtime.gpu.plan import Constant, KernelStep
-from fastres.runtime.gpu.planner import Planner, Rule
-from fastres.runtime.gpu.tactics import Layer, Tactics
-from fastres.runtime.gpu.words import in_words
+from fastres.runtime.triton import configs_interpreted
+from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.fuse_blocks import conv_spec
+from fastres.runtime.triton.plan import Constant, KernelStep
+from fastres.runtime.triton.plan_builder import Planner, Rule
+from fastres.runtime.triton.tactics import Layer, Tactics
+from fastres.runtime.triton.words import in_words
 
 
 class BlockRules:
@@ -129,7 +129,7 @@ class BlockRules:
         layer = Layer(
             key=f"bottleneck {in_words(spec)} {precision}",
             chosen=lambda: chosen,
-            interpreted=interpreted.bottleneck(spec),
+            interpreted=configs_interpreted.bottleneck(spec),
             candidates=lambda: sorted(
                 bottleneck_configs.candidates(spec, precision, gpu),
                 key=lambda config: (
@@ -199,7 +199,7 @@ class BlockRules:
                 stem_configs.candidates(spec, precision, gpu),
                 key=lambda config: stem_configs.estimate_stem(spec, config, precision, gpu).seconds,
             ),
-            interpreted=interpreted.stem(spec),
+            interpreted=configs_interpreted.stem(spec),
             step=step,
             libraries={},
             values=planner.value,
@@ -236,7 +236,7 @@ class BlockRules:
         layer = Layer(
             key=f"pool_linear {in_words(spec)} {fact.dtype} {activation}",
             chosen=lambda: choose_pool_linear(spec, self.tactics.gpu),
-            interpreted=interpreted.pool_linear(spec),
+            interpreted=configs_interpreted.pool_linear(spec),
             candidates=lambda: pool_linear_candidates(spec, self.tactics.gpu),
             step=step,
             libraries={},

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, fx
 
 from fastres.errors import FastresError, InputError, OutOfMemory
+from fastres.runtime.native.abi import COp, COutside
 from fastres.runtime.native.describe import described
-from fastres.runtime.native.draft import Draft, Op
-from fastres.runtime.native.interface import COp, COutside
 from fastres.runtime.native.library import Library
+from fastres.runtime.native.lower import Draft, Op
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Plan
-from fastres.runtime.native.planner import Planner
-from fastres.runtime.ordinary import NotOrdinary
+from fastres.runtime.native.plan_builder import Planner
+from fastres.runtime.nonfinite import NotOrdinary
 from fastres.system.target import available_memory
 
 UNUSUAL = 3
@@ -74,7 +74,7 @@ class Piece:
 
     Attributes:
         returns_fresh: its results are new memory, for :func:`fastres.ir.graph.aliases`.
-        looks_itself: for NaN and infinity, as :mod:`fastres.runtime.ordinary` does.
+        looks_itself: for NaN and infinity, as :mod:`fastres.runtime.nonfinite` does.
         arena_bytes: what one call needs at once beside its outputs.
     """
 

@@ -1,0 +1,1 @@
+"""The engine on oneDNN, through the operators of ``torch.ops.mkldnn``."""
