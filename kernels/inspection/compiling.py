@@ -99,9 +99,8 @@ def compiled(call: KernelCall, architecture: Architecture) -> Any:
         try:
             return attempt()
         except triton.CompilationError:
-            # Once in thousands of launches Triton's front end, which is Python, failed in one of
-            # several threads on a kernel that it compiled before and afterwards. What cannot be
-            # compiled fails again.
+            # Seen once: Triton's front end, which is Python, failed in one of several threads on a
+            # kernel that it compiled before and afterwards. What cannot be compiled fails again.
             return attempt()
     except (triton.CompilationError, RuntimeError) as error:  # also PassManager::run and ptxas
         raise TargetError(
