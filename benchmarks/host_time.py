@@ -126,8 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", type=Path, help="write the record")
     given = parser.parse_args(argv)
-    if os.environ.get("TRITON_INTERPRET") != "1":  # kernels for CPU tensors; read on import
-        os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels for CPU tensors; read when Triton is imported
     rows: list[dict[str, Any]] = []
     for name in given.model:
         fast, image = on_an_idle_device(name, given.size, given.gpu)

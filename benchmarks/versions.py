@@ -22,6 +22,7 @@ from typing import Any
 
 from fastres.system import versions
 
+SCHEMA = "fastres.versions"
 RECORD = Path(__file__).parent / "results" / "versions.json"
 
 LANE = (
@@ -64,7 +65,7 @@ def row(counts: dict[str, int]) -> dict[str, Any]:
 
 def rows(path: Path = RECORD) -> list[dict[str, Any]]:
     """The record's rows; none without a record."""
-    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     return found
 
 
@@ -73,7 +74,8 @@ def keep(new: dict[str, Any], path: Path = RECORD) -> None:
     names = ("python", *PACKAGES)
     others = [each for each in rows(path) if any(each[name] != new[name] for name in names)]
     found = sorted([*others, new], key=lambda each: versions.release(each["torch"]))
-    path.write_text("[\n" + ",\n".join(f" {json.dumps(each)}" for each in found) + "\n]\n")
+    lines = ",\n".join(f"  {json.dumps(each)}" for each in found)
+    path.write_text(f'{{\n "schema": "{SCHEMA}",\n "version": 1,\n "rows": [\n{lines}\n ]\n}}\n')
 
 
 def table(path: Path = RECORD) -> str:

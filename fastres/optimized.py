@@ -28,7 +28,7 @@ from fastres.errors import (
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
 from fastres.options import Options
-from fastres.plain import oddity, refuse_watched, settled
+from fastres.plain import refuse_watched, settled
 from fastres.refit import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime import profile
@@ -36,7 +36,7 @@ from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.nonfinite import NotOrdinary
-from fastres.runtime.runner import Runner, check_weights
+from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
 from fastres.system import forking
 from fastres.system.files import as_path
 from fastres.system.threads import preparing, safe_threads
@@ -280,11 +280,7 @@ class OptimizedModule(nn.Module):
                 continue  # torch's to tell
             if not assign and type(value) in (Tensor, nn.Parameter):
                 value = given[name] = value.resolve_conj().resolve_neg()
-            if (found := oddity(value)) is not None:
-                raise ModelError(
-                    f"the optimised model's weight {name} cannot be read: {found}; give it plain "
-                    "weights by refresh() or load_state_dict()"
-                )
+            refuse_unreadable(name, value)
             if value.dtype != own[name].dtype and (assign or value.is_complex()):
                 raise ModelError(
                     f"the optimised model's weight {name} is {own[name].dtype}, got {value.dtype}; "

@@ -20,7 +20,7 @@ pytestmark = [
 AROUND = dedent("""
     import os, signal, sys, threading, time, warnings
     import torch, fastres
-    from fastres import forking
+    from fastres.system import forking
     from torch import nn
     warnings.simplefilter("ignore")
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_day import faults
+from fastres.bench.record import anonymous_record
 
 Record = dict[str, Any]
 
@@ -173,9 +174,9 @@ class Results:
 
 
 def append(path: Path, record: Record) -> None:
-    """One line at the end of a file, on the disk before this returns."""
+    """One line at the end of a file, without absolute paths, on the disk before this returns."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(anonymous_record(record)) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -135,7 +135,7 @@ def to_json(record: Record) -> str:
             into["key"] = row.key
             if row.samples_ns:
                 into["summary"] = asdict(measure.summarise(row.samples_ns))
-    text = json.dumps(_anonymous(tree), indent=1, allow_nan=False)
+    text = json.dumps(anonymous_record(tree), indent=1, allow_nan=False)
     # One number per line would make the thousands of times most of the file.
     return re.sub(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]", _on_one_line, text) + "\n"
 
@@ -211,13 +211,14 @@ def anonymous(text: str) -> str:
     return re.sub(r"(?<![\w:/.])(?:/[\w.@+~-]+){2,}/?", lambda m: PurePath(m[0]).name, text)
 
 
-def _anonymous(tree: Any) -> Any:
+def anonymous_record(tree: Any) -> Any:
+    """The same of every text in a record."""
     if isinstance(tree, str):
         return anonymous(tree)
     if isinstance(tree, dict):
-        return {key: _anonymous(value) for key, value in tree.items()}
+        return {key: anonymous_record(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return [_anonymous(value) for value in tree]
+        return [anonymous_record(value) for value in tree]
     return tree
 
 

@@ -50,10 +50,10 @@ def _run(given: argparse.Namespace) -> None:
         "blocks": by_model(precision, gpu),
         "all blocks": wherever_it_fits(precision, gpu),
     }
+    filling = filling_pays(precision, gpu)
     found: list[View] = []
     for batch in given.batch:
         for fusion, worth in ways.items():
-            filling = filling_pays(precision, gpu)
             layers = layers_of(module, batch, given.size, worth, filling)
             found.append(view(layers, fusion, batch, precision, gpu))
     told = precision

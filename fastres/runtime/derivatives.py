@@ -17,7 +17,7 @@ _functorch = torch._C._functorch
 
 
 class _WithoutGradients:
-    """``torch.no_grad()`` for code of our own, in every call: 0.3 microseconds where it is 1.5."""
+    """What ``torch.no_grad()`` does, without an object made anew in every call."""
 
     def __enter__(self) -> None:
         torch._C._set_grad_enabled(False)

@@ -35,9 +35,10 @@ from fastres.system.threads import ThreadLimit, safe_threads
 class _Weights:
     """A module's weights as they are now, to tell in every call whether they still are.
 
-    A ResNet-50 has 108 of them, and each look at all costs microseconds: 2 at which tensor is in
-    which place, 6 at torch's counts of writes, 6 at the addresses (``.data = ...`` moves a tensor
-    without a count). Writes through ``.data`` are not counted by torch and not seen here.
+    Looked at are which tensor is in which place, torch's counts of writes and, if asked for, the
+    addresses (``.data = ...`` moves a tensor without a count). A ResNet-50 has 108 weights, so the
+    look is most of what a call on a GPU costs the host (``python -m benchmarks.host_time``). Writes
+    through ``.data`` are not counted by torch and not seen here.
 
     Args:
         module: the weights' owner.
@@ -205,12 +206,21 @@ def check_weights(module: fx.GraphModule) -> None:
         ModelError: one has none.
     """
     for name, weight in module.named_buffers():
-        found = oddity(weight)
-        if found is not None:
-            raise ModelError(
-                f"the optimised model's weight {name} cannot be read: {found}; give it plain "
-                "weights by refresh() or load_state_dict()"
-            )
+        refuse_unreadable(name, weight)
+
+
+def refuse_unreadable(name: str, weight: Tensor) -> None:
+    """Let pass a weight whose values lie in memory.
+
+    Raises:
+        ModelError: they do not.
+    """
+    found = oddity(weight)
+    if found is not None:
+        raise ModelError(
+            f"the optimised model's weight {name} cannot be read: {found}; give it plain "
+            "weights by refresh() or load_state_dict()"
+        )
 
 
 def _fingerprint(value: Any) -> Hashable:

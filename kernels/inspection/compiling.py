@@ -91,8 +91,17 @@ def compiled(call: KernelCall, architecture: Architecture) -> Any:
         backend, dict(wanted), arguments, specialised, wanted
     )
     source = ASTSource(call.kernel, signature, constants, attributes)
-    try:
+
+    def attempt() -> Any:
         return triton.compile(source, target=target, options=dict(options.__dict__))
+
+    try:
+        try:
+            return attempt()
+        except triton.CompilationError:
+            # Seen once: Triton's front end, which is Python, failed in one of several threads on a
+            # kernel that it compiled before and afterwards. What cannot be compiled fails again.
+            return attempt()
     except (triton.CompilationError, RuntimeError) as error:  # also PassManager::run and ptxas
         raise TargetError(
             f"kernel {call.name} with {dict(call.constants)} does not compile for "
@@ -119,9 +128,15 @@ def compile_call(call: KernelCall, architecture: Architecture) -> Binary:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line that says something: below the source, with a mark under the place."""
+    """The last line that says something: below the source, with a mark under the place.
+
+    An error in a function that the kernel calls shows the call only; then its cause says why.
+    """
     lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
-    return lines[-1].strip() if lines else type(error).__name__
+    reason = lines[-1].strip() if lines else type(error).__name__
+    if error.__cause__ is None:
+        return reason
+    return f"{reason} ({type(error.__cause__).__name__}: {_reason(error.__cause__)})"
 
 
 def compiler_versions() -> dict[str, str]:

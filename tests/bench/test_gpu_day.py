@@ -33,6 +33,7 @@ from benchmarks.gpu_day import (
 from benchmarks.gpu_day.results import DeviceIsGone, Job, Results
 from benchmarks.gpu_day.settings import GPU
 from benchmarks.gpu_day.stages import STAGES
+from fastres.bench.record import anonymous_record
 from fastres.errors import InputError
 from fastres.kernels.configs.conv2d import choose_conv2d
 from fastres.kernels.elementwise_launch import add_relu
@@ -233,6 +234,13 @@ def test_keys_say_what_was_launched() -> None:
         assert fit.spec_of(f"{key}: chosen") == spec
         config = choose_conv2d(spec, "fp16", by_name(GPU))
         assert fit.config_of(str(config)) == config
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.rglob("*.jsonl")), ids=lambda path: path.name)
+def test_records_hold_no_absolute_paths(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        kept = json.loads(line)
+        assert anonymous_record(kept) == kept
 
 
 @pytest.mark.parametrize("name", ["2026-11-28a", "2026-11-28b"])

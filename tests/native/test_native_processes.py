@@ -184,6 +184,7 @@ def test_guard_pages_notice() -> None:
         plan = native.plans[1].plan
         plan.ops[0].output.height += 60
         dtypes = [torch.float32] * len(plan.ops)
+        loaded().plan_check = lambda handle: -1  # which would refuse the plan
         wrong = CompiledPlan(loaded(), plan, dtypes)
         native._handles = [None, wrong.handle]
         native(torch.zeros(1, 40, 80, 20))

@@ -109,7 +109,14 @@ def test_what_adds_channels() -> None:
     x = graph.placeholder("x")
     pad = torch.ops.aten.constant_pad_nd.default
     assert fill_channels.added_channels(graph.call_function(pad, (x, [0, 0, 0, 0, 0, 2]))) == 2
-    for sides in ([0, 0, 0, 0, 2, 2], [1, 0, 0, 0, 0, 2], [0, 0, 0, 2], [0] * 7 + [2]):
+    assert fill_channels.added_channels(graph.call_function(pad, (x, [0] * 5 + [x]))) == 0
+    for sides in (
+        [0, 0, 0, 0, 0, -1],
+        [0, 0, 0, 0, 2, 2],
+        [1, 0, 0, 0, 0, 2],
+        [0, 0, 0, 2],
+        [0] * 7 + [2],
+    ):
         assert fill_channels.added_channels(graph.call_function(pad, (x, sides))) == 0
     ones = graph.call_function(pad, (x, [0, 0, 0, 0, 0, 2], 1.0))
     assert fill_channels.added_channels(ones) == 0

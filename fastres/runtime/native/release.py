@@ -1,9 +1,9 @@
 """Memory that a run can give back before it ends.
 
 Buffers of different layouts never share memory (:mod:`fastres.runtime.native.memory_planner`), so
-that a plan's arena is larger than what is in use at once: for one large image, twice as large.
-Where arenas are not kept between calls, pages are given back behind the last operation that touches
-them; the system has them zeroed when they are next touched, borders included.
+that a plan's arena is larger than what is in use at once. Where arenas are not kept between calls,
+pages are given back behind the last operation that touches them; the system has them zeroed when
+they are next touched, borders included.
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ def added_channels(node: fx.Node) -> int:
     if node.target is not aten.constant_pad_nd.default:
         return 0
     sides: Any = node.args[1]
-    only_behind = len(sides) == 6 and not any(sides[:5]) and len(node.args) == 2
-    return int(sides[5]) if only_behind else 0
+    if len(node.args) != 2 or len(sides) != 6 or not all(type(side) is int for side in sides):
+        return 0  # another number than zero, other axes, or sizes that are computed
+    return max(int(sides[5]), 0) if not any(sides[:5]) else 0  # less than zero cuts off
 
 
 def _fill(argument: fx.Node, facts: Mapping[fx.Node, Any], pays: Pays) -> bool:

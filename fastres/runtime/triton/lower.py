@@ -76,12 +76,14 @@ def plan_for(
     copied = fuse_blocks.copy(module)
     precision = numbers.of_convolution(main_dtype(module))
     filling = pays_wherever if tactics.interpreted else filling_pays(precision, tactics.gpu)
-    fill_channels.run(copied, propagate(copied, inputs), filling)
+    facts = propagate(copied, inputs)
+    if fill_channels.run(copied, facts, filling):
+        facts = propagate(copied, inputs)
     if worth is None and tactics.interpreted:
         worth = if_supported
     elif worth is None:
         worth = by_model(precision, tactics.gpu)
-    context = fuse_blocks.BlockContext(propagate(copied, inputs), worth)
+    context = fuse_blocks.BlockContext(facts, worth)
     fuse_blocks.run(copied, context)
     planner = Planner(copied, propagate(copied, inputs))
     if tactics.tuner is None:

@@ -295,7 +295,7 @@ class Planner:
         casts = [user for user in node.users if user.target is aten.to.dtype]
         for source in (node, *casts):
             others = [user for user in source.users if not added_channels(user)]
-            for user in source.users.keys() - set(others):
+            for user in filter(added_channels, source.users):
                 self._known[user] = self._copied_in(node, self.facts[user])
                 self._filled.add(self._known[user].name)
             if source is node:
