@@ -12,14 +12,15 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import shapes
-from fastres.bench import answers, catalogue, torch_contenders
-from fastres.bench.contender import DTYPES, Job
+from fastres.bench import gate
+from fastres.bench.peers import catalogue, torch_peers
+from fastres.bench.peers.peer import DTYPES, Job
 from fastres.system import target
 from fastres.workload import inputs, model_source
 
 WAYS = {
-    "eager": torch_contenders.eager,
-    "channels_last": torch_contenders.channels_last,
+    "eager": torch_peers.eager,
+    "channels_last": torch_peers.channels_last,
     "fastres": catalogue.FASTRES.prepare,
 }
 
@@ -39,8 +40,6 @@ def test_model(
     images = pool[:1]
     job = Job(model, images, precision, target.cpu_threads(), tmp_path, tmp_path / "cache")
     ready = WAYS[way](job)
-    error = answers.relative_error(
-        answers.collect(ready.call, [images]), answers.oracle(model, images)
-    )
-    assert error < answers.ABSOLUTE[precision]
+    error = gate.relative_error(gate.collect(ready.call, [images]), gate.oracle(model, images))
+    assert error < gate.ABSOLUTE[precision]
     benchmark(ready.call, images)

@@ -23,8 +23,8 @@ from torch import Tensor, fx
 
 import fastres
 from fastres.bench import measure, revision
-from fastres.kernels.call import KernelCall
-from fastres.kernels.gpus import Gpu, by_name
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.gpus import Gpu, by_name
 from fastres.optimized import OptimizedModule
 from fastres.runtime.runner import Runner
 from fastres.runtime.triton.device import InterpreterDevice

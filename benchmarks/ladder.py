@@ -34,8 +34,9 @@ from torch import Tensor, fx
 
 import fastres
 from benchmarks import native
-from fastres.bench import catalogue, measure, record, session, settings, table, torch_contenders
-from fastres.bench.contender import OURS, Contender, Job, Ready
+from fastres.bench import measure, record, run, settings, table
+from fastres.bench.peers import catalogue, torch_peers
+from fastres.bench.peers.peer import OURS, Contender, Job, Ready
 from fastres.bench.record import Batch
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
@@ -99,7 +100,7 @@ def _without(precision: str, device: str) -> str | None:
 
 RUNGS = (
     (catalogue.REFERENCE, "fp32"),
-    (Contender("channels-last", "+ channels-last", torch_contenders.channels_last), "fp32"),
+    (Contender("channels-last", "+ channels-last", torch_peers.channels_last), "fp32"),
     (Contender("folded", "+ BatchNorm folded", folded, bound=OURS), "fp32"),
     (Contender("fused", "+ bias, add, ReLU fused", fused, bound=OURS), "fp32"),
     (Contender("prepacked", "+ weights prepacked", prepacked, bound=OURS), "fp32"),
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words += ["--threads", given.threads] if given.threads else []
     command = sys.argv[1:] if argv is None else argv
     with Progress() as progress:
-        found = session.run(settings.parse(words), command, progress, RUNGS)
+        found = run.run(settings.parse(words), command, progress, RUNGS)
     if given.json is not None:
         record.write(found, given.json)
     table.show(found, "eager-fp32")

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres.bench import memory, revision
+from fastres.bench import process_memory, revision
 from fastres.system import target
 from fastres.workload import model_source
 
@@ -46,7 +46,7 @@ def sizes(fast: fastres.OptimizedModule, calls: int, distinct: int, channels: in
             left = order.sample(shapes(distinct), distinct)
         batch, height, width = left.pop()
         fast(torch.zeros((batch, channels, height, width), dtype=torch.float32, device="cpu"))
-        size = memory.resident()
+        size = process_memory.resident()
         if size is None:
             raise OSError("this system does not tell the resident size in /proc/self/status")
         found.append(size)

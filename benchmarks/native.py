@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastres.bench.contender import DTYPES
+from fastres.bench.peers.peer import DTYPES
 from fastres.runtime.native import plan_builder
 from fastres.runtime.native.engine import FIRST_CHOICE
 from fastres.runtime.native.library import Library, load

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from fastres.bench import openvino_contender
+from fastres.bench.peers import openvino_peer
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 def absent(precision: str) -> str | None:
     """Why it cannot be measured in a precision here, or None."""
-    missing = openvino_contender.missing("cpu")
+    missing = openvino_peer.missing("cpu")
     if missing is not None:
         return f"OpenVINO is not here: {missing}"
-    refusal = openvino_contender.refuses(precision, "cpu")
+    refusal = openvino_peer.refuses(precision, "cpu")
     return None if refusal is None else f"OpenVINO: {refusal}"
 
 

@@ -10,12 +10,12 @@ if __name__ != "fastres.export":
     # be imported a second time under a second name.
     raise ImportError(f"this package is fastres.export, not {__name__}: import it by that name")
 
-from fastres.export.onnx_export import to_onnx
-from fastres.export.onnx_report import OnnxReport
-from fastres.export.onnx_running import Session
-from fastres.export.onnx_session import session
+from fastres.export.conversion import to_onnx
+from fastres.export.report import OnnxReport
+from fastres.export.serving.running import Session
+from fastres.export.serving.session import session
+from fastres.export.serving.triton_repository import TritonReport, triton_server
 from fastres.export.standard import to_standard
-from fastres.export.triton_repository import TritonReport, triton_server
 
 __all__ = [
     "OnnxReport",

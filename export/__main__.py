@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fastres.export_command import main
+from fastres.export.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

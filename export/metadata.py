@@ -7,7 +7,7 @@
 ``fastres.source_sha256``  of the weights that it was made from, see :func:`weights_sha256`
 ``fastres.source``         which those are: the model's ``state_dict``, or ``folded weights``
 ``fastres.preprocessing``  JSON of :class:`fastres.transforms.Preprocessing`, where there is one
-``fastres.labels``         JSON list of the classes' names, where they are known
+``fastres.labels`` JSON list of the classes' names, where they are known
 ``fastres.content_sha256`` of the file's own operators and weights
 =========================  ======================================================================
 """

@@ -19,7 +19,7 @@ from fastres.capture.export_program import dynamic_sizes, with_batch
 from fastres.errors import VerificationError
 from fastres.ir import ops
 from fastres.optimized import OptimizedModule
-from fastres.plain import refuse_watched
+from fastres.system.plain_tensors import refuse_watched
 from fastres.system.threads import safe_threads
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from fastres.errors import OptionError
@@ -41,3 +41,36 @@ def require_boolean(name: str, value: Any) -> None:
     """Raise OptionError unless ``value`` is True or False."""
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r}: expected True or False")
+
+
+def require_count(name: str, value: object, advice: str) -> None:
+    """Raise OptionError unless ``value`` is an integer of at least 1; a bool is none."""
+    if not _is_positive(value):
+        raise OptionError(f"{name}: got {value!r}, expected an integer of at least 1; {advice}.")
+
+
+def require_counts(name: str, values: object, length: int, advice: str) -> None:
+    """Raise OptionError unless ``values`` is a sequence of ``length`` integers of at least 1."""
+    if not (
+        isinstance(values, Sequence) and len(values) == length and all(map(_is_positive, values))
+    ):
+        raise OptionError(
+            f"{name}: got {values!r}, expected {length} integers of at least 1; {advice}."
+        )
+
+
+def require_flag(name: str, value: object) -> None:
+    """Raise OptionError unless ``value`` is True or False, so that the text "false" is not true."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}: got {value!r}, expected a bool; pass True or False.")
+
+
+def require_choice(name: str, value: object, choices: Collection[str], advice: str) -> None:
+    """Raise OptionError unless ``value`` is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        expected = " or ".join(repr(choice) for choice in choices)
+        raise OptionError(f"{name}: got {value!r}, expected {expected}; {advice}.")
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

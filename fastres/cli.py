@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from fastres import __version__
+from fastres.version import __version__
+
+_COMMANDS = ("bench", "export", "inspect", "predict", "roofline", "verify")
 
 _USAGE = """\
 usage: fastres COMMAND [ARGUMENT ...]
@@ -38,54 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         print(f"fastres {__version__}")
         return 0
-    command = _COMMANDS.get(given[0])
-    if command is None:
+    if given[0] not in _COMMANDS:
         print(f"fastres: there is no command {given[0]!r}\n{_USAGE}", end="", file=sys.stderr)
         return 2
-    return command(given[1:])
-
-
-def _bench(argv: Sequence[str]) -> int:
-    from fastres.bench import main as bench
-
-    return bench(argv)
-
-
-def _inspect(argv: Sequence[str]) -> int:
-    from fastres.inspect import main as inspect
-
-    return inspect(argv)
-
-
-def _export(argv: Sequence[str]) -> int:
-    from fastres.export_command import main as export
-
-    return export(argv)
-
-
-def _predict(argv: Sequence[str]) -> int:
-    from fastres.predict import main as predict
-
-    return predict(argv)
-
-
-def _roofline(argv: Sequence[str]) -> int:
-    from fastres.roofline import main as roofline
-
-    return roofline(argv)
-
-
-def _verify(argv: Sequence[str]) -> int:
-    from fastres.verify_command import main as verify
-
-    return verify(argv)
-
-
-_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "bench": _bench,
-    "export": _export,
-    "inspect": _inspect,
-    "predict": _predict,
-    "roofline": _roofline,
-    "verify": _verify,
-}
+    kept = sys.argv
+    sys.argv = [f"fastres {given[0]}", *given[1:]]
+    try:
+        runpy.run_module(f"fastres.{given[0]}", run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = kept
+    return 0

@@ -17,10 +17,10 @@ from fastres.capture.capture import Captured
 from fastres.errors import ArtifactError, FastresError, TargetError
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
-from fastres.plain import refuse_watched
 from fastres.runtime.autocast import without_autocast
 from fastres.system.device import checked_device
 from fastres.system.files import as_path
+from fastres.system.plain_tensors import refuse_watched
 from fastres.system.threads import preparing
 
 

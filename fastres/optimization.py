@@ -34,11 +34,11 @@ from fastres.errors import (
 from fastres.optimized import OptimizedModule
 from fastres.options import Options
 from fastres.passes import rewrite
-from fastres.plain import oddity, refuse_watched, settled
 from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.system.device import checked_device
+from fastres.system.plain_tensors import oddity, refuse_watched, settled
 from fastres.system.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
 from fastres.verification import compare, first_drift

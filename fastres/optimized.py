@@ -28,7 +28,6 @@ from fastres.errors import (
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
 from fastres.options import Options
-from fastres.plain import refuse_watched, settled
 from fastres.refit import renew, sample_of
 from fastres.report import Remark, Report
 from fastres.runtime import profile
@@ -39,6 +38,7 @@ from fastres.runtime.nonfinite import NotOrdinary
 from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
 from fastres.system import forking
 from fastres.system.files import as_path
+from fastres.system.plain_tensors import refuse_watched, settled
 from fastres.system.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__

@@ -38,7 +38,7 @@ from fastres.errors import CaptureError, OptionError, VerificationError
 from fastres.ir.precision import Recorder
 from fastres.optimized import OptimizedModule
 from fastres.options import PRECISIONS
-from fastres.plain import refuse_watched, settled
+from fastres.system.plain_tensors import refuse_watched, settled
 from fastres.system.threads import safe_threads
 
 BOUND = 2.0

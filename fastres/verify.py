@@ -1,12 +1,91 @@
-"""``python -m fastres.verify``. In Python, ``fastres.verify`` is the function, not this module."""
+"""``python -m fastres.verify``: optimise a model and compare it with the original.
+
+In Python, ``fastres.verify`` is the function, not this module, which is a program only.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastres.errors import FastresError, OptionError
+from fastres.optimization import optimize
+from fastres.options import PRECISIONS
+from fastres.verification import BOUND, verify
+from fastres.workload import inputs, model_source
 
 if __name__ != "__main__":
     raise ImportError("run it as python -m fastres.verify; the function is fastres.verify()")
 
-from fastres.verify_command import main
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; None takes them from ``sys.argv``.
+
+    Returns:
+        0 within the bound, 1 beyond it, 2 for arguments that cannot be.
+    """
+    given = _parser().parse_args(argv)
+    try:
+        return _run(given)
+    except FastresError as error:
+        print(f"fastres verify: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.images is not None and not given.images.is_dir():
+        raise OptionError(f"--images {given.images}: expected a directory of images")
+    if given.count < 1 or given.size < 1 or not given.bound > 0:
+        raise OptionError("--count, --size and --bound: expected positive numbers")
+    chosen = model_source.named(given.depth, given.model)
+    model = model_source.build(chosen, given.seed)
+    if given.images is not None:
+        images, different = inputs.photographs(given.images, given.count, given.size)
+        data = f"{different} photographs"
+    else:
+        channels = inputs.input_channels(model)
+        images = inputs.synthetic_images(given.count, channels, given.size, given.seed)
+        data = f"{given.count} synthetic images"
+    if chosen.has_random_weights:
+        for sentence in inputs.settle(model, images, given.seed):
+            print(sentence)
+    fast = optimize(model, images[:1], precision=given.precision, engine=given.engine)
+    print(fast.report)
+    result = verify(model, fast, images.split(8), bound=given.bound)
+    print(f"{data} of {list(images.shape[1:])}:\n{result}")
+    return 0 if result.passed else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fastres.verify",
+        description="Optimise a model and compare its answers with the model's own in float64.",
+        epilog="Exit status: 0 within the bound, 1 beyond it, 2 for arguments that cannot be.",
+    )
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--depth", type=int, help="a ResNet of fastres.models, e.g. 50")
+    which.add_argument(
+        "--model", metavar="NAME", help="own name, torchvision:NAME, timm:NAME or module:function"
+    )
+    add("--precision", choices=sorted(PRECISIONS), help="default: the model's own")
+    add("--engine", default="auto", help="default: auto")
+    add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
+    add("--count", type=int, default=16, help="number of images (default: 16)")
+    add("--size", type=int, default=224, help="pixels of a side (default: 224)")
+    add("--seed", type=int, default=0, help="of weights and synthetic images (default: 0)")
+    add(
+        "--bound",
+        type=float,
+        default=BOUND,
+        help=f"largest allowed multiple of torch eager's own error (default: {BOUND:g})",
+    )
+    return parser
+
 
 sys.exit(main())

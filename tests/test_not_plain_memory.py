@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastres
 from fastres.errors import FastresError, InputError, ModelError, OptionError
-from fastres.plain import is_ordinary
+from fastres.system.plain_tensors import is_ordinary
 from fastres.system.target import most_threads
 
 # torch's forward-mode differentiation compiles some of its rules in a way that it warns of.

@@ -14,8 +14,8 @@ from torch import fx, nn
 from fastres import models
 from fastres.cli import main as cli
 from fastres.errors import OptionError
-from fastres.kernels import gpus
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.tuning import gpus
 from fastres.roofline import main
 from fastres.roofline.layers import Layer, graph_of, layers_of
 from fastres.roofline.view import View, view

@@ -21,10 +21,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fastres
-from fastres import labels
 from fastres.artifact import operators
 from fastres.errors import ArtifactError, FastresError, InputError, OptionError
-from fastres.models import checkpoint
+from fastres.models import checkpoint, labels
 from fastres.preprocess import list_images, load_pixels
 from fastres.system import files
 from fastres.system.regular import open_regular

@@ -26,9 +26,9 @@ from benchmarks.gpu_day.results import Job, Record, Results
 from benchmarks.gpu_day.settings import ARCHITECTURE, DTYPES, GPU, REHEARSED, ROOT, TRITON
 from fastres.errors import FastresError
 from fastres.inspect.launches import launches
-from fastres.kernels.call import KernelCall
-from fastres.kernels.gpus import architecture, by_name
 from fastres.kernels.inspection.compiling import compiled
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.gpus import architecture, by_name
 from fastres.roofline.layers import graph_of
 
 ARCHIVE = Path(".gpu/cache.tar")

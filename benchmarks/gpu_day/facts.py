@@ -15,8 +15,8 @@ from benchmarks.gpu_day.results import Job, Record
 from benchmarks.gpu_day.settings import ARCHITECTURE, DEVICE, REHEARSED, TRITON, allow_tf32
 from benchmarks.gpu_day.timing import graph_time
 from fastres.bench import revision
-from fastres.kernels.gpus import architecture
 from fastres.kernels.inspection.compiling import compiled
+from fastres.kernels.tuning.gpus import architecture
 from fastres.system import target
 
 TOOLS = ("ncu", "compute-sanitizer", "gcc", "nvcc", "nvidia-smi")

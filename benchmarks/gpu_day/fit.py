@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_day fit DIR
 
 Reads any record of the stage ``layers``. The constants are the numbers in capitals of
-:mod:`fastres.kernels.configs.cost`. What is made small is the root mean square of
+:mod:`fastres.kernels.tuning.cost`. What is made small is the root mean square of
 log(measured / modelled): a layer counts the same whether it is fast or slow, and twice as long as
 much as half.
 """
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu_day.settings import GPU
-from fastres.kernels.configs import cost
-from fastres.kernels.configs.conv2d import Conv2dConfig, estimate_conv2d
-from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning import cost
+from fastres.kernels.tuning.conv2d import Conv2dConfig, estimate_conv2d
+from fastres.kernels.tuning.gpus import Gpu, by_name
 
 STEPS = (1.4, 1.15, 1.05)
 """Factors by which a constant is tried larger and smaller, the rough ones first."""

@@ -15,21 +15,21 @@ from benchmarks.gpu_day.hard_cases import Case
 from benchmarks.gpu_day.results import Job, Record
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, GPU, REHEARSED, allow_tf32
 from fastres.errors import OptionError
-from fastres.kernels import (
-    bottleneck_launch,
-    conv2d_launch,
-    elementwise_launch,
-    layout_launch,
-    linear_launch,
-    pool_linear_launch,
-    pooling_launch,
-    reference,
-    stem_launch,
+from fastres.kernels import reference
+from fastres.kernels.launch import (
+    bottleneck,
+    conv2d,
+    elementwise,
+    layout,
+    linear,
+    pool_linear,
+    pooling,
+    stem,
 )
-from fastres.kernels.configs.conv2d import Conv2dConfig, on_matrix_units
-from fastres.kernels.configs.elementwise import power_of_two_from
-from fastres.kernels.configs.traffic import ELEMENT_BYTES
-from fastres.kernels.gpus import Gpu, by_name
+from fastres.kernels.tuning.conv2d import Conv2dConfig, on_matrix_units
+from fastres.kernels.tuning.elementwise import power_of_two_from
+from fastres.kernels.tuning.gpus import Gpu, by_name
+from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 
 INTERPRETED_WORK = 1e6
 """Of a case that is interpreted in a rehearsal; of larger ones only the launches are made."""
@@ -44,7 +44,7 @@ class Draw:
     def __call__(self, *shape: int) -> Tensor:
         """Of the case's dtype; of four axes channels-last."""
         drawn = torch.randn(shape, dtype=torch.float32, device="cpu").to(self.device, self.dtype)
-        return conv2d_launch.channels_last(drawn) if len(shape) == 4 else drawn
+        return conv2d.channels_last(drawn) if len(shape) == 4 else drawn
 
     def weight(self, *shape: int) -> Tensor:
         """Such that sums are of the size of what is summed."""
@@ -92,7 +92,7 @@ def _image(case: Case, draw: Draw) -> Tensor:
 
 
 def _by_boxes(case: Case, precision: str, gpu: Gpu) -> Conv2dConfig:
-    """What :mod:`fastres.kernels.tiled` is launched with.
+    """What :mod:`fastres.kernels.triton.tiled` is launched with.
 
     Raises:
         OptionError: it cannot be, or is never tried, in this precision or on this GPU.
@@ -120,7 +120,7 @@ def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     if "split" in given:
         config = Conv2dConfig(64, 32, 32, split_k=given["split"], fused_sum=True)
         chosen = {**chosen, "config": config}
-    ours = conv2d_launch.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
+    ours = conv2d.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
 
     def oracle(t: Tensors) -> Tensor:
         x, weight, bias, residual = t
@@ -138,7 +138,7 @@ def _far(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x[-2:] = draw(2, 256, 56, 56)
     weight = draw.weight(16, 256, 1, 1)
     geometry = ((1, 1), (0,) * 4, (1, 1), 1, "none", "none")
-    ours = conv2d_launch.conv2d(x, weight, None, None, *geometry, **chosen)[-2:]
+    ours = conv2d.conv2d(x, weight, None, None, *geometry, **chosen)[-2:]
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None and t[1] is not None
@@ -179,7 +179,7 @@ def _bottleneck(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answe
 
         return compute
 
-    ours = bottleneck_launch.bottleneck(*arguments(tensors), **chosen)
+    ours = bottleneck.bottleneck(*arguments(tensors), **chosen)
     length = 9 * c // groups + width + (beside or 1)
     lengths = (length, length + k)
     return [(got, oracle(i), tensors, lengths[i]) for i, got in enumerate(ours)]
@@ -196,7 +196,7 @@ def _stem(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
         pixels = {"scale": draw.bias(c).abs() / 64 + 1 / 64, "shift": draw.bias(c) - 2.0}
     else:
         x = _image(case, draw)
-    ours = stem_launch.conv2d_max_pool2d(
+    ours = stem.conv2d_max_pool2d(
         x,
         weight,
         bias,
@@ -220,18 +220,18 @@ def _stem(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
 def _max_pool2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x = _image(case, draw)
     rest = ((3, 3), (2, 2), (1, 1), (1, 1), case.given.get("ceil", False))
-    return [_unary(pooling_launch.max_pool2d, reference.max_pool2d, x, rest, 1)]
+    return [_unary(pooling.max_pool2d, reference.max_pool2d, x, rest, 1)]
 
 
 def _avg_pool2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, rest = _image(case, draw), ((3, 3), (2, 2), (1, 1), False, False, None)
-    return [_unary(pooling_launch.avg_pool2d, reference.avg_pool2d, x, rest, 9)]
+    return [_unary(pooling.avg_pool2d, reference.avg_pool2d, x, rest, 9)]
 
 
 def _global_avg_pool(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x = _image(case, draw)
     pixels = x.shape[2] * x.shape[3]
-    return [_unary(pooling_launch.global_avg_pool, reference.global_avg_pool, x, (False,), pixels)]
+    return [_unary(pooling.global_avg_pool, reference.global_avg_pool, x, (False,), pixels)]
 
 
 def _unary(
@@ -248,7 +248,7 @@ def _linear(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     rows, c = case.x
     x, weight = draw(rows, c), draw.weight(case.given["k"], c)
     bias = draw.bias(case.given["k"]).to(draw.dtype).float()
-    ours = linear_launch.linear(x, weight, bias, "relu", **chosen)
+    ours = linear.linear(x, weight, bias, "relu", **chosen)
     return [(ours, _with_bias(reference.linear), (x, weight, bias), c)]
 
 
@@ -256,7 +256,7 @@ def _pool_linear(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answ
     x, (_, c, h, w) = _image(case, draw), case.x
     weight = draw.weight(case.given["k"], c)
     bias = draw.bias(case.given["k"]).to(draw.dtype).float()
-    ours = pool_linear_launch.pool_linear(x, weight, bias, "none", gpu=chosen["gpu"])
+    ours = pool_linear.pool_linear(x, weight, bias, "none", gpu=chosen["gpu"])
     oracle = _with_bias(reference.pool_linear, "none")
     return [(ours, oracle, (x, weight, bias), c + h * w)]
 
@@ -274,7 +274,7 @@ def _with_bias(
 
 def _scale_shift(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, scale, shift = _image(case, draw), draw.bias(case.x[1]), draw.bias(case.x[1])
-    ours = elementwise_launch.scale_shift(x, scale, shift, "relu")
+    ours = elementwise.scale_shift(x, scale, shift, "relu")
 
     def oracle(t: Tensors) -> Tensor:
         x, scale, shift = t
@@ -286,7 +286,7 @@ def _scale_shift(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answ
 
 def _add_relu(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, y = _image(case, draw), draw(*case.x)
-    ours = elementwise_launch.add_relu(x, y)
+    ours = elementwise.add_relu(x, y)
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None and t[1] is not None
@@ -297,8 +297,8 @@ def _add_relu(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]
 
 def _layout(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x = _image(case, draw).contiguous()
-    there = layout_launch.to_channels_last(x)
-    back = layout_launch.to_nchw(there)
+    there = layout.to_channels_last(x)
+    back = layout.to_nchw(there)
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None

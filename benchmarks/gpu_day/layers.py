@@ -29,9 +29,12 @@ from benchmarks.gpu_day.fit import assumed, constants
 from benchmarks.gpu_day.results import REPOSITORY, Job, Record, Results
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, GPU, REHEARSED
 from benchmarks.gpu_day.timing import graph_time
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.boxes import box_candidates, by_model
-from fastres.kernels.configs.conv2d import (
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
+from fastres.kernels.packing import packed_shape
+from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.boxes import box_candidates, by_model
+from fastres.kernels.tuning.conv2d import (
     Conv2dConfig,
     candidates,
     choose_conv2d,
@@ -39,12 +42,9 @@ from fastres.kernels.configs.conv2d import (
     estimate_conv2d,
     tuned_candidates,
 )
-from fastres.kernels.configs.cost import floor_seconds
-from fastres.kernels.configs.traffic import flops, least_bytes
-from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
-from fastres.kernels.gpus import Gpu, by_name
-from fastres.kernels.packing import packed_shape
-from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.cost import floor_seconds
+from fastres.kernels.tuning.gpus import Gpu, by_name
+from fastres.kernels.tuning.traffic import flops, least_bytes
 from fastres.runtime.triton.fill_channels import filled
 
 BATCHES = (256, 32, 1)

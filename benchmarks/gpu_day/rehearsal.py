@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 from fastres.errors import FastresError
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 
 
 def launched(work: Callable[[], object]) -> list[KernelCall]:

@@ -27,8 +27,8 @@ from fastres.artifact.receipt import notes_from_json
 from fastres.artifact.strict import count, fields, items, of_type, parse, text
 from fastres.errors import ArtifactError, OptionError
 from fastres.passes import rewrite
-from fastres.plain import oddity
 from fastres.report import Report
+from fastres.system.plain_tensors import oddity
 
 _FIELDS = (
     "graph", "values", "hints", "dtype", "device", "constants", "state", "shared", "notes",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fastres.bench import record as records
 from fastres.bench import settings as command_line
 from fastres.bench import table
-from fastres.bench.catalogue import FASTRES
+from fastres.bench.peers.catalogue import FASTRES
 from fastres.bench.record import Record
 from fastres.bench.settings import Settings
 from fastres.errors import FastresError, OptionError
@@ -32,14 +32,14 @@ def run(argv: Sequence[str] | None) -> int:
 def _record(settings: Settings, command: Sequence[str]) -> Record:
     if settings.from_record is not None:
         return records.read(settings.from_record)
-    from fastres.bench import contest, session
+    from fastres.bench import compare, run
 
     _must_be_among(
         settings.reference,
-        {f"{contender.name}-{precision}" for contender, precision in contest.entries(settings)},
+        {f"{contender.name}-{precision}" for contender, precision in compare.entries(settings)},
     )
     with Progress() as progress:
-        record = session.run(settings, command, progress)
+        record = run.run(settings, command, progress)
     if settings.json is not None:
         records.write(record, settings.json)
     return record

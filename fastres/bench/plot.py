@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastres.bench import measure
-from fastres.bench.catalogue import FASTRES
+from fastres.bench.peers.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 from fastres.bench.table import heading
 

@@ -58,7 +58,7 @@ class Row:
             exist here or not in this precision.
         reason: why it is not timed, or None.
         notes: e.g. which of two modes was taken.
-        error, error_ratio, top1: see `fastres.bench.answers.Verdict`; None where it gave no
+        error, error_ratio, top1: see `fastres.bench.gate.Verdict`; None where it gave no
             answers or the number is not finite.
         fresh: cold start and memory, or None if they were not measured.
         samples_ns: nanoseconds per call, the same index is the same round in every row.

@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 
 import torch
 
-from fastres.bench import catalogue
 from fastres.bench import device as devices
-from fastres.bench.contender import DTYPES, PRECISIONS
+from fastres.bench.peers import catalogue
+from fastres.bench.peers.peer import DTYPES, PRECISIONS
 from fastres.errors import OptionError
 from fastres.system import target
 from fastres.workload import model_source

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from fastres.bench import measure
-from fastres.bench.catalogue import FASTRES
+from fastres.bench.peers.catalogue import FASTRES
 from fastres.bench.record import Batch, Record, Row
 
 _LEGEND = (

@@ -16,10 +16,10 @@ from torch import fx
 from fastres import models
 from fastres.errors import FastresError, OptionError, TargetError
 from fastres.inspect.reading import Reading
-from fastres.kernels import gpus
-from fastres.kernels.gpus import ARCHITECTURES, Architecture
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
+from fastres.kernels.tuning import gpus
+from fastres.kernels.tuning.gpus import ARCHITECTURES, Architecture
 from fastres.roofline.layers import graph_of
 from fastres.system.target import cpu_threads
 from fastres.workload import model_source

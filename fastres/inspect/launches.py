@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.fusing import as_if_ours
-from fastres.kernels.gpus import GPUS, Architecture, Gpu
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.fusing import as_if_ours
+from fastres.kernels.tuning.gpus import GPUS, Architecture, Gpu
 from fastres.roofline.layers import images_for
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.lower import Planned, plan_for

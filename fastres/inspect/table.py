@@ -10,9 +10,9 @@ from rich.table import Table
 
 from fastres.inspect.launches import representative
 from fastres.inspect.reading import Reading
-from fastres.kernels.configs.fusing import why_library
-from fastres.kernels.gpus import Architecture
 from fastres.kernels.inspection.finding import Finding
+from fastres.kernels.tuning.fusing import why_library
+from fastres.kernels.tuning.gpus import Architecture
 
 _FILE_WIDTH = 240
 _COLUMNS = (

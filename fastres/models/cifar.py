@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from fastres.checks import require_choice, require_count, require_flag
 from fastres.errors import OptionError
 from fastres.models.blocks import (
     BasicBlock,
@@ -21,7 +22,6 @@ from fastres.models.blocks import (
     projection,
     stage,
 )
-from fastres.models.checks import require_choice, require_count, require_flag
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

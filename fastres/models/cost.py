@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastres.checks import require_count, require_counts
 from fastres.errors import ModelError, OptionError
-from fastres.models.checks import require_count, require_counts
 
 __all__ = ["Cost", "count"]
 

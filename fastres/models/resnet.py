@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastres.checks import require_choice, require_count, require_counts, require_flag
 from fastres.errors import OptionError
 from fastres.models.blocks import (
     VERSIONS,
@@ -27,7 +28,6 @@ from fastres.models.blocks import (
     projection,
     stage,
 )
-from fastres.models.checks import require_choice, require_count, require_counts, require_flag
 
 __all__ = ["ResNet"]
 

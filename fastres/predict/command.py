@@ -10,8 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from fastres import labels
 from fastres.errors import FastresError, InputError
+from fastres.models import labels
 from fastres.predict import images, model, writing
 from fastres.predict.classifier import Classifier
 from fastres.predict.images import Decoded

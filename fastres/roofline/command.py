@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from fastres import models
 from fastres.errors import FastresError, OptionError
-from fastres.kernels import gpus
-from fastres.kernels.configs.fusing import why_library
-from fastres.kernels.gpus import Gpu
+from fastres.kernels.tuning import gpus
+from fastres.kernels.tuning.fusing import why_library
+from fastres.kernels.tuning.gpus import Gpu
 from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view

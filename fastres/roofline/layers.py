@@ -18,8 +18,8 @@ from fastres.errors import OptionError
 from fastres.ir import ops
 from fastres.ir.graph import aliases, arguments, label
 from fastres.ir.propagate import propagate
-from fastres.kernels.configs.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.tuning.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.passes import rewrite
 from fastres.report import Report
 from fastres.runtime.triton import fill_channels, fuse_blocks

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastres.kernels.configs.cost import floor_seconds
-from fastres.kernels.configs.fusing import modelled, pooling
-from fastres.kernels.gpus import Gpu
+from fastres.kernels.tuning.cost import floor_seconds
+from fastres.kernels.tuning.fusing import modelled, pooling
+from fastres.kernels.tuning.gpus import Gpu
 from fastres.roofline.layers import Layer
 
 
@@ -25,7 +25,7 @@ class Row:
         bytes: that it moves at least.
         floor_seconds: what the data sheet allows.
         seconds: modelled, launches included.
-        limit: what the modelled time goes to; see :class:`fastres.kernels.configs.cost.Estimate`.
+        limit: what the modelled time goes to; see :class:`fastres.kernels.tuning.cost.Estimate`.
         launches: kernels.
         configuration: in words.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastres.errors import InputError
-from fastres.plain import has_tangent, stands_for_another
+from fastres.system.plain_tensors import has_tangent, stands_for_another
 
 _functorch = torch._C._functorch
 

@@ -18,9 +18,9 @@ from fastres.capture.contract import Contract
 from fastres.errors import FastresError, InputError
 from fastres.ir import ops
 from fastres.ir.graph import aliases, output_nodes
-from fastres.plain import lost_memory, watcher
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.derivatives import refuse_derivatives
+from fastres.system.plain_tensors import lost_memory, watcher
 
 INSTEAD = (
     "fast.graph_module is the optimised model's graph; torch.export, torch.compile and make_fx "

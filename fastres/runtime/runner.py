@@ -3,7 +3,7 @@
 The way of every call: find the executable for these shapes (check and build on first sight), run it
 without autograd and within the thread limit, and where a number is not ordinary, run it again in
 plain PyTorch. A call that is no ordinary one (traced, transformed, on what is no plain tensor in
-memory) goes through torch's operators instead: see :mod:`fastres.plain`.
+memory) goes through torch's operators instead: see :mod:`fastres.system.plain_tensors`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor, fx
 
 from fastres.capture.contract import Contract
 from fastres.errors import InputError, ModelError, OutOfMemory
-from fastres.plain import is_ordinary, oddity, watcher
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.cache import ExecutableCache
 from fastres.runtime.derivatives import refuse_derivatives, without_gradients
@@ -29,6 +28,7 @@ from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
 from fastres.runtime.nonfinite import NotOrdinary
 from fastres.system import forking
+from fastres.system.plain_tensors import is_ordinary, oddity, watcher
 from fastres.system.threads import ThreadLimit, safe_threads
 
 

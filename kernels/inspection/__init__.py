@@ -3,11 +3,10 @@
 ================  ==========================================================================
 module            subject
 ================  ==========================================================================
-``compiling``     a :class:`~fastres.kernels.call.KernelCall` becomes a binary
+``compiling``     a :class:`~fastres.kernels.launch.call.KernelCall` becomes a binary
 ``sass``          NVIDIA's machine code as text, becomes instructions
 ``amdgcn``        AMD's assembly, becomes instructions
 ``instructions``  instructions are sorted and counted, the main loop is found
-``occupancy``     how many blocks fit on a multiprocessor
 ``finding``       all of that about one launch, as a record
 ================  ==========================================================================
 

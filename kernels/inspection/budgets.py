@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastres.kernels.configs.conv2d import on_matrix_units
-from fastres.kernels.configs.traffic import ELEMENT_BYTES
-from fastres.kernels.gpus import Architecture
 from fastres.kernels.inspection.finding import Finding
+from fastres.kernels.tuning.conv2d import on_matrix_units
+from fastres.kernels.tuning.gpus import Architecture
+from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 
 INTEGER_SHARE = {"fp16": 0.6, "bf16": 0.6, "tf32": 1.1, "fp32": 0.6}
 """Integer instructions per cycle in which a scheduler's matrix unit is busy, by precision: pixels

@@ -19,9 +19,9 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from fastres.errors import TargetError
-from fastres.kernels import kernel_cache
-from fastres.kernels.call import KernelCall
-from fastres.kernels.gpus import Architecture
+from fastres.kernels.launch import kernel_cache
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.gpus import Architecture
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fastres.errors import TargetError
-from fastres.kernels.call import KernelCall
-from fastres.kernels.gpus import GPUS, Architecture
 from fastres.kernels.inspection import amdgcn, sass
 from fastres.kernels.inspection.instructions import Instruction, Mix, copies, main_loop, mix
-from fastres.kernels.inspection.occupancy import Occupancy, occupancy
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.gpus import GPUS, Architecture
+from fastres.kernels.tuning.occupancy import Occupancy, occupancy
 
 if TYPE_CHECKING:
     from fastres.kernels.inspection.compiling import Binary

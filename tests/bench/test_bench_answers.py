@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fastres import models
-from fastres.bench import answers, contender
-from fastres.bench.answers import Answers
+from fastres.bench import gate
+from fastres.bench.gate import Answers
+from fastres.bench.peers import peer
 from fastres.workload import inputs, model_source
 
 IMAGES = 16
@@ -33,19 +34,19 @@ def pool() -> torch.Tensor:
 
 def run(call: Callable[[torch.Tensor], object], batch: int = 4) -> Answers:
     with torch.no_grad():
-        return answers.collect(call, pool().split(batch))
+        return gate.collect(call, pool().split(batch))
 
 
 def verdict(
     model: nn.Module, call: Callable[[torch.Tensor], object], *, ours: bool = False
-) -> answers.Verdict:
-    truth = answers.oracle(model, pool())
-    return answers.judge(
+) -> gate.Verdict:
+    truth = gate.oracle(model, pool())
+    return gate.judge(
         run(call),
         truth,
         precision="fp32",
-        eager_error=answers.relative_error(run(model), truth),
-        bound=contender.OURS if ours else contender.PEERS,
+        eager_error=gate.relative_error(run(model), truth),
+        bound=peer.OURS if ours else peer.PEERS,
     )
 
 
@@ -59,7 +60,7 @@ def test_eager_passes_with_its_own_error(model: nn.Module) -> None:
 
 def test_the_oracle_is_float64_and_leaves_the_model_alone(model: nn.Module) -> None:
     before = copy.deepcopy(model.state_dict())
-    truth = answers.oracle(model, pool(), chunk=5)
+    truth = gate.oracle(model, pool(), chunk=5)
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         assert torch.allclose(truth.values, exact(pool().double()), rtol=1e-13, atol=1e-13)
@@ -99,8 +100,8 @@ def test_answers_in_another_order_are_caught(model: nn.Module) -> None:
 def test_nan_is_caught(model: nn.Module) -> None:
     found = verdict(model, lambda images: model(images) * math.nan)
     assert found.complaint is not None
-    assert answers.finite(found.error) is None
-    assert answers.finite(found.ratio) is None
+    assert gate.finite(found.error) is None
+    assert gate.finite(found.ratio) is None
 
 
 def test_too_few_classes_are_caught(model: nn.Module) -> None:
@@ -109,11 +110,11 @@ def test_too_few_classes_are_caught(model: nn.Module) -> None:
     assert found.complaint is not None
 
 
-@pytest.mark.parametrize(("bound", "passes"), [(contender.OURS, False), (contender.PEERS, True)])
+@pytest.mark.parametrize(("bound", "passes"), [(peer.OURS, False), (peer.PEERS, True)])
 def test_fastres_is_held_to_a_tighter_bound(bound: float, passes: bool) -> None:
     truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
     given = Answers(truth.values * (1 + 5e-6), None)
-    found = answers.judge(given, truth, precision="fp32", eager_error=1e-6, bound=bound)
+    found = gate.judge(given, truth, precision="fp32", eager_error=1e-6, bound=bound)
     assert found.ratio == pytest.approx(5.0)
     assert (found.complaint is None) is passes
 
@@ -121,22 +122,22 @@ def test_fastres_is_held_to_a_tighter_bound(bound: float, passes: bool) -> None:
 def test_an_eager_without_any_error_makes_no_infinite_ratio() -> None:
     truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
     given = Answers(truth.values * (1 + 2.0**-23), None)
-    found = answers.judge(given, truth, precision="fp32", eager_error=0.0, bound=contender.OURS)
+    found = gate.judge(given, truth, precision="fp32", eager_error=0.0, bound=peer.OURS)
     assert found.ratio == pytest.approx(1.0)
 
 
 def test_eager_itself_fails_where_rounding_is_all_there_is() -> None:
     truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
     given = Answers(truth.values * 1.01, None)
-    found = answers.judge(given, truth, precision="fp32", eager_error=0.01, bound=contender.OURS)
+    found = gate.judge(given, truth, precision="fp32", eager_error=0.01, bound=peer.OURS)
     assert found.ratio == pytest.approx(1.0)
     assert found.complaint is not None
 
 
 def test_a_truth_of_zeros() -> None:
     truth = Answers(torch.zeros(4, 10, dtype=torch.float64), None)
-    assert answers.relative_error(truth, truth) == 0.0
-    assert answers.relative_error(Answers(truth.values + 1, None), truth) == math.inf
+    assert gate.relative_error(truth, truth) == 0.0
+    assert gate.relative_error(Answers(truth.values + 1, None), truth) == math.inf
 
 
 def test_several_outputs_count_together() -> None:
@@ -153,7 +154,7 @@ def test_several_outputs_count_together() -> None:
 def test_feature_maps_have_no_first_choice() -> None:
     assert run(lambda images: images).first_choice is None
     truth = run(lambda images: images)
-    found = answers.judge(truth, truth, precision="fp32", eager_error=0.0, bound=contender.OURS)
+    found = gate.judge(truth, truth, precision="fp32", eager_error=0.0, bound=peer.OURS)
     assert found.top1 is None
     assert found.complaint is None
 
@@ -183,8 +184,8 @@ def test_the_first_few() -> None:
 def test_reference_models_are_not_trivial_for_the_check() -> None:
     """Fresh from the initialiser the first choice is noise; settled, it is each image's own."""
     fresh = models.build("cifar_resnet20").eval()
-    before = answers.oracle(fresh, pool()).first_choice
+    before = gate.oracle(fresh, pool()).first_choice
     inputs.settle(fresh, pool(), seed=0)
-    after = answers.oracle(fresh, pool()).first_choice
+    after = gate.oracle(fresh, pool()).first_choice
     assert before is not None and after is not None
     assert len(set(after.tolist())) > len(set(before.tolist()))

@@ -13,17 +13,9 @@ import torch
 from torch import nn
 
 from fastres import bench
-from fastres.bench import (
-    answers,
-    catalogue,
-    contest,
-    export_contender,
-    fastres_contender,
-    onnxruntime_contender,
-    settings,
-    torch_contenders,
-)
-from fastres.bench.contender import OURS, PEERS, Contender, Job, Ready
+from fastres.bench import compare, gate, settings
+from fastres.bench.peers import catalogue, export_peer, fastres_peer, onnxruntime_peer, torch_peers
+from fastres.bench.peers.peer import OURS, PEERS, Contender, Job, Ready
 from fastres.bench.record import Batch, Row
 from fastres.errors import ModelError
 from fastres.system import target
@@ -66,9 +58,9 @@ def hold(folder: Path, batch: int = 4, words: str = "--precision fp32") -> Batch
     model = model_source.build(given.source, given.seed)
     pool = inputs.synthetic_images(16, 3, 32, seed=0)
     inputs.settle(model, pool, seed=0)
-    truth = answers.oracle(model, pool)
-    stage = contest.Stage(given, model, pool, truth, folder)
-    return contest.hold(stage, contest.entries(given), batch, cold=False, progress=Progress())
+    truth = gate.oracle(model, pool)
+    stage = compare.Stage(given, model, pool, truth, folder)
+    return compare.hold(stage, compare.entries(given), batch, cold=False, progress=Progress())
 
 
 def rows(batch: Batch) -> dict[str, Row]:
@@ -86,7 +78,7 @@ def only(monkeypatch: pytest.MonkeyPatch, *peers: Contender, ours: Contender | N
 
 def test_the_reference_is_first_and_each_row_says_its_precision() -> None:
     def keys(words: str) -> list[str]:
-        entries = contest.entries(settings.parse(words.split()))
+        entries = compare.entries(settings.parse(words.split()))
         return [f"{one.name}-{precision}" for one, precision in entries]
 
     assert keys("--precision bf16 fp32 --peers onnxruntime eager") == [
@@ -186,8 +178,8 @@ def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     assert found.status == "unavailable"
     assert found.reason == "its CPU provider has no bfloat16 convolution"
     assert found.samples_ns == ()
-    assert onnxruntime_contender.refuses("fp32", "cpu") is None
-    assert onnxruntime_contender.refuses("bf16", "cuda") is None
+    assert onnxruntime_peer.refuses("fp32", "cpu") is None
+    assert onnxruntime_peer.refuses("bf16", "cuda") is None
 
 
 def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
@@ -201,7 +193,7 @@ def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
         "unavailable",
         "fastres.export writes float32 and float16",
     )
-    assert export_contender.refuses("fp16", "cuda") is None
+    assert export_peer.refuses("fp16", "cuda") is None
 
 
 def test_a_peer_that_is_not_installed_is_named(
@@ -223,7 +215,7 @@ def job(tmp_path: Path, precision: str) -> Job:
     return Job(model, torch.randn(2, 3, 8, 8), precision, 1, tmp_path, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("prepare", [torch_contenders.eager, torch_contenders.channels_last])
+@pytest.mark.parametrize("prepare", [torch_peers.eager, torch_peers.channels_last])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_torch_computes_in_the_precision_it_is_labelled_with(
     tmp_path: Path, prepare: Callable[[Job], Ready], precision: str
@@ -234,7 +226,7 @@ def test_torch_computes_in_the_precision_it_is_labelled_with(
         lambda module, inputs, output: seen.append(output.dtype)
     )
     try:
-        (answer,) = answers.leaves(prepare(asked).call(asked.example))
+        (answer,) = gate.leaves(prepare(asked).call(asked.example))
     finally:
         hook.remove()
     assert set(seen) == {torch.float32 if precision == "fp32" else torch.bfloat16}
@@ -260,7 +252,7 @@ def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     before = config.freezing
     with pytest.raises(RuntimeError, match="compiled nothing and ran the model eagerly"):
-        torch_contenders.compiled(job(tmp_path, "fp32"))
+        torch_peers.compiled(job(tmp_path, "fp32"))
     assert seen == [(True, str(tmp_path / "cache"))]
     assert config.freezing is before
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
@@ -268,7 +260,7 @@ def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    needed = torch_contenders.no_compiler("cpu")
+    needed = torch_peers.no_compiler("cpu")
     assert needed is not None
     assert "a C++ compiler" in needed
 
@@ -284,9 +276,9 @@ def test_on_a_gpu_channels_last_has_its_kernels_chosen_by_timing(
             seen.append(torch.backends.cudnn.benchmark)
             return x.mean((1, 2, 3))
 
-    monkeypatch.setattr(torch_contenders, "_channels_last_copy", lambda job: Watching())
+    monkeypatch.setattr(torch_peers, "_channels_last_copy", lambda job: Watching())
     monkeypatch.setattr(Job, "device", torch.device("cuda", 0))
-    ready = torch_contenders.channels_last(given)
+    ready = torch_peers.channels_last(given)
     ready.call(given.example)
     assert seen == [True, True]
     assert not torch.backends.cudnn.benchmark
@@ -305,5 +297,5 @@ def test_the_row_of_fastres_in_tf32_leaves_the_precision_to_torchs_flags(
     monkeypatch.setattr("fastres.optimize", optimize)
     for precision in ("tf32", "fp32", "fp16"):
         with pytest.raises(RuntimeError, match="seen"):
-            fastres_contender.prepare(job(tmp_path, precision))
+            fastres_peer.prepare(job(tmp_path, precision))
     assert asked == [None, "fp32", "fp16"]

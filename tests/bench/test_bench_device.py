@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import nn
 
 from fastres import bench
-from fastres.bench import catalogue, contest, device, onnx_file, settings, table
-from fastres.bench.contender import Job
+from fastres.bench import compare, device, settings, table
+from fastres.bench.peers import catalogue, onnx_file
+from fastres.bench.peers.peer import Job
 from fastres.errors import OptionError, TargetError
 
 
@@ -81,7 +82,7 @@ def test_who_takes_part_on_a_gpu() -> None:
         "torch-tensorrt",
     } <= set(given.peers)
     assert "openvino" not in given.peers
-    found = [(entry.name, precision) for entry, precision in contest.entries(given)]
+    found = [(entry.name, precision) for entry, precision in compare.entries(given)]
     assert found[0] == ("eager", "fp32")
     assert ("fastres", "tf32") in found
     assert found[-1] == ("fastres", "fp16")

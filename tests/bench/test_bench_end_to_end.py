@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fastres import bench
-from fastres.bench import fresh, memory, neighbours, record
-from fastres.bench.contender import Job
+from fastres.bench import cold_start, cpu_load, process_memory, record
+from fastres.bench.peers.peer import Job
 from fastres.workload import model_source
 
 
@@ -56,35 +56,35 @@ def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
     model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     images = torch.zeros(1, 3, 32, 32)
-    request = fresh.save(model, model_source.parse("cifar_resnet20"), images, 0, tmp_path)
+    request = cold_start.save(model, model_source.parse("cifar_resnet20"), images, 0, tmp_path)
     job = Job(model, images, "fp32", 1, tmp_path, tmp_path / "cache")
-    with pytest.raises(fresh.FreshFailed, match="there is no contender 'nobody'"):
-        fresh.measure(replace(request, model="cifar_resnet20"), "nobody", job)
+    with pytest.raises(cold_start.FreshFailed, match="there is no contender 'nobody'"):
+        cold_start.measure(replace(request, model="cifar_resnet20"), "nobody", job)
 
 
 def test_models_by_function_are_built_anew_in_the_fresh_process(tmp_path: Path) -> None:
     model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     images = torch.zeros(1, 3, 32, 32)
-    request = fresh.save(model, model_source.parse("somewhere:make"), images, 0, tmp_path)
+    request = cold_start.save(model, model_source.parse("somewhere:make"), images, 0, tmp_path)
     assert request.weights is None
     assert not (tmp_path / "weights.pt").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it in /proc")
 def test_peak_memory_is_seen_and_can_be_reset() -> None:
-    assert memory.reset_peak()
-    before, counter = memory.peak()
+    assert process_memory.reset_peak()
+    before, counter = process_memory.peak()
     assert counter == "VmHWM"
     block = mmap.mmap(-1, 64 << 20)  # pages that this process does not have yet
     for page in range(0, len(block), mmap.PAGESIZE):
         block[page] = 1
-    during, _ = memory.peak()
+    during, _ = process_memory.peak()
     assert during - before > 48 << 20
     block.close()
-    still, _ = memory.peak()
+    still, _ = process_memory.peak()
     assert during - still < 16 << 20, "the kernel counts pages in batches"
-    assert memory.reset_peak()
-    after, _ = memory.peak()
+    assert process_memory.reset_peak()
+    after, _ = process_memory.peak()
     assert during - after > 48 << 20
 
 
@@ -95,12 +95,12 @@ def test_other_programs_are_seen_and_this_one_is_not() -> None:
         while time.process_time() < end:
             pass
 
-    watch = neighbours.Watch()
+    watch = cpu_load.Watch()
     spin(0.5)
     alone = watch.share()
     code = "import time\nwhile time.process_time() < 30: pass"
     with subprocess.Popen([sys.executable, "-c", code]) as other:
-        watch = neighbours.Watch()
+        watch = cpu_load.Watch()
         spin(0.5)
         together = watch.share()
         other.kill()
@@ -110,23 +110,23 @@ def test_other_programs_are_seen_and_this_one_is_not() -> None:
 
 
 def test_other_programs_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "_STAT", tmp_path / "stat")
-    assert neighbours.Watch().share() is None
+    monkeypatch.setattr(cpu_load, "_STAT", tmp_path / "stat")
+    assert cpu_load.Watch().share() is None
 
 
 def test_memory_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "status")
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "no" / "clear_refs")
-    assert memory.resident() is None
-    assert memory.reset_peak() is False
-    highest, counter = memory.peak()
+    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(process_memory, "_CLEAR", tmp_path / "no" / "clear_refs")
+    assert process_memory.resident() is None
+    assert process_memory.reset_peak() is False
+    highest, counter = process_memory.peak()
     assert counter == "ru_maxrss"
     assert highest > 50 << 20
 
 
 def test_requests_are_plain_json(tmp_path: Path) -> None:
     model = model_source.build(model_source.parse("cifar_resnet20"), 0)
-    request = fresh.save(
+    request = cold_start.save(
         model, model_source.parse("cifar_resnet20"), torch.zeros(1, 3, 8, 8), 3, tmp_path
     )
     assert json.loads(json.dumps(vars(request)))["seed"] == 3

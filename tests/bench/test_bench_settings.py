@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from fastres import bench, models
-from fastres.bench import catalogue, settings
-from fastres.bench.contender import Contender
+from fastres.bench import settings
+from fastres.bench.peers import catalogue
+from fastres.bench.peers.peer import Contender
 from fastres.errors import OptionError
 from fastres.system import target
 from fastres.workload import model_source

@@ -15,7 +15,8 @@ from torch import nn
 
 from benchmarks import layers, native, openvino_layers
 from fastres import models
-from fastres.bench import measure, openvino_contender
+from fastres.bench import measure
+from fastres.bench.peers import openvino_peer
 from fastres.workload import inputs, model_source
 
 WORDS = "--model resnet18 --size 64 --batch 2 --threads 1 --seconds 0 --precision fp32".split()  # noqa: SIM905
@@ -34,7 +35,7 @@ def test_every_convolution_has_its_row_and_its_place_in_the_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not with_openvino:
-        monkeypatch.setattr(openvino_contender, "missing", lambda device: "pip install openvino")
+        monkeypatch.setattr(openvino_peer, "missing", lambda device: "pip install openvino")
     path = tmp_path / "layers.json"
     assert layers.main([*WORDS, "--json", str(path)]) == 0
     said = capsys.readouterr().out

@@ -16,7 +16,7 @@ import fastres
 from benchmarks import host_time, ladder, memory, native, overhead, shapes
 from fastres import models
 from fastres.bench import measure, record
-from fastres.bench.contender import Contender, Job, Ready
+from fastres.bench.peers.peer import Contender, Job, Ready
 from fastres.runtime.native import schedule
 from fastres.runtime.native.library import Library, load
 

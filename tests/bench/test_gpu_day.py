@@ -35,9 +35,9 @@ from benchmarks.gpu_day.settings import GPU
 from benchmarks.gpu_day.stages import STAGES
 from fastres.bench.record import anonymous_record
 from fastres.errors import InputError
-from fastres.kernels.configs.conv2d import choose_conv2d
-from fastres.kernels.elementwise_launch import add_relu
-from fastres.kernels.gpus import by_name
+from fastres.kernels.launch.elementwise import add_relu
+from fastres.kernels.tuning.conv2d import choose_conv2d
+from fastres.kernels.tuning.gpus import by_name
 from fastres.system import versions
 
 ROOT = Path(__file__).parent.parent.parent

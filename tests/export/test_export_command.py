@@ -12,8 +12,9 @@ import pytest
 import torch
 from export_small import Small, small_model
 
-from fastres import cli, export_command, models
+from fastres import cli, models
 from fastres.errors import VerificationError
+from fastres.export import command
 
 HERE = Path(__file__).parent
 
@@ -50,7 +51,7 @@ def test_a_file_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_random_weights_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = f"--model cifar_resnet20 --size 32 --out {tmp_path / 'm.onnx'} --external-data"
-    assert export_command.main(words.split()) == 0
+    assert command.main(words.split()) == 0
     shown = capsys.readouterr().out
     assert "The weights are random" in shown
     assert ".data" in shown
@@ -60,11 +61,11 @@ def test_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture
     weights, out = tmp_path / "w.pth", tmp_path / "m.onnx"
     torch.save(models.cifar_resnet20(num_classes=7).state_dict(), weights)
     words = f"--model cifar_resnet20 --size 32 --weights {weights} --out {out}".split()
-    assert export_command.main(words) == 2
+    assert command.main(words) == 2
     assert "another number of classes" in capsys.readouterr().err
-    assert export_command.main([*words, "--classes", "0"]) == 2
+    assert command.main([*words, "--classes", "0"]) == 2
     assert "--classes 0: expected a number" in capsys.readouterr().err
-    assert export_command.main([*words, "--classes", "7"]) == 0
+    assert command.main([*words, "--classes", "7"]) == 0
     assert "output float32 [batch, 7]" in capsys.readouterr().out
 
 
@@ -76,7 +77,7 @@ def test_depth_and_float16(
     monkeypatch.setattr(models, "build", lambda name, **_: {"resnet18": thin}[name])
     path = tmp_path / "m.onnx"
     words = f"--depth 18 --size 32 --precision fp16 --float32-io --out {path}"
-    assert export_command.main(words.split()) == 0
+    assert command.main(words.split()) == 0
     assert "float16" in capsys.readouterr().out
     assert {n.op_type for n in onnx.load(path).graph.node} >= {"Cast", "Conv"}
 
@@ -98,7 +99,7 @@ def test_what_cannot_be(
     given = words.split() if words.startswith(("--depth", "--model")) else [
         *("--model", "test_export_command:build"), *words.split()
     ]  # fmt: skip
-    assert export_command.main([*given, "--out", str(tmp_path / "m.onnx")]) == 2
+    assert command.main([*given, "--out", str(tmp_path / "m.onnx")]) == 2
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -109,9 +110,9 @@ def test_a_file_that_differs_is_status_1(
     def differs(*args: object, **kwargs: object) -> None:
         raise VerificationError("the exported file differs")
 
-    monkeypatch.setattr(export_command, "to_onnx", differs)
+    monkeypatch.setattr(command, "to_onnx", differs)
     words = ["--model", "test_export_command:build", "--out", str(tmp_path / "m.onnx")]
-    assert export_command.main(words) == 1
+    assert command.main(words) == 1
     assert "fastres export: the exported file differs" in capsys.readouterr().err
 
 

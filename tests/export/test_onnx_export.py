@@ -21,7 +21,7 @@ from zoo.statistics import randomise_statistics
 import fastres
 from fastres import models
 from fastres.errors import ArtifactError, FastresWarning, ModelError, OptionError
-from fastres.export import onnx_file, session, to_onnx, triton_server
+from fastres.export import model_file, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM, weights_sha256
 from fastres.transforms import Transforms
 
@@ -81,7 +81,7 @@ def test_the_file_describes_itself(exported: Exported) -> None:
     assert "fastres.preprocessing" not in given
     proto = onnx.load(exported.path)
     assert (proto.producer_name, proto.producer_version) == ("fastres", fastres.__version__)
-    assert given[CHECKSUM] == onnx_file.checksum(proto, exported.path.parent)
+    assert given[CHECKSUM] == model_file.checksum(proto, exported.path.parent)
 
 
 def test_the_checksum_of_the_source_changes_with_the_weights(exported: Exported) -> None:
@@ -157,7 +157,7 @@ def test_weights_in_a_file_of_their_own(exported: Exported, tmp_path: Path) -> N
 def test_weights_beyond_the_limit_of_one_file(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_file, "LIMIT", 10_000)
+    monkeypatch.setattr(model_file, "LIMIT", 10_000)
     report = to_onnx(exported.model, tmp_path / "m.onnx", example_input=EXAMPLE)
     assert report.data is not None
 

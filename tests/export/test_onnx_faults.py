@@ -16,8 +16,8 @@ from zoo.resblk import ConcatenationNetwork
 from zoo.statistics import randomise_statistics
 
 from fastres.errors import ArtifactError, VerificationError
-from fastres.export import onnx_writing, to_onnx
-from fastres.export.onnx_graph import Converted, convert
+from fastres.export import to_onnx, write
+from fastres.export.graph import Converted, convert
 
 
 def node(proto: ModelProto, name: str) -> onnx.NodeProto:
@@ -116,7 +116,7 @@ def seed(monkeypatch: pytest.MonkeyPatch, fault: Callable[[ModelProto], None]) -
         fault(converted.proto)
         return converted
 
-    monkeypatch.setattr(onnx_writing, "convert", faulty)
+    monkeypatch.setattr(write, "convert", faulty)
 
 
 @pytest.mark.parametrize(

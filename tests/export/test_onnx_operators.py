@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastres.errors import ModelError
 from fastres.export import to_onnx
-from fastres.export.onnx_rules import RULES
+from fastres.export.rules.table import RULES
 from fastres.export.tensorrt_operators import OPERATORS
 from fastres.ir import ops
 from fastres.ir.propagate import propagate

@@ -12,7 +12,8 @@ from small import PairNet, conv, net
 
 import fastres
 from fastres.errors import OptionError, VerificationError
-from fastres.export import Session, session, triton_config, triton_repository, triton_server
+from fastres.export import Session, session, triton_server
+from fastres.export.serving import triton_config, triton_repository
 from fastres.transforms import Transforms
 
 text_format = pytest.importorskip("google.protobuf.text_format")

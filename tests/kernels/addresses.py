@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 
 _SPACE = 1 << 48
 """Distance of two made-up tensors; each begins in the middle, so that offsets may be negative."""

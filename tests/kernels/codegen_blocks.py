@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.kernels.bottleneck_launch import bottleneck_calls
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs import bottleneck, stem
-from fastres.kernels.configs.bottleneck import BottleneckConfig
-from fastres.kernels.configs.stem import StemConfig
-from fastres.kernels.conv2d_launch import DTYPES
-from fastres.kernels.gpus import Gpu, by_name
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
+from fastres.kernels.launch.bottleneck import bottleneck_calls
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.conv2d import DTYPES
+from fastres.kernels.launch.stem import stem_calls
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
-from fastres.kernels.stem_launch import stem_calls
+from fastres.kernels.tuning import bottleneck, stem
+from fastres.kernels.tuning.bottleneck import BottleneckConfig
+from fastres.kernels.tuning.gpus import Gpu, by_name
+from fastres.kernels.tuning.stem import StemConfig
 
 SAME = (1, 1, 1, 1)
 

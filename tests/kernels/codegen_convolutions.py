@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.conv2d import Conv2dConfig, counters
-from fastres.kernels.conv2d_launch import DTYPES, conv2d_calls, workspace_bytes
-from fastres.kernels.gpus import ARCHITECTURES, Architecture
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.inspection.finding import inspect_call
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.conv2d import DTYPES, conv2d_calls, workspace_bytes
 from fastres.kernels.packing import packed_shape
 from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig, counters
+from fastres.kernels.tuning.gpus import ARCHITECTURES, Architecture
 
 PLAIN = Conv2dConfig(64, 32, 32)
 SPLIT = Conv2dConfig(64, 32, 16, split_k=3)

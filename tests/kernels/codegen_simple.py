@@ -10,20 +10,20 @@ import json
 import torch
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.pooling import choose_pool_linear
-from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls
-from fastres.kernels.gpus import ARCHITECTURES, by_name
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
-from fastres.kernels.layout_launch import convert_calls
-from fastres.kernels.pool_linear_launch import pool_linear_calls
-from fastres.kernels.pooling_launch import (
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
+from fastres.kernels.launch.layout import convert_calls
+from fastres.kernels.launch.pool_linear import pool_linear_calls
+from fastres.kernels.launch.pooling import (
     avg_pool2d_calls,
     global_avg_pool_calls,
     max_pool2d_calls,
 )
 from fastres.kernels.spec import PoolLinearSpec
+from fastres.kernels.tuning.gpus import ARCHITECTURES, by_name
+from fastres.kernels.tuning.pooling import choose_pool_linear
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.runtime.triton.device import CannotCompile, CannotRecord
 from fastres.runtime.triton.memory_planner import ALIGNMENT
 from fastres.runtime.triton.plan import (

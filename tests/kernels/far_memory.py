@@ -17,7 +17,7 @@ from interpreter import need
 from torch import Tensor
 from triton.runtime import interpreter
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 
 NORESERVE = 0x4000
 """Linux: the range counts for nothing until it is used."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 from addresses import accesses, last_program, touched
 
-from fastres.kernels.configs.elementwise import ElementwiseConfig
-from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls
+from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
+from fastres.kernels.tuning.elementwise import ElementwiseConfig
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])

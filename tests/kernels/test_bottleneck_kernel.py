@@ -29,16 +29,16 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
-from fastres.kernels.bottleneck_launch import (
+from fastres.kernels.launch.bottleneck import (
     bottleneck,
     bottleneck_calls,
     pack_bottleneck,
     pack_pointwise,
 )
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs import bottleneck as configs
-from fastres.kernels.configs.bottleneck import BottleneckConfig
+from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.tuning import bottleneck as configs
+from fastres.kernels.tuning.bottleneck import BottleneckConfig
 
 SMALL = BottleneckConfig(16, 16, 16, 4, 2)
 """Tiles so small that a few pixels and channels make several in each direction."""
@@ -181,7 +181,7 @@ def test_filters_in_several_chunks(
     conv = ConvSpec(1, 32, 3, 4, 32, 3, 3, padding=(1, 1, 1, 1), groups=groups)
     chunks = configs.Chunks(2, 16, 32 // groups)
     monkeypatch.setattr(configs, "chunks_of", lambda _: chunks)
-    monkeypatch.setattr("fastres.kernels.bottleneck_launch.chunks_of", lambda _: chunks)
+    monkeypatch.setattr("fastres.kernels.launch.bottleneck.chunks_of", lambda _: chunks)
     check(block(conv, 40, 16), "fp32", device)
 
 

@@ -7,8 +7,9 @@ import math
 import pytest
 
 from fastres.errors import OptionError
-from fastres.kernels.configs.boxes import ONE_IN, WORTH_TRYING, box_candidates, to_try
-from fastres.kernels.configs.conv2d import (
+from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.boxes import ONE_IN, WORTH_TRYING, box_candidates, to_try
+from fastres.kernels.tuning.conv2d import (
     Conv2dConfig,
     allows_boxes,
     boxes,
@@ -19,8 +20,7 @@ from fastres.kernels.configs.conv2d import (
     steps,
     tiles,
 )
-from fastres.kernels.gpus import GPUS
-from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.gpus import GPUS
 
 H100 = GPUS["h100"]
 SAME = (1, 1, 1, 1)

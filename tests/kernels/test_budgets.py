@@ -16,10 +16,9 @@ from typing import Any
 import pytest
 
 from fastres import models
-from fastres.kernels import gpus
-from fastres.kernels.configs import cost
-from fastres.kernels.configs.traffic import ELEMENT_BYTES
 from fastres.kernels.inspection.budgets import spills
+from fastres.kernels.tuning import cost, gpus
+from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 
 RESNETS = ("--model", "resnet18", "resnet50", "resnext50_32x4d")
 RUNS: dict[str, tuple[str, ...]] = {

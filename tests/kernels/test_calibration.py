@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from fastres.kernels.configs.conv2d import Conv2dConfig, estimate_conv2d, fastest
-from fastres.kernels.gpus import by_name
 from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig, estimate_conv2d, fastest
+from fastres.kernels.tuning.gpus import by_name
 
 RECORD = Path(__file__).parents[2] / "benchmarks/results/gpu_day/2026-11-28b/layers.jsonl"
 H100 = by_name("h100")

@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 
 old, new, folder = sys.argv[1:]
-source = Path("kernels/chain.py").read_text()
+source = Path("kernels/triton/chain.py").read_text()
 assert source.count(old) == 1, source.count(old)
 file = Path(folder, "chain.py")
 file.write_text(source.replace(old, new))
-spec = importlib.util.spec_from_file_location("fastres.kernels.chain", file)
+spec = importlib.util.spec_from_file_location("fastres.kernels.triton.chain", file)
 module = importlib.util.module_from_spec(spec)
-sys.modules["fastres.kernels.chain"] = module
+sys.modules["fastres.kernels.triton.chain"] = module
 spec.loader.exec_module(module)
 
-from fastres.kernels.conv2d_launch import conv2d_calls
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.elementwise_launch import add_relu_calls
-from fastres.kernels.gpus import architecture
+from fastres.kernels.launch.conv2d import conv2d_calls
+from fastres.kernels.tuning.conv2d import Conv2dConfig
+from fastres.kernels.launch.elementwise import add_relu_calls
+from fastres.kernels.tuning.gpus import architecture
 from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.packing import packed_shape
 from fastres.kernels.spec import ConvSpec
@@ -64,7 +64,7 @@ print(" ".join(wrong) or "right")
 
 
 def found(old: str, new: str, folder: Path) -> str:
-    """Launches that are wrong with a replacement in ``kernels/chain.py``; ``right`` for none."""
+    """Launches that go wrong with a replacement in the chain kernel; ``right`` where none does."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "cache")}
     environment |= {"PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)

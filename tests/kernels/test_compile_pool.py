@@ -13,9 +13,9 @@ PROGRAM = """
 import dataclasses, os, sys, threading
 import torch
 from fastres.kernels import compile_pool
-from fastres.kernels.compile_pool import CompilePool, distinct
-from fastres.kernels.elementwise_launch import add_relu_calls
-from fastres.kernels.gpus import architecture
+from fastres.kernels.launch.compile_pool import CompilePool, distinct
+from fastres.kernels.launch.elementwise import add_relu_calls
+from fastres.kernels.tuning.gpus import architecture
 from fastres.kernels.inspection.compiling import compiled
 import triton
 
@@ -69,7 +69,7 @@ def test_the_pool(tmp_path: Path) -> None:
 
 
 def test_options_say_what_is_compiled_differently() -> None:
-    from fastres.kernels.call import KernelCall
+    from fastres.kernels.launch.call import KernelCall
 
     call = KernelCall(None, (1, 1, 1), {}, {}, num_warps=8, num_stages=2)
     assert call.options == {"num_warps": 8, "num_stages": 2}

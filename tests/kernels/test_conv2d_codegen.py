@@ -13,8 +13,8 @@ from typing import Any
 import codegen_convolutions
 import pytest
 
-from fastres.kernels.configs.cost import loop_instructions
-from fastres.kernels.gpus import ARCHITECTURES
+from fastres.kernels.tuning.cost import loop_instructions
+from fastres.kernels.tuning.gpus import ARCHITECTURES
 from fastres.system.versions import descriptors_round
 
 EVERY = [

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastres.errors import OptionError
-from fastres.kernels.configs.conv2d import (
+from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.conv2d import (
     Conv2dConfig,
     allows_descriptors,
     candidates,
@@ -22,8 +23,7 @@ from fastres.kernels.configs.conv2d import (
     tuned_candidates,
     used_splits,
 )
-from fastres.kernels.gpus import ARCHITECTURES, GPUS, by_name
-from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.gpus import ARCHITECTURES, GPUS, by_name
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import torch
 from far_memory import FarTensor, run_program
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
 from fastres.kernels.packing import pack_conv2d, packed_shape
 from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig
 
 SMALL = Conv2dConfig(16, 16, 16)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from fastres.errors import InputError, OptionError
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.conv2d_launch import (
+from fastres.kernels.launch.conv2d import (
     channels_last,
     conv2d,
     conv2d_calls,
@@ -18,6 +17,7 @@ from fastres.kernels.conv2d_launch import (
     workspace_bytes,
 )
 from fastres.kernels.spec import ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig
 
 SPEC = ConvSpec(2, 32, 4, 5, 8, 3, 3, padding=(1, 1, 1, 1))
 CONFIG = Conv2dConfig(16, 16, 16)

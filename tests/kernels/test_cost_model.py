@@ -9,22 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastres.kernels import gpus
-from fastres.kernels.configs import conv2d, cost
-from fastres.kernels.configs.bottleneck import candidates as bottleneck_candidates
-from fastres.kernels.configs.bottleneck import choose_bottleneck, estimate_bottleneck
-from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, estimate_conv2d
-from fastres.kernels.configs.cost import Loop, Work, estimate, floor_seconds, streaming
-from fastres.kernels.configs.fusing import (
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.tuning import conv2d, cost, gpus
+from fastres.kernels.tuning.bottleneck import candidates as bottleneck_candidates
+from fastres.kernels.tuning.bottleneck import choose_bottleneck, estimate_bottleneck
+from fastres.kernels.tuning.conv2d import Conv2dConfig, choose_conv2d, estimate_conv2d
+from fastres.kernels.tuning.cost import Loop, Work, estimate, floor_seconds, streaming
+from fastres.kernels.tuning.fusing import (
     as_if_ours,
     modelled,
     seconds_apart,
     why_library,
     why_not_fused,
 )
-from fastres.kernels.configs.traffic import Spec, flops, least_bytes
-from fastres.kernels.gpus import GPUS, Gpu
-from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.tuning.gpus import GPUS, Gpu
+from fastres.kernels.tuning.traffic import Spec, flops, least_bytes
 
 A100, H100, T4 = GPUS["a100"], GPUS["h100"], GPUS["t4"]
 PAD = (1, 1, 1, 1)

@@ -182,7 +182,7 @@ def test_whatever_the_compiler_raises_is_a_refusal(driver: Driver) -> None:
         def warmup(self, **_: Any) -> None:
             raise RuntimeError("PassManager::run failed")
 
-    from fastres.kernels.call import KernelCall
+    from fastres.kernels.launch.call import KernelCall
 
     call = KernelCall(Kernel(), (1, 1, 1), {}, {})
     with pytest.raises(CannotCompile, match="PassManager::run failed"):

@@ -11,7 +11,7 @@ from optimizing import optimize
 from torch import Tensor, fx
 
 import fastres
-from fastres.kernels.gpus import architecture, by_name
+from fastres.kernels.tuning.gpus import architecture, by_name
 from fastres.runtime.triton.arithmetic import Arithmetic, arithmetic
 from fastres.runtime.triton.describe import described, totals
 from fastres.runtime.triton.fusion_policy import if_it_fits, never

@@ -17,8 +17,8 @@ from rich.console import Console
 from torch import Tensor, fx, nn
 
 from fastres.errors import OptionError
-from fastres.kernels.call import KernelCall
-from fastres.kernels.gpus import by_name
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.gpus import by_name
 from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, dense
 from fastres.runtime.triton.tactics import CANDIDATES, Layer, Tactics, Tuner
 from fastres.runtime.triton.tuning_cache import Identity, TuningCache

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fastres.errors import OptionError
-from fastres.kernels import gpus
-from fastres.kernels.configs.conv2d import on_matrix_units
-from fastres.kernels.gpus import ARCHITECTURES, GPUS, PRECISIONS, Gpu
+from fastres.kernels.tuning import gpus
+from fastres.kernels.tuning.conv2d import on_matrix_units
+from fastres.kernels.tuning.gpus import ARCHITECTURES, GPUS, PRECISIONS, Gpu
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,6 @@ import triton.language as tl
 
 from fastres.errors import TargetError
 from fastres.inspect import main
-from fastres.kernels import gpus
-from fastres.kernels.call import KernelCall
 from fastres.kernels.inspection import amdgcn, sass
 from fastres.kernels.inspection.budgets import (
     INTEGER_SHARE,
@@ -26,7 +24,9 @@ from fastres.kernels.inspection.budgets import (
 )
 from fastres.kernels.inspection.finding import Finding, inspect_call, rate, without_rare_loop
 from fastres.kernels.inspection.instructions import copies, loops, main_loop, mix
-from fastres.kernels.inspection.occupancy import Occupancy, occupancy
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning import gpus
+from fastres.kernels.tuning.occupancy import Occupancy, occupancy
 
 SASS = """
 kernel:

@@ -15,18 +15,18 @@ import torch
 from addresses import accesses, assert_within_bounds, last_program, touched
 from torch import Tensor
 
-from fastres.kernels.configs.elementwise import ElementwiseConfig, TransposeConfig
-from fastres.kernels.configs.pooling import PoolConfig, PoolLinearConfig
-from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls
-from fastres.kernels.layout_launch import convert_calls
-from fastres.kernels.pool_linear_launch import pool_linear_calls
-from fastres.kernels.pooling_launch import (
+from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
+from fastres.kernels.launch.layout import convert_calls
+from fastres.kernels.launch.pool_linear import pool_linear_calls
+from fastres.kernels.launch.pooling import (
     avg_pool2d_calls,
     global_avg_pool_calls,
     max_pool2d_calls,
     pooled_size,
 )
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
+from fastres.kernels.tuning.elementwise import ElementwiseConfig, TransposeConfig
+from fastres.kernels.tuning.pooling import PoolConfig, PoolLinearConfig
 
 SMALL = PoolConfig(16, 16)
 IMAGES = [(2, 40, 3, 5), (1, 16, 4, 4), (3, 1, 1, 1), (2, 3, 7, 3)]

@@ -12,8 +12,8 @@ import pytest
 import triton
 from triton.runtime.cache import FileCacheManager
 
-from fastres.kernels import kernel_cache
-from fastres.kernels.kernel_cache import FallbackCache
+from fastres.kernels.launch import kernel_cache
+from fastres.kernels.launch.kernel_cache import FallbackCache
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from kernel_oracle import (
 from torch import Tensor
 
 from fastres.errors import InputError
-from fastres.kernels.configs.elementwise import TransposeConfig, choose_transpose
-from fastres.kernels.layout_launch import convert_calls, to_channels_last, to_nchw
+from fastres.kernels.launch.layout import convert_calls, to_channels_last, to_nchw
+from fastres.kernels.tuning.elementwise import TransposeConfig, choose_transpose
 
 SHAPES = {
     "photographs": (2, 3, 9, 11),

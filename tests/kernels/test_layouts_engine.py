@@ -12,7 +12,7 @@ from optimizing import optimize
 from small import assert_right, conv, images, net
 from torch import Tensor, nn
 
-from fastres.kernels import layout_launch
+from fastres.kernels.launch import layout
 from fastres.runtime.triton.layouts import laid_out
 
 
@@ -20,13 +20,13 @@ from fastres.runtime.triton.layouts import laid_out
 def transposed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that the kernel was launched for."""
     seen: list[tuple[int, ...]] = []
-    kernel = layout_launch.to_channels_last
+    kernel = layout.to_channels_last
 
     def counted(x: Tensor) -> Tensor:
         seen.append(tuple(x.shape))
         return kernel(x)
 
-    monkeypatch.setattr(layout_launch, "to_channels_last", counted)
+    monkeypatch.setattr(layout, "to_channels_last", counted)
     return seen
 
 

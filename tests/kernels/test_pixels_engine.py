@@ -17,7 +17,7 @@ from small import Net, conv, images, measured
 from torch import Tensor, nn
 
 from fastres.capture import pipeline
-from fastres.kernels.gpus import by_name
+from fastres.kernels.tuning.gpus import by_name
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.executable import GpuExecutable
 from fastres.runtime.triton.lower import Planned, plan_for

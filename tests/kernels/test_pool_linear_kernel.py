@@ -20,14 +20,14 @@ from kernel_oracle import (
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
-from fastres.kernels.configs.pooling import (
+from fastres.kernels.launch.pool_linear import pool_linear, pool_linear_calls
+from fastres.kernels.spec import ACTIVATIONS, PoolLinearSpec
+from fastres.kernels.tuning.gpus import by_name
+from fastres.kernels.tuning.pooling import (
     PoolLinearConfig,
     choose_pool_linear,
     pool_linear_candidates,
 )
-from fastres.kernels.gpus import by_name
-from fastres.kernels.pool_linear_launch import pool_linear, pool_linear_calls
-from fastres.kernels.spec import ACTIVATIONS, PoolLinearSpec
 
 STORED = ("fp16", "bf16", "fp32")
 SMALL = PoolLinearConfig(16, 16, 16)

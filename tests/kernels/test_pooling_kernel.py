@@ -23,16 +23,16 @@ from kernel_oracle import (
 from torch import Tensor
 
 from fastres.kernels import reference
-from fastres.kernels.configs.pooling import (
-    PoolConfig,
-)
-from fastres.kernels.pooling_launch import (
+from fastres.kernels.launch.pooling import (
     avg_pool2d,
     avg_pool2d_calls,
     global_avg_pool,
     global_avg_pool_calls,
     max_pool2d,
     max_pool2d_calls,
+)
+from fastres.kernels.tuning.pooling import (
+    PoolConfig,
 )
 
 STORED = ("fp16", "bf16", "fp32")

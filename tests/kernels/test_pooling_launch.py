@@ -9,8 +9,7 @@ import torch
 from kernel_oracle import random_images
 
 from fastres.errors import InputError, OptionError
-from fastres.kernels.configs.pooling import PoolConfig, choose_global_avg_pool, choose_pool2d
-from fastres.kernels.pooling_launch import (
+from fastres.kernels.launch.pooling import (
     avg_pool2d,
     global_avg_pool,
     global_avg_pool_calls,
@@ -18,6 +17,7 @@ from fastres.kernels.pooling_launch import (
     max_pool2d_calls,
     pooled_size,
 )
+from fastres.kernels.tuning.pooling import PoolConfig, choose_global_avg_pool, choose_pool2d
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])

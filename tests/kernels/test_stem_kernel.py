@@ -30,8 +30,11 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.stem import (
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.stem import conv2d_max_pool2d, pack_stem, stem_calls
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec, StemSpec
+from fastres.kernels.tuning.gpus import by_name
+from fastres.kernels.tuning.stem import (
     StemConfig,
     choose_stem,
     recomputation,
@@ -39,9 +42,6 @@ from fastres.kernels.configs.stem import (
     supports,
     tiles,
 )
-from fastres.kernels.gpus import by_name
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec, StemSpec
-from fastres.kernels.stem_launch import conv2d_max_pool2d, pack_stem, stem_calls
 
 SMALL = StemConfig(8, 8, 16, 4, 2)
 """Tiles of 3 x 3 windows of three taps: the larger images have several, and partial ones."""

@@ -21,11 +21,11 @@ from kernel_oracle import (
 )
 
 from fastres.kernels import reference
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.conv2d import Conv2dConfig, allows_boxes
-from fastres.kernels.conv2d_launch import DTYPES, conv2d, conv2d_calls
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.conv2d import DTYPES, conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d, packed_shape
 from fastres.kernels.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_boxes
 
 
 def boxes(

@@ -23,8 +23,8 @@ from torch import Tensor, fx, nn
 import fastres
 from fastres.errors import FastresWarning, InputError, NotOptimizedError, OutOfMemory, TargetError
 from fastres.ir.propagate import propagate
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.gpus import by_name
+from fastres.kernels.tuning.conv2d import Conv2dConfig
+from fastres.kernels.tuning.gpus import by_name
 from fastres.options import Options
 from fastres.runtime.triton import batch_buckets, engine
 from fastres.runtime.triton.device import InterpreterDevice
@@ -89,12 +89,12 @@ example = torch.randn(1, 3, 8, 8)
 fast = fastres.optimize(model, example)
 assert fast.engine != "triton", fast.engine
 assert "triton" not in str(fast.report.notes), fast.report.notes
-assert "fastres.kernels.conv2d" not in sys.modules
+assert "fastres.kernels.triton.conv2d" not in sys.modules
 try:
     fastres.optimize(model, example, engine="triton")
 except fastres.TargetError as error:
     print(error)
-assert "fastres.kernels.conv2d" not in sys.modules
+assert "fastres.kernels.triton.conv2d" not in sys.modules
 """
 
 
@@ -335,7 +335,7 @@ def test_average_pooling_that_the_kernel_does_not_take_is_told_about() -> None:
 def test_kernels_that_cannot_be_kept_are_told_about(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastres.kernels.kernel_cache import FallbackCache
+    from fastres.kernels.launch.kernel_cache import FallbackCache
 
     monkeypatch.setattr(FallbackCache, "reason", "[Errno 30] Read-only file system: '/root'")
     fast = optimize(model, images(2), engine="triton")

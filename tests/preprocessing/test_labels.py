@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastres import labels
 from fastres.errors import OptionError
+from fastres.models import labels
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,4 @@ def test_transforms_come_from_the_model() -> None:
 def test_it_is_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "--model", "resnet50", "x.png"]) == 2
     assert "would be random" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["predict", "--top-k", "0", "--model", "resnet50", "x.png"])
-    assert stop.value.code == 2
+    assert cli.main(["predict", "--top-k", "0", "--model", "resnet50", "x.png"]) == 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastres.kernels.gpus import Architecture
+from fastres.kernels.tuning.gpus import Architecture
 
 
 @dataclass(frozen=True)

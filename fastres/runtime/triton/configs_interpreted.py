@@ -7,13 +7,13 @@ exist here.
 
 from __future__ import annotations
 
-from fastres.kernels.configs.bottleneck import BottleneckConfig
-from fastres.kernels.configs.conv2d import Conv2dConfig
-from fastres.kernels.configs.elementwise import power_of_two_from
-from fastres.kernels.configs.pooling import PoolLinearConfig
-from fastres.kernels.configs.stem import StemConfig
 from fastres.kernels.packing import super_groups
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.kernels.tuning.bottleneck import BottleneckConfig
+from fastres.kernels.tuning.conv2d import Conv2dConfig
+from fastres.kernels.tuning.elementwise import power_of_two_from
+from fastres.kernels.tuning.pooling import PoolLinearConfig
+from fastres.kernels.tuning.stem import StemConfig
 
 LARGEST = 256
 """Of a tile's sides; beyond that, numbers cost more than operations."""

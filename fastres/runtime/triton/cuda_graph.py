@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.runtime.triton.device import CannotCompile, CannotRecord
 
 ATTEMPTS = 3

@@ -24,10 +24,10 @@ from fastres.errors import InputError, OptionError, OutOfMemory
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
 from fastres.ir.propagate import propagate
-from fastres.kernels import gpus
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.fusing import why_library
-from fastres.kernels.gpus import Gpu
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning import gpus
+from fastres.kernels.tuning.fusing import why_library
+from fastres.kernels.tuning.gpus import Gpu
 from fastres.options import Options
 from fastres.runtime.triton import batch_buckets
 from fastres.runtime.triton.arithmetic import arithmetic
@@ -144,7 +144,7 @@ class TritonEngine:
         notes: Sequence[str] = (),
         batch: int | None = None,
     ) -> GpuExecutable:
-        from fastres.kernels import kernel_cache
+        from fastres.kernels.launch import kernel_cache
 
         kernel_cache.install()
         device = next((b.device for b in module.buffers()), torch.device("cpu"))
@@ -203,7 +203,7 @@ class TritonEngine:
         if device.type != "cuda":
             yield None
             return
-        from fastres.kernels.compile_pool import CompilePool
+        from fastres.kernels.launch.compile_pool import CompilePool
 
         with CompilePool(product.architecture, cpu_threads()) as pool:
             yield pool.compile
@@ -238,7 +238,7 @@ class TritonEngine:
 
 def _interpreted() -> bool:
     """Whether the kernels were defined for the interpreter."""
-    from fastres.kernels.conv2d import conv2d_kernel
+    from fastres.kernels.triton.conv2d import conv2d_kernel
 
     return type(conv2d_kernel).__name__ == "InterpretedFunction"
 

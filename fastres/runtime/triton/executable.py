@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.lowering import is_channels_last
 from fastres.runtime.triton.describe import described
@@ -318,7 +318,7 @@ class GpuExecutable:
         return next(int(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim() == 4)
 
     def _copy_in(self, inputs: Sequence[Any], bound: Bound) -> None:
-        """By torch, as copying out: :mod:`fastres.kernels.layout_launch` says why."""
+        """By torch, as copying out: :mod:`fastres.kernels.launch.layout` says why."""
         for number, value in self.plan.inputs:
             source, target = inputs[number], bound.tensors[value.name]
             if source.shape != target.shape:

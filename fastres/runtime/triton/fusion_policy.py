@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastres.kernels.configs import bottleneck, stem
-from fastres.kernels.configs.fusing import modelled, why_library, why_not_fused
-from fastres.kernels.configs.traffic import ELEMENT_BYTES
-from fastres.kernels.gpus import Gpu
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
+from fastres.kernels.tuning import bottleneck, stem
+from fastres.kernels.tuning.fusing import modelled, why_library, why_not_fused
+from fastres.kernels.tuning.gpus import Gpu
+from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 from fastres.runtime.triton.fill_channels import Pays
 from fastres.runtime.triton.fuse_blocks import BlockSpec, Worth
 

@@ -4,7 +4,7 @@ This happens between two steps of a plan, and is recorded with them: a launch of
 costs the host nothing there, and it reads and writes whole cache lines, where torch's copy between
 two layouts has one side strided. Arguments and results of a call are copied by torch, in
 :class:`fastres.runtime.triton.executable.GpuExecutable`: why, says
-:mod:`fastres.kernels.layout_launch`.
+:mod:`fastres.kernels.launch.layout`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def laid_out(value: Tensor, strides: tuple[int, ...]) -> Tensor:
     if _lies_like(value, strides):
         return value.as_strided(value.shape, strides)
     if _transposed(value, strides):
-        from fastres.kernels.layout_launch import to_channels_last  # imports Triton
+        from fastres.kernels.launch.layout import to_channels_last  # imports Triton
 
         return to_channels_last(value)
     made = torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device)

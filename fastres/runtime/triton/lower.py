@@ -15,7 +15,7 @@ from torch import fx
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, is_call
 from fastres.ir.propagate import propagate
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.triton import fill_channels, fuse_blocks
 from fastres.runtime.triton.arithmetic import Arithmetic

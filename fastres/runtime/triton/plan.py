@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.triton.memory_planner import Arena, Buffer, assign
 

@@ -23,7 +23,7 @@ from fastres.ir.graph import (
     module_of,
     output_nodes,
 )
-from fastres.kernels.call import KernelCall
+from fastres.kernels.launch.call import KernelCall
 from fastres.report import Remark
 from fastres.runtime.triton.fill_channels import added_channels
 from fastres.runtime.triton.layouts import laid_out

@@ -14,12 +14,12 @@ from torch import Tensor, fx
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
 from fastres.kernels import packing
-from fastres.kernels.call import KernelCall
-from fastres.kernels.checks import FLOATING
-from fastres.kernels.configs.boxes import to_try
-from fastres.kernels.configs.conv2d import Conv2dConfig, choose_conv2d, counters
-from fastres.kernels.conv2d_launch import conv2d_calls, workspace_bytes
-from fastres.kernels.linear_launch import linear_calls, linear_spec
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.checks import FLOATING
+from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
+from fastres.kernels.launch.linear import linear_calls, linear_spec
+from fastres.kernels.tuning.boxes import to_try
+from fastres.kernels.tuning.conv2d import Conv2dConfig, choose_conv2d, counters
 from fastres.runtime.triton import configs_interpreted
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.fallback import conv2d as library_conv2d

@@ -13,25 +13,25 @@ from torch import fx
 
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
-from fastres.kernels.bottleneck_launch import (
+from fastres.kernels.launch.bottleneck import (
     bottleneck_calls,
     bottleneck_spec,
     pack_bottleneck,
     pack_pointwise,
 )
-from fastres.kernels.call import KernelCall
-from fastres.kernels.checks import FLOATING
-from fastres.kernels.configs import bottleneck as bottleneck_configs
-from fastres.kernels.configs import stem as stem_configs
-from fastres.kernels.configs.pooling import (
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.checks import FLOATING
+from fastres.kernels.launch.pool_linear import pool_linear_calls
+from fastres.kernels.launch.stem import pack_stem, stem_calls
+from fastres.kernels.packing import pack_linear
+from fastres.kernels.spec import PoolLinearSpec, StemSpec, pair
+from fastres.kernels.tuning import bottleneck as bottleneck_configs
+from fastres.kernels.tuning import stem as stem_configs
+from fastres.kernels.tuning.pooling import (
     PoolLinearConfig,
     choose_pool_linear,
     pool_linear_candidates,
 )
-from fastres.kernels.packing import pack_linear
-from fastres.kernels.pool_linear_launch import pool_linear_calls
-from fastres.kernels.spec import PoolLinearSpec, StemSpec, pair
-from fastres.kernels.stem_launch import pack_stem, stem_calls
 from fastres.runtime.triton import configs_interpreted
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.fuse_blocks import conv_spec

@@ -14,10 +14,10 @@ from torch import fx
 
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
-from fastres.kernels.call import KernelCall
-from fastres.kernels.checks import FLOATING
-from fastres.kernels.elementwise_launch import add_relu_calls, scale_shift_calls
-from fastres.kernels.pooling_launch import (
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.launch.checks import FLOATING
+from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
+from fastres.kernels.launch.pooling import (
     avg_pool2d_calls,
     global_avg_pool_calls,
     max_pool2d_calls,

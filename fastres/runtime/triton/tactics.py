@@ -1,6 +1,6 @@
 """How each layer is run: one of our configurations, or the library's kernel.
 
-By default the cost model says (``choose_*`` of :mod:`fastres.kernels.configs`). Under ``tune=True``
+By default the cost model says (``choose_*`` of :mod:`fastres.kernels.tuning`). Under ``tune=True``
 the candidates and the library are timed on the device, once per layer, and what was measured is
 kept in a :class:`~fastres.runtime.triton.tuning_cache.TuningCache`. An interrupted tuning goes on
 where it stopped: every layer's result is stored as soon as there is one.
@@ -21,9 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, fx
 
 from fastres.errors import FastresError
-from fastres.kernels.call import KernelCall
-from fastres.kernels.configs.fusing import why_library
-from fastres.kernels.gpus import Gpu
+from fastres.kernels.launch.call import KernelCall
+from fastres.kernels.tuning.fusing import why_library
+from fastres.kernels.tuning.gpus import Gpu
 from fastres.runtime.triton.device import CannotCompile, CannotRecord
 from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, fetch
 from fastres.runtime.triton.tuning_cache import TuningCache

@@ -1,0 +1,105 @@
+"""Starts the processes of :mod:`fastres.bench.cold_start_child`: cold start and peak memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastres.bench.cold_start_child import Request
+from fastres.bench.peers.peer import Job
+from fastres.bench.record import Fresh, anonymous
+from fastres.workload.model_source import Source
+
+TIMEOUT = 900
+"""Seconds after which a process is given up."""
+
+# fastres itself must not get its own import for free: it is timed, torch's is not.
+_START = """
+import sys, time, torch
+began = time.perf_counter()
+import fastres
+seconds = time.perf_counter() - began
+from fastres.bench.cold_start_child import main
+sys.exit(main(sys.argv[1:], seconds))
+"""
+
+
+class FreshFailed(Exception):
+    """The process ended without an answer."""
+
+
+def save(
+    model: nn.Module, source: Source, images: torch.Tensor, seed: int, folder: Path
+) -> Request:
+    """Put what every such process needs into files.
+
+    Args:
+        model: whose weights the processes load, unless the user's own function makes them.
+        source: where the model comes from.
+        images: one batch.
+        seed: of random weights.
+        folder: where the files go.
+
+    Returns:
+        A request that still names no contender.
+    """
+    weights = None
+    if source.has_random_weights:
+        weights = str(folder / "weights.pt")
+        torch.save(model.state_dict(), weights)
+    path = folder / "images.pt"
+    torch.save(images, path)
+    return Request(str(source), seed, weights, str(path), "", "", "", 0, "", "")
+
+
+def measure(request: Request, name: str, job: Job) -> Fresh:
+    """Run a contender in a process of its own, and if it leaves a cache, in a second that finds it.
+
+    Args:
+        request: from `save`.
+        name: of the contender.
+        job: what it will get here as well, with a cache that is still empty.
+
+    Raises:
+        FreshFailed: it ended without an answer; the last line that it wrote is in the message.
+    """
+    request = replace(
+        request,
+        device=str(job.device),
+        contender=name,
+        precision=job.precision,
+        threads=job.threads,
+        folder=str(job.folder),
+        cache=str(job.cache),
+    )
+    path = job.folder / "request.json"
+    path.write_text(json.dumps(asdict(request)))
+    first = _run(path)
+    cached = _run(path).cold_seconds if job.cache.exists() else None
+    return replace(first, cached_seconds=cached)
+
+
+def _run(request: Path) -> Fresh:
+    command = [sys.executable, "-c", _START, str(request)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise FreshFailed(f"no answer after {TIMEOUT} s") from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise FreshFailed(anonymous(said[-1]))
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Fresh(
+        cold_seconds=answer["cold_seconds"],
+        cached_seconds=None,
+        export_seconds=answer["export_seconds"],
+        peak_bytes=answer["peak_bytes"],
+        before_bytes=answer["before_bytes"],
+        counter=answer["counter"],
+    )

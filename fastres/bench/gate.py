@@ -1,0 +1,158 @@
+"""Are a contender's answers right? Decided before it is timed, against the model in float64.
+
+    error = |y - y64| / |y64|        (2-norms, over all outputs for all images that are checked)
+
+What matters is not the error itself, which the model and the precision bring with them, but how
+many times eager's own error in the same precision it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastres.bench.peers.peer import DTYPES
+
+ABSOLUTE = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.5, "fp16": 0.1}
+"""Eager itself passes up to this error; beyond it the model's answers are rounding noise."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers to some images.
+
+    Attributes:
+        values: float64, ``[images, everything the model returns for one image]``.
+        first_choice: index of the largest logit per image; None if the model returns no logits.
+    """
+
+    values: torch.Tensor
+    first_choice: torch.Tensor | None
+
+    def first(self, images: int) -> Answers:
+        """The answers to the first few images."""
+        choice = self.first_choice
+        return Answers(self.values[:images], None if choice is None else choice[:images])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How right a contender's answers are.
+
+    Attributes:
+        error: relative to float64, see the module; NaN if an answer is.
+        ratio: as a multiple of eager's own error in the same precision.
+        top1: share of images with the same first choice as in float64; None without logits.
+        complaint: why the contender fails, or None if it passes.
+    """
+
+    error: float
+    ratio: float
+    top1: float | None
+    complaint: str | None
+
+
+def collect(call: Callable[[torch.Tensor], object], batches: Iterable[torch.Tensor]) -> Answers:
+    """Run something on batch after batch and keep what it answers.
+
+    Raises:
+        ValueError: it returns something that is not tensors or arrays with a row per image.
+    """
+    values: list[torch.Tensor] = []
+    choices: list[torch.Tensor] = []
+    for images in batches:
+        outputs = [_rows(leaf, len(images)) for leaf in leaves(call(images))]
+        if not outputs:
+            raise ValueError("it returned no tensor at all")
+        values.append(torch.cat([output.flatten(1) for output in outputs], dim=1))
+        if outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
+            choices.append(outputs[0].argmax(1))
+    complete = len(choices) == len(values)
+    return Answers(torch.cat(values), torch.cat(choices) if complete else None)
+
+
+def oracle(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> Answers:
+    """What a copy of the model answers in float64."""
+    exact = copy.deepcopy(model).double()
+
+    def call(batch: torch.Tensor) -> object:
+        with torch.no_grad():
+            return exact(batch.double())
+
+    return collect(call, images.split(chunk))
+
+
+def judge(
+    answers: Answers,
+    truth: Answers,
+    *,
+    precision: str,
+    eager_error: float,
+    bound: float,
+) -> Verdict:
+    """Compare answers with the truth.
+
+    Args:
+        answers: a contender's.
+        truth: the oracle's, for the same images.
+        precision: a key of `fastres.bench.peers.peer.DTYPES`.
+        eager_error: eager's own error in this precision, for the same images.
+        bound: the largest multiple of it that passes.
+    """
+    error = relative_error(answers, truth)
+    # Where eager happens to make no rounding at all, multiples of its error mean nothing.
+    ratio = error / max(eager_error, torch.finfo(DTYPES[precision]).eps)
+    top1 = None
+    if answers.first_choice is not None and truth.first_choice is not None:
+        top1 = (answers.first_choice == truth.first_choice).double().mean().item()
+    complaint = None
+    if not error <= ABSOLUTE[precision]:  # also true of NaN
+        complaint = f"error {error:.1e}, at most {ABSOLUTE[precision]:g} is accepted in {precision}"
+    elif not ratio <= bound:
+        complaint = (
+            f"error {error:.1e} is {ratio:.1f} times eager's own in {precision}, "
+            f"at most {bound:g} times is accepted"
+        )
+    return Verdict(error, ratio, top1, complaint)
+
+
+def relative_error(answers: Answers, truth: Answers) -> float:
+    """Size of the difference over size of the truth; infinite where the shapes differ."""
+    if answers.values.shape != truth.values.shape:
+        return math.inf
+    difference = float(torch.linalg.vector_norm(answers.values - truth.values))
+    size = float(torch.linalg.vector_norm(truth.values))
+    if size == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / size
+
+
+def finite(value: float) -> float | None:
+    """The value, or None for infinity and NaN, which JSON does not have."""
+    return value if math.isfinite(value) else None
+
+
+def leaves(output: object) -> list[Any]:
+    """The tensors and arrays in nested tuples, lists and dicts, in order."""
+    if isinstance(output, dict):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return [leaf for item in output for leaf in leaves(item)]
+    return [] if output is None else [output]
+
+
+def _rows(leaf: object, images: int) -> torch.Tensor:
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.from_numpy(leaf)
+    if not isinstance(leaf, torch.Tensor):
+        raise ValueError(f"it returned {type(leaf).__name__}, expected tensors or arrays")
+    if leaf.ndim == 0 or len(leaf) != images:
+        raise ValueError(f"it returned {list(leaf.shape)} for {images} images, expected a row each")
+    return leaf.detach().cpu().double()

@@ -1,0 +1,3 @@
+"""What the bench compares fastres with; ``catalogue`` names them all."""
+
+from __future__ import annotations

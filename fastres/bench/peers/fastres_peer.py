@@ -1,0 +1,50 @@
+"""fastres itself, with the engine that it chooses or with one by name."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+from fastres.bench.peers.peer import DTYPES, Job, Ready
+from fastres.bench.peers.torch_peers import environment
+from fastres.errors import FastresWarning
+from fastres.system import target
+
+
+def prepare(job: Job) -> Ready:
+    """Optimise for the precision, with the first batch as the example."""
+    return _prepare(job, "auto")
+
+
+def prepare_onednn(job: Job) -> Ready:
+    """The same with the oneDNN engine, also where another one would be chosen."""
+    return _prepare(job, "onednn")
+
+
+def onednn_refuses(precision: str, device: str) -> str | None:
+    """Whether torch's oneDNN computes in that precision on this processor."""
+    dtype = DTYPES[precision]
+    if target.onednn_supports(dtype):
+        return None
+    return f"oneDNN has no {str(dtype).removeprefix('torch.')} kernels on this machine"
+
+
+def _prepare(job: Job, engine: str) -> Ready:
+    import fastres
+
+    cached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if job.device.type == "cuda":
+        cached = environment("TRITON_CACHE_DIR", str(job.cache))
+    with cached, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FastresWarning)
+        fast = fastres.optimize(
+            job.model,
+            job.example,
+            device=job.device,
+            engine=engine,
+            # "fp32" by name means no TF32; left open, it is as torch's flags say, which are set.
+            precision=None if job.precision == "tf32" else job.precision,
+            threads=job.threads,
+        )
+    left = [str(warning.message) for warning in caught]
+    return Ready(fast, notes=(f"engine {fast.engine}", *left))

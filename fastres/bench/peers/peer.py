@@ -1,0 +1,97 @@
+"""What a contender is. Those there are stand in `fastres.bench.peers.catalogue`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""What a contender may compute in; tf32 is float32 whose products a GPU rounds to 10 bits."""
+
+PRECISIONS = {"cpu": ("fp32", "bf16", "fp16"), "cuda": tuple(DTYPES)}
+"""Those that each kind of device has, in the order of the tables."""
+
+OURS = 2.0
+"""fastres passes up to this multiple of eager's own error in the same precision."""
+
+PEERS = 10.0
+"""Others pass up to this multiple: their algorithms are their choice, a wrong answer is not."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a contender gets to make itself ready.
+
+    Attributes:
+        model: the user's, in float32 and evaluation mode; not to be changed.
+        example: a batch as it will be timed, ``[N, C, H, W]``, float32, contiguous, on the device
+            that computes.
+        precision: what to compute in, a key of `DTYPES`.
+        threads: how many may be used.
+        folder: for files that the contender writes.
+        cache: a folder, perhaps not there yet, for what a second process would find again.
+    """
+
+    model: nn.Module
+    example: torch.Tensor
+    precision: str
+    threads: int
+    folder: Path
+    cache: Path
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        return self.example.device
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contender that can be called.
+
+    Attributes:
+        call: from a batch like the example to the model's answers. Each contender gets the same
+            float32 tensor and gives float32 answers in memory of their own; what converting them
+            takes is part of its time.
+        export_seconds: how long it took to write the model for another runtime, if it was.
+        notes: what a reader of the table should know, e.g. which of two modes was taken.
+    """
+
+    call: Callable[[torch.Tensor], object]
+    export_seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run the model.
+
+    Attributes:
+        name: on the command line and in records.
+        title: in tables.
+        prepare: makes it ready for one job.
+        missing: what has to be installed before it works on a kind of device, or None.
+        refuses: why it does not compute in a precision on a kind of device, or None.
+        devices: the kinds that it is for.
+        bound: the largest multiple of eager's own error that passes.
+        alternative: whether a user would take it instead of fastres; the others take part only
+            where they are asked for.
+    """
+
+    name: str
+    title: str
+    prepare: Callable[[Job], Ready]
+    missing: Callable[[str], str | None] = lambda device: None
+    refuses: Callable[[str, str], str | None] = lambda precision, device: None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    bound: float = PEERS
+    alternative: bool = True

@@ -1,0 +1,125 @@
+"""One run of the bench, from the model's name to the record."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastres.bench import compare, gate, revision
+from fastres.bench.peers import peer
+from fastres.bench.record import Record, anonymous
+from fastres.bench.settings import Settings
+from fastres.errors import OptionError
+from fastres.system import target
+from fastres.system.progress import Progress
+from fastres.workload import inputs, model_source
+
+
+def run(
+    settings: Settings,
+    command: Sequence[str],
+    progress: Progress,
+    entries: Sequence[compare.Entry] | None = None,
+) -> Record:
+    """Measure what the settings ask for.
+
+    Args:
+        settings: from the command line.
+        command: the command line itself, for the record.
+        progress: is told what happens.
+        entries: who takes part, the reference first; None for those that the settings name.
+
+    Raises:
+        OptionError: the model cannot be built, or the images do not fit it.
+        InputError: a photograph cannot be read.
+        ModelError: eager cannot run the model.
+    """
+    with _threads(settings.threads), tempfile.TemporaryDirectory(prefix="fastres-bench-") as folder:
+        progress.show(f"building {settings.source}")
+        environment = target.environment()
+        if settings.device.type == "cuda":
+            environment["gpu"] = {
+                **asdict(target.gpu(settings.device)),
+                "cuda": torch.version.cuda,
+                "hip": torch.version.hip,
+                "cudnn": torch.backends.cudnn.version(),
+            }
+        model = model_source.build(settings.source, settings.seed)
+        pool, images = _pool(settings, model)
+        weights = ["as the function returned them"]
+        if settings.source.has_random_weights:
+            weights = inputs.settle(model, pool, settings.seed)
+        progress.show(f"{len(pool)} images through {settings.source} in float64")
+        truth = gate.oracle(model, pool)
+        entries = compare.entries(settings) if entries is None else entries
+        stage = compare.Stage(settings, model, pool, truth, Path(folder))
+        batches = []
+        for position, batch in enumerate(settings.batches):
+            cold = settings.cold == "each" or (settings.cold == "first" and position == 0)
+            batches.append(compare.hold(stage, entries, batch, cold=cold, progress=progress))
+    return Record(
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=tuple(map(anonymous, command)),
+        revision=revision.of_fastres(),
+        environment=environment,
+        settings=_facts(settings),
+        model={
+            "name": str(settings.source),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "weights": weights,
+            "images": images,
+        },
+        batches=tuple(batches),
+    )
+
+
+def _pool(settings: Settings, model: nn.Module) -> tuple[torch.Tensor, str]:
+    """The images, and what they are."""
+    count = inputs.pool_size(settings.batches)
+    channels = inputs.input_channels(model)
+    if settings.images is None:
+        pool = inputs.synthetic_images(count, channels, settings.size, settings.seed)
+        return pool, f"{count} synthetic ones, seed {settings.seed}"
+    if channels != 3:
+        raise OptionError(f"--images: the model takes {channels} channels, photographs have 3")
+    pool, distinct = inputs.photographs(settings.images, count, settings.size)
+    return pool, f"{distinct} photographs, repeated to {count}" if distinct < count else (
+        f"{count} photographs"
+    )
+
+
+def _facts(settings: Settings) -> dict[str, Any]:
+    """What the settings mean for the result."""
+    return {
+        "size": settings.size,
+        "device": str(settings.device),
+        "precisions": list(settings.precisions),
+        "peers": list(settings.peers),
+        "threads": settings.threads,
+        "seconds": settings.seconds,
+        "seed": settings.seed,
+        "bounds": {
+            "fastres_times_eager": peer.OURS,
+            "peers_times_eager": peer.PEERS,
+            "absolute": gate.ABSOLUTE,
+        },
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
