@@ -62,7 +62,7 @@ def optimised(model: nn.Sequential, images: Tensor) -> Callable[[], Tensor]:
     """fastres's executable, the input already in its order."""
     fast = fastres.optimize(model, images)
     images = images.contiguous(memory_format=torch.channels_last)
-    executable = fast._runner.executable([images])
+    executable = fast.internals.runner.executable([images])
     return lambda: executable([images])[0]
 
 

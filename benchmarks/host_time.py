@@ -81,14 +81,16 @@ def on_an_idle_device(model: str, size: int, product: str) -> tuple[OptimizedMod
     """An optimised model whose calls launch nothing, and an image for it."""
     image = torch.zeros((1, 3, size, size), dtype=torch.float32, device="cpu")
     fast = fastres.optimize(fastres.models.build(model).eval(), image, engine="eager")
-    fast._runner = Runner(fast.graph_module, fast._contract, IdleEngine(by_name(product)), None)
+    fast._runner = Runner(
+        fast.graph_module, fast.internals.contract, IdleEngine(by_name(product)), None
+    )
     fast(image)
     return fast, image
 
 
 def bare(fast: OptimizedModule, image: Tensor) -> Callable[[], Tensor]:
     """A call's copies, replays and fresh memory, and nothing else."""
-    executable: Any = fast._runner.executable([image])
+    executable: Any = fast.internals.runner.executable([image])
     ((number, value),) = executable.plan.inputs
     (result,) = executable.plan.results
     assert number == 0

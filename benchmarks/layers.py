@@ -115,11 +115,11 @@ def convolutions(model: nn.Module, images: Tensor) -> list[Convolution]:
 
 def profiled(fast: fastres.OptimizedModule, images: Tensor) -> Callable[[], Times]:
     """A call of one of our engines, layer by layer."""
-    executable = fast._runner.ordinary_executable([images])
+    executable = fast.internals.runner.ordinary_executable([images])
 
     def call() -> Times:
         times: Counter[str] = Counter()
-        with torch.no_grad(), fast._runner.limit():
+        with torch.no_grad(), fast.internals.runner.limit():
             for module, _, took in executable.timed([images]):
                 times[module] += took
         return times

@@ -33,7 +33,7 @@ def whole_and_parts(
     fast: fastres.OptimizedModule, images: torch.Tensor, plan: measure.Plan
 ) -> tuple[list[int], list[int]]:
     """Nanoseconds of whole calls, and of the same rounds' operators one by one, added up."""
-    executable = fast._runner.executable([images])
+    executable = fast.internals.runner.executable([images])
     sums: list[int] = []
 
     def parts() -> None:

@@ -1,6 +1,6 @@
 """Draws which room of fastres imports which: ``python docs/import_graph.py``.
 
-A room is a folder of ``fastres/`` or a file at its root; ``kernels/`` and ``export/`` count as such.
+A room is a folder of ``fastres/`` or a file at its root; ``kernels/`` and ``export/`` are two.
 A room's level is the longest chain of imports below it, so that it imports only from levels below
 its own. Imports inside functions count: they are late, and go no other way.
 """

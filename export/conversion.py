@@ -24,7 +24,6 @@ from fastres.optimized import OptimizedModule
 from fastres.system.files import as_path, refuse_special
 from fastres.system.plain_tensors import refuse_watched, settled
 from fastres.system.threads import safe_threads
-from fastres.verification import precision_of
 
 OPSET = 18
 """The default version of the standard operators (ONNX 1.13, December 2022).
@@ -101,7 +100,7 @@ def to_onnx(
     began = time.perf_counter()
     fast, source = _optimised(model, example_input, precision, options)
     seconds["optimise"] = time.perf_counter() - began
-    dtype = precision_of(fast)
+    dtype = fast.dtype
     if dtype not in (torch.float32, torch.float16):
         raise ModelError(
             f"the model computes in {str(dtype).removeprefix('torch.')}, and ONNX Runtime has no "
@@ -161,7 +160,7 @@ def _optimised(
     model: nn.Module, example_input: Any, precision: str | None, options: dict[str, Any]
 ) -> tuple[OptimizedModule, Source]:
     if isinstance(model, OptimizedModule):
-        own = str(precision_of(model)).removeprefix("torch.")
+        own = str(model.dtype).removeprefix("torch.")
         if precision is not None and {"fp32": "float32", "fp16": "float16"}[precision] != own:
             raise OptionError(
                 f"precision={precision!r}, but this optimised model computes in {own}: give the "
@@ -191,10 +190,10 @@ def _optimised(
 def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     """The flattened arguments whose shapes and plain values the file gets."""
     if example_input is None:
-        return list(fast._example)
+        return list(fast.internals.example)
     example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
     args, kwargs = as_arguments(example_input)
     try:
-        return fast._flatten(args, kwargs)
+        return fast.internals.flatten(args, kwargs)
     except InputError as error:
         raise OptionError(f"example_input: {error}") from error

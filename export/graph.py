@@ -82,7 +82,7 @@ def convert(
         if name not in known
     ]
     taken = [
-        _info(name, builder.dtype(name), sizes.shape(fast._contract.inputs[index]))
+        _info(name, builder.dtype(name), sizes.shape(fast.internals.contract.inputs[index]))
         for index, name in inputs
     ]
     imports = [helper.make_opsetid("", opset)]
@@ -153,7 +153,9 @@ def _inputs(
     """Register the tensors that the file takes; plain arguments are built in."""
     found: list[tuple[int, str]] = []
     placeholders = fast.graph_module.graph.find_nodes(op="placeholder")
-    for index, (node, wanted) in enumerate(zip(placeholders, fast._contract.inputs, strict=True)):
+    for index, (node, wanted) in enumerate(
+        zip(placeholders, fast.internals.contract.inputs, strict=True)
+    ):
         if not isinstance(wanted, TensorInput):
             b.values[node] = wanted
             continue
@@ -204,7 +206,7 @@ def _outputs(
     infos: list[ValueInfoProto] = []
     notes: list[str] = []
     for index, (result, name) in enumerate(
-        zip(results, _output_names(fast._out_spec, len(results)), strict=True)
+        zip(results, _output_names(fast.internals.out_spec, len(results)), strict=True)
     ):
         if not isinstance(result, fx.Node) or not isinstance(b.fact(result), Tensor):
             if result is not None:
@@ -242,7 +244,7 @@ def _shape(
     """Sizes of a value: numbers, the names of inputs' open sizes that they equal, or None."""
     named: list[tuple[str, fx.Node, int]] = []
     placeholders = fast.graph_module.graph.find_nodes(op="placeholder")
-    for wanted, placeholder in zip(fast._contract.inputs, placeholders, strict=True):
+    for wanted, placeholder in zip(fast.internals.contract.inputs, placeholders, strict=True):
         if isinstance(wanted, TensorInput):
             for axis, size in enumerate(sizes.shape(wanted)):
                 if isinstance(size, str):

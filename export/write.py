@@ -12,10 +12,11 @@ import onnx
 import torch
 from onnx import ModelProto, helper
 
+from fastres.accuracy.sample import random_arguments
 from fastres.errors import ArtifactError, OptionError
 from fastres.export import model_file, tensorrt_operators
 from fastres.export.check import check
-from fastres.export.check.reference import Reference, draw
+from fastres.export.check.reference import Reference
 from fastres.export.graph import convert
 from fastres.export.report import OnnxReport, Source
 from fastres.export.sizes import sizes_of
@@ -41,7 +42,7 @@ def write_checked(
 ) -> OnnxReport:
     """Write ``fast`` to ``path``, unless a check fails; see :func:`fastres.export.to_onnx`."""
     began = time.perf_counter()
-    sizes = sizes_of(fast._contract, example, dynamic_size)
+    sizes = sizes_of(fast.internals.contract, example, dynamic_size)
     converted = convert(fast, example, sizes, opset, io_dtype)
     described(converted.proto, metadata)
     _check_labels(converted.proto, metadata)
@@ -61,8 +62,8 @@ def write_checked(
         reference = Reference(fast, source.model)
         checked = check.check(file, converted, reference, sizes, example)
         if openvino:
-            inputs = sizes.inputs(example, *check.samples(sizes, example)[-1], "cpu")
-            flat = draw(inputs, example, seed=1)
+            inputs = sizes.inputs(example, *check.samples(sizes, example)[-1])
+            flat = random_arguments(inputs, "cpu", seed=1, example=example)
             checked.done.append(check.check_openvino(file, converted, reference, flat))
         seconds["check"] = time.perf_counter() - began
         size = file.stat().st_size + (data.stat().st_size if data is not None else 0)
@@ -83,7 +84,10 @@ def write_checked(
         inputs=tuple(map(_described, proto.graph.input)),
         outputs=tuple(map(_described, proto.graph.output)),
         operators=checked.operators,
-        errors={each.name: (each.error, each.eager_error, each.ratio) for each in checked.outputs},
+        errors={
+            each.name: (each.sums.error, each.sums.eager_error, each.sums.ratio)
+            for each in checked.outputs
+        },
         images=checked.images,
         agreeing=checked.agreeing,
         bytes=size,

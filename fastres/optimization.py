@@ -10,9 +10,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
+from fastres.accuracy.bounds import SAMPLE_BOUND, SAMPLE_IMAGES
+from fastres.accuracy.compare import compare
+from fastres.accuracy.drift import first_drift
+from fastres.accuracy.sample import (
+    draws_random_numbers,
+    leading,
+    on_device,
+    random_arguments,
+    shapes_of,
+)
 from fastres.artifact.recipe import Recipe, record
 from fastres.capture import pipeline
 from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
@@ -41,17 +51,6 @@ from fastres.system.device import checked_device
 from fastres.system.plain_tensors import oddity, refuse_watched, settled
 from fastres.system.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
-from fastres.verification import compare, first_drift
-
-CHECK_IMAGES = 4
-"""How many images of the example, at most, ``optimize`` runs in float64."""
-
-CHECK_BOUND = 8.0
-"""How many times eager's own error the result may be off on the one sample of ``optimize``.
-
-Wider than what :func:`fastres.verify` allows on real data: on one image with ten answers the ratio
-of two rounding errors can be 3 by chance, while a lost BatchNorm is off by a thousand.
-"""
 
 
 def optimize(
@@ -170,7 +169,8 @@ def _optimize(
     report.add_engine([], passed_over)
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
     fast = OptimizedModule(captured, options, report, surroundings, recipe)
-    sample = _sample(captured, given=example_input is not None)
+    given = example_input is not None
+    sample = captured.example if given else random_arguments(captured.example, report.device)
     with _stage(report, "first call"), _blaming(evaluated, captured, sample):
         _run_once(fast, captured, sample, report)
     with _stage(report, "check"), _blaming(evaluated, captured, sample):
@@ -190,7 +190,7 @@ def _blaming(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterato
         if fault is None:
             raise
         raise CaptureError(
-            f"{type(model).__name__} cannot be run on {_shapes(sample)}: {fault}"
+            f"{type(model).__name__} cannot be run on {shapes_of(sample)}: {fault}"
         ) from error
 
 
@@ -225,69 +225,35 @@ def _refuse_without_values(model: nn.Module) -> None:
             )
 
 
-def _sample(captured: Captured, given: bool) -> list[Any]:
-    """The flattened arguments of the call to check: the caller's own, or one random image."""
-    if given:
-        return captured.example
-    generator = torch.Generator().manual_seed(0)
-
-    def image(leaf: Any) -> Any:
-        if leaf.dtype == torch.uint8:
-            pixels = torch.randint(
-                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
-            )
-            return pixels.to(leaf.device)
-        noise = torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu")
-        return noise.to(leaf.device, leaf.dtype)
-
-    return [image(leaf) for leaf in captured.example]
-
-
-def _leading(sample: list[Any], count: int) -> list[Any]:
-    """The first images of a batch."""
-    sizes = [leaf.shape[0] for leaf in sample if isinstance(leaf, Tensor) and leaf.dim() == 4]
-    batch = sizes[0] if sizes else 0
-
-    def leading(leaf: Any) -> Any:
-        batched = isinstance(leaf, Tensor) and leaf.dim() >= 2 and leaf.shape[0] == batch
-        return leaf[:count] if batched else leaf
-
-    return [leading(leaf) for leaf in sample]
-
-
 def _run_once(fast: OptimizedModule, captured: Captured, sample: list[Any], report: Report) -> None:
-    args, kwargs = pytree.tree_unflatten(_on(sample, report.device), captured.in_spec)
+    args, kwargs = pytree.tree_unflatten(on_device(sample, report.device), captured.in_spec)
     fast(*args, **kwargs)
-    left, notes = fast.engine_remarks(_on(sample, report.device))
+    left, notes = fast.engine_remarks(on_device(sample, report.device))
     report.threads = fast.threads if report.device == "cpu" else None
     report.add_engine(left, notes)
-
-
-def _on(sample: list[Any], device: str) -> list[Any]:
-    return [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in sample]
 
 
 def _check(
     model: nn.Module, fast: OptimizedModule, captured: Captured, sample: list[Any], report: Report
 ) -> None:
-    if _is_random(captured.module):
+    if draws_random_numbers(captured.module):
         report.notes.append("not checked on a sample: the model draws random numbers in eval mode")
         return
     # One image too: torch.export takes for granted that a batch has two or more.
-    one, some = _leading(sample, 1), _leading(sample, CHECK_IMAGES)
-    samples = [one, some] if _shapes(one) != _shapes(some) else [some]
+    one, some = leading(sample, 1), leading(sample, SAMPLE_IMAGES)
+    samples = [one, some] if shapes_of(one) != shapes_of(some) else [some]
     taken = [each for each in samples if _is_taken(captured.contract, each)]
     for arguments in taken or [sample]:
         args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
         comparison = compare(model, fast, [(args, kwargs)])
         report.check = Check(
-            comparison.error, comparison.eager_error, comparison.ratio, _shapes(arguments)
+            comparison.error, comparison.eager_error, comparison.ratio, shapes_of(arguments)
         )
-        if not comparison.ratio <= CHECK_BOUND:
+        if not comparison.ratio <= SAMPLE_BOUND:
             raise VerificationError(
                 f"the optimised {report.model} differs from the model: error "
-                f"{comparison.error:.2e} on {_shapes(arguments)}, {comparison.ratio:.1f}x that of "
-                f"torch eager (allowed {CHECK_BOUND:g}x). Nothing is returned. The first layer "
+                f"{comparison.error:.2e} on {shapes_of(arguments)}, {comparison.ratio:.1f}x that "
+                f"of torch eager (allowed {SAMPLE_BOUND:g}x). Nothing is returned. The first layer "
                 f"that drifts: {_drifting(model, fast, captured, arguments)}. Unless the model's "
                 "code treats a batch of one differently, which one graph cannot, this is a defect "
                 "of fastres: please report it"
@@ -300,7 +266,7 @@ def _drifting(
     """The first layer that is further off than it should be, or that there is none."""
     args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
     try:
-        drift = first_drift(model, fast, (args, kwargs), CHECK_BOUND)
+        drift = first_drift(model, fast, (args, kwargs), SAMPLE_BOUND)
     except Exception as error:  # noqa: BLE001 - another failure must not hide the one at hand
         return f"unknown ({type(error).__name__})"
     return str(drift or "none by itself")
@@ -313,17 +279,6 @@ def _is_taken(contract: Contract, arguments: list[Any]) -> bool:
     except InputError:
         return False
     return True
-
-
-def _shapes(arguments: list[Any]) -> str:
-    return ", ".join(str(list(leaf.shape)) for leaf in arguments if isinstance(leaf, Tensor))
-
-
-def _is_random(module: fx.GraphModule) -> bool:
-    return any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        for node in module.graph.nodes
-    )
 
 
 def _announce(report: Report, strict: bool, told: list[str]) -> None:

@@ -7,16 +7,19 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fastres.accuracy.sample import random_arguments
 from fastres.artifact.document import Parts
 from fastres.artifact.recipe import Recipe
 from fastres.artifact.saving import save
 from fastres.capture.capture import Captured
+from fastres.capture.contract import Contract
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -27,8 +30,8 @@ from fastres.errors import (
 )
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
-from fastres.options import Options
-from fastres.refit import renew, sample_of
+from fastres.options import PRECISIONS, Options
+from fastres.refit import renew
 from fastres.report import Remark, Report
 from fastres.runtime import profile
 from fastres.runtime.eager import EagerEngine
@@ -42,6 +45,26 @@ from fastres.system.plain_tensors import refuse_watched, settled
 from fastres.system.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
+
+
+@dataclass(frozen=True)
+class Internals:
+    """How an optimised model is called and run: what exports and benchmarks need to know of it.
+
+    Attributes:
+        contract: the sizes and dtypes that it takes.
+        in_spec, out_spec: the structures of ``(args, kwargs)`` and of the result.
+        example: the flattened arguments of the captured call, tensors on the meta device.
+        flatten: makes flat arguments of ``(args, kwargs)``, or raises InputError.
+        runner: runs flat arguments.
+    """
+
+    contract: Contract
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    example: tuple[Any, ...]
+    flatten: Callable[[tuple[Any, ...], dict[str, Any]], list[Any]]
+    runner: Runner
 
 
 class OptimizedModule(nn.Module):
@@ -95,6 +118,24 @@ class OptimizedModule(nn.Module):
     def engine(self) -> str:
         """Name of the engine that runs the model."""
         return self._runner.engine.name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        name = self.report.precision
+        return PRECISIONS.get(name, getattr(torch, name, torch.float32))
+
+    @property
+    def internals(self) -> Internals:
+        """For the rest of fastres: not a part that stays the same between versions."""
+        return Internals(
+            contract=self._contract,
+            in_spec=self._in_spec,
+            out_spec=self._out_spec,
+            example=tuple(self._example),
+            flatten=self._flatten,
+            runner=self._runner,
+        )
 
     @property
     def passed_over(self) -> list[str]:
@@ -228,7 +269,7 @@ class OptimizedModule(nn.Module):
         with preparing(), _RENEWING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
-            sample = sample_of(self._example, self.report.device)
+            sample = random_arguments(self._example, self.report.device)
             new = renew(
                 self._recipe, state_dict, self._options, self._contract, sample, self.report, check
             )

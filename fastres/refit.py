@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.accuracy.relative_error import relative, square, squared_error
+from fastres.accuracy.bounds import SAMPLE_BOUND
+from fastres.accuracy.reference import cast_copy
+from fastres.accuracy.relative_error import ErrorSums
+from fastres.accuracy.sample import draws_random_numbers, on_device, shapes_of
 from fastres.artifact.recipe import ReadRecipe, Recipe, make_graph
 from fastres.capture.contract import Contract
 from fastres.errors import (
@@ -26,11 +29,6 @@ from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.runtime.runner import Runner
 from fastres.system.device import move
-
-BOUND = 8.0
-"""How many times eager's own error the result may be off on the one sample; as ``optimize`` has it
-(a ratio of two rounding errors on few numbers can be 3 by chance, a wrong fold is off by
-thousands)."""
 
 
 @dataclass(frozen=True)
@@ -115,70 +113,33 @@ def renew(
 def _compare(
     read: ReadRecipe,
     state: Mapping[str, Tensor],
-    dtype: torch.dtype,
+    precision: torch.dtype,
     runner: Runner,
     sample: list[Any],
     report: Report,
 ) -> None:
     """Hold the answers against those of the captured graph in float64, as ``optimize`` does."""
     captured = read.graph(state)
-    if any(
-        torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-        for node in captured.graph.nodes
-    ):
+    if draws_random_numbers(captured):
         report.notes.append("not checked on a sample: the model draws random numbers in eval mode")
         return
+    arguments = on_device(sample, str(read.device))
     with torch.no_grad(), without_autocast():
         exact, plain = (
-            Recorder(captured, read.own, precision).run(*_cast(sample, read, precision))
-            for precision in (torch.float64, dtype)
+            Recorder(captured, read.own, dtype).run(*cast_copy(arguments, read.own, dtype))
+            for dtype in (torch.float64, precision)
         )
-        given = runner(sample)
-    ours = eagers = wanted = 0.0
-    for y64, ye, y in zip(exact, plain, given, strict=True):
+        ours = runner(sample)
+    sums = ErrorSums(torch.finfo(precision).eps)
+    for y64, ye, y in zip(exact, plain, ours, strict=True):
         if isinstance(y64, Tensor) and y64.is_floating_point():
-            y = y.to(y64.device)
-            ours += squared_error(y, y64, ye)
-            eagers += squared_error(ye, y64, ye)
-            wanted += square(y64)
-    error, eager = relative(ours, wanted), relative(eagers, wanted)
-    ratio = error / max(eager, torch.finfo(dtype).eps)
-    shapes = ", ".join(str(list(v.shape)) for v in sample if isinstance(v, Tensor))
-    report.check = Check(error, eager, ratio, shapes)
-    if not ratio <= BOUND:
+            sums.add(y.to(y64.device), y64, ye)
+    shapes = shapes_of(sample)
+    report.check = Check(sums.error, sums.eager_error, sums.ratio, shapes)
+    if not sums.ratio <= SAMPLE_BOUND:
         raise VerificationError(
             f"with these weights the optimised {report.model} differs from the captured graph: "
-            f"error {error:.2e} on {shapes}, {ratio:.1f}x that of torch eager (allowed "
-            f"{BOUND:g}x). The old weights are kept. This is a defect of fastres: please report it"
+            f"error {sums.error:.2e} on {shapes}, {sums.ratio:.1f}x that of torch eager (allowed "
+            f"{SAMPLE_BOUND:g}x). The old weights are kept. This is a defect of fastres: please "
+            "report it"
         )
-
-
-def _cast(sample: list[Any], read: ReadRecipe, dtype: torch.dtype) -> list[Any]:
-    def cast(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        copied = leaf.detach().clone().to(read.device)
-        return copied.to(dtype) if copied.dtype == read.own else copied
-
-    return [cast(leaf) for leaf in sample]
-
-
-def sample_of(example: list[Any], device: str) -> list[Any]:
-    """Random values, always the same, of the shapes of a captured call."""
-    generator = torch.Generator().manual_seed(0)
-
-    def filled(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        if leaf.dtype == torch.uint8:
-            pixels = torch.randint(
-                0, 256, leaf.shape, generator=generator, dtype=torch.uint8, device="cpu"
-            )
-            return pixels.to(device)
-        if leaf.is_floating_point():
-            return torch.randn(
-                leaf.shape, generator=generator, dtype=torch.float32, device="cpu"
-            ).to(device, leaf.dtype)
-        return torch.zeros(leaf.shape, dtype=leaf.dtype, device=device)
-
-    return [filled(leaf) for leaf in example]

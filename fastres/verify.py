@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastres.accuracy.bounds import BOUND
 from fastres.errors import FastresError, OptionError
 from fastres.optimization import optimize
 from fastres.options import PRECISIONS
-from fastres.verification import BOUND, verify
+from fastres.verification import verify
 from fastres.workload import inputs, model_source
 
 if __name__ != "__main__":

@@ -95,7 +95,7 @@ def _steps(model: str, precision: str, batch: int) -> Record:
     _, pool, fast = ready(model, precision)
     allow_tf32(precision)
     flat = [batch_of(pool, batch).contiguous(memory_format=torch.channels_last)]
-    executable = fast._runner.executable(flat)
+    executable = fast.internals.runner.executable(flat)
     runs = [executable.timed(flat) for _ in range(1 if REHEARSED else 5)]
     rows = [
         (module, operation, min(run[number][2] for run in runs) / 1e3)

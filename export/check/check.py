@@ -1,6 +1,6 @@
 """Does a written ONNX file give the model's answers? Looked at before anybody gets the file.
 
-The yardstick is that of :mod:`fastres.verification`: the error against float64 may be at most twice
+The yardstick is that of :mod:`fastres.accuracy`: the error against float64 may be at most twice
 the error that PyTorch itself makes in the same precision, or a few units in the last place.
 """
 
@@ -15,23 +15,23 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from fastres.accuracy.relative_error import square, squared_error
+from fastres.accuracy.bounds import BOUND, LAYER_SLACK
+from fastres.accuracy.relative_error import ErrorSums
+from fastres.accuracy.sample import random_arguments
 from fastres.errors import TargetError, VerificationError
 from fastres.export.check.compare import (
-    FLOOR_ULPS,
     Checked,
-    OutputError,
     compare,
+    floor_of,
     judge,
     nothing_yet,
 )
-from fastres.export.check.reference import Reference, Values, draw
+from fastres.export.check.reference import Reference, Values
 from fastres.export.check.runner import Differs, feed, runner, viewer
 from fastres.export.graph import Converted
 from fastres.export.sizes import Sizes
 from fastres.ir import ops
 from fastres.ir.graph import module_of
-from fastres.verification import BOUND, LAYER_SLACK
 
 BATCHES = (1, 2, 7)
 """How many images are tried: one, an even and an odd number."""
@@ -65,7 +65,8 @@ def check(
     look = viewer(file, [name for _, name in resized])[1] if resized else None
     tried: list[str] = []
     for batch, grow in samples(sizes, example):
-        flat = draw(sizes.inputs(example, batch, grow, "cpu"), example, seed=batch)
+        inputs = sizes.inputs(example, batch, grow)
+        flat = random_arguments(inputs, "cpu", seed=batch, example=example)
         given = feed(flat, converted, proto)
         taken: dict[str, Tensor] = {}
         try:
@@ -81,7 +82,7 @@ def check(
                 "was written"
             ) from error
         tried.append(_shape_of(flat))
-    checked.outputs = [each for each in checked.outputs if each.square or each.ours or each.eagers]
+    checked.outputs = [each for each in checked.outputs if each.sums != ErrorSums(each.sums.floor)]
     checked.done.append(f"ONNX Runtime on the CPU at {', '.join(tried)}, against float64")
     if look is not None:
         checked.done.append(
@@ -171,7 +172,7 @@ def first_difference(
     exact, plain = (Values(reference.fast, d) for d in (torch.float64, reference.dtype))
     for graph in (exact, plain):
         graph.answer(flat, taken)
-    floor = FLOOR_ULPS * torch.finfo(reference.dtype).eps
+    floor = floor_of(reference)
     for node, name in converted.traced:
         if name not in seen or node.name in taken:
             continue
@@ -181,8 +182,8 @@ def first_difference(
             return f"{where}: {list(ours.shape)}, expected {list(y64.shape)}"
         if not y64.is_floating_point():
             continue
-        one = OutputError(name, floor, squared_error(ours, y64, eager))
-        one.eagers, one.square = squared_error(eager, y64, eager), square(y64)
+        one = ErrorSums(floor)
+        one.add(ours, y64, eager)
         if not one.ratio <= LAYER_SLACK * BOUND:
             return f"{where}: error {one.error:.2e}, PyTorch's {one.eager_error:.2e}"
     return "Every tensor is the fused graph's, so the fused graph is not the model's"
@@ -194,7 +195,7 @@ def check_openvino(
     """Load a file in OpenVINO and hold its answers to those of float64, as for ONNX Runtime.
 
     A single run is compared, and OpenVINO chooses its own algorithms, so the bound is
-    :data:`~fastres.verification.LAYER_SLACK` times the usual one.
+    :data:`~fastres.accuracy.bounds.LAYER_SLACK` times the usual one.
 
     Returns:
         A sentence on what was checked.

@@ -3,55 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastres.accuracy.relative_error import relative, square, squared_error
+from fastres.accuracy.bounds import EXPORT_FLOOR, NUMBERS_AGREE
+from fastres.accuracy.relative_error import ErrorSums
 from fastres.export.check.reference import Reference
 from fastres.export.check.runner import Differs
 from fastres.export.graph import Converted
-from fastres.verification import NUMBERS_AGREE
-
-FLOOR_ULPS = 4.0
-"""Units in the last place that are forgiven whatever PyTorch achieves: on a handful of numbers its
-own error can be next to nothing by luck."""
 
 
 @dataclass
 class OutputError:
-    """How one output compares, over everything that was run.
-
-    Attributes:
-        name: of the output.
-        error, eager_error: relative root-mean-square against float64, of the file and of PyTorch.
-        floor: the error that is forgiven in any case.
-    """
+    """How one output of the file compares, over everything that was run."""
 
     name: str
-    floor: float
-    ours: float = 0.0
-    eagers: float = 0.0
-    square: float = 0.0
-
-    @property
-    def error(self) -> float:
-        """Of the file."""
-        return relative(self.ours, self.square)
-
-    @property
-    def eager_error(self) -> float:
-        """Of PyTorch in the same precision."""
-        return relative(self.eagers, self.square)
-
-    @property
-    def ratio(self) -> float:
-        """The file's error as a multiple of PyTorch's, which counts as the floor at least."""
-        eager = self.eager_error if isfinite(self.eager_error) else 0.0
-        return self.error / max(eager, self.floor)
+    sums: ErrorSums
 
 
 @dataclass
@@ -74,12 +44,17 @@ class Checked:
     done: list[str] = field(default_factory=list)
 
 
+def floor_of(reference: Reference) -> float:
+    """What PyTorch's own error counts as at least."""
+    return EXPORT_FLOOR * torch.finfo(reference.dtype).eps
+
+
 def nothing_yet(converted: Converted, reference: Reference) -> Checked:
     """Sums of zero, for the outputs of a file."""
-    floor = FLOOR_ULPS * torch.finfo(reference.dtype).eps
+    floor = floor_of(reference)
     surroundings = reference.fast.preprocessing
     ranked = surroundings is not None and surroundings.top_k is not None
-    return Checked([OutputError(name, floor) for _, name in converted.outputs], ranked)
+    return Checked([OutputError(name, ErrorSums(floor)) for _, name in converted.outputs], ranked)
 
 
 def compare(
@@ -110,9 +85,7 @@ def compare(
                 checked.images += len(y64)
                 checked.agreeing += int((ours[:, 0] == y64[:, 0]).sum())
             continue
-        into.ours += squared_error(ours, y64, plain)
-        into.eagers += squared_error(plain, y64, plain)
-        into.square += square(y64)
+        into.sums.add(ours, y64, plain)
         if first and not ranked and y64.dim() >= 2 and y64.numel():
             _count_first_choices(checked, name, ours.double(), y64)
         first = False
@@ -125,10 +98,11 @@ def judge(checked: Checked, bound: float) -> None:
         Differs: one is.
     """
     for each in checked.outputs:
-        if not each.ratio <= bound:
+        if not each.sums.ratio <= bound:
             raise Differs(
-                f"{each.name} has an error of {each.error:.2e} against float64, {each.ratio:.1f}x "
-                f"PyTorch's own ({each.eager_error:.2e}); {bound:g}x is allowed"
+                f"{each.name} has an error of {each.sums.error:.2e} against float64, "
+                f"{each.sums.ratio:.1f}x PyTorch's own ({each.sums.eager_error:.2e}); "
+                f"{bound:g}x is allowed"
             )
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fastres.accuracy.reference import InPrecision
+from fastres.accuracy.sample import on_device
 from fastres.ir.precision import retype_node
 from fastres.optimized import OptimizedModule
-from fastres.verification import InPrecision, precision_of
 
 
 class Values(fx.Interpreter):
@@ -45,7 +46,7 @@ class Values(fx.Interpreter):
         """
         self._taken = {name: value.to(self._device) for name, value in (taken or {}).items()}
         with torch.no_grad():
-            return on(list(self.run(*on(copied(flat), self._device))), "cpu")
+            return on_device(list(self.run(*on_device(copied(flat), self._device))), "cpu")
 
     def run_node(self, n: fx.Node) -> Any:
         """One node's value, in float64 where that is wanted."""
@@ -71,7 +72,7 @@ class Reference:
 
     def __init__(self, fast: OptimizedModule, model: nn.Module | None) -> None:
         self.fast = fast
-        self.dtype = precision_of(fast)
+        self.dtype = fast.dtype
         dtypes = (torch.float64, self.dtype)
         self._twins = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
         weights = () if model is None else model.state_dict().values()
@@ -88,46 +89,14 @@ class Reference:
         if taken or not self._twins:
             exact, plain = (graph.answer(flat, taken) for graph in self._graphs)
             return exact, plain
-        given = on(copied(flat), self._device)
-        args, kwargs = pytree.tree_unflatten(given, self.fast._in_spec)
+        given = on_device(copied(flat), self._device)
+        args, kwargs = pytree.tree_unflatten(given, self.fast.internals.in_spec)
         with torch.no_grad():
             answers = [pytree.tree_leaves(twin((args, kwargs))) for twin in self._twins]
-        exact, plain = (on(each, "cpu") for each in answers)
+        exact, plain = (on_device(each, "cpu") for each in answers)
         return exact, plain
-
-
-def on(flat: Sequence[Any], device: str) -> list[Any]:
-    """Tensors on a device, everything else as it is."""
-    return [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in flat]
 
 
 def copied(flat: Sequence[Any]) -> list[Any]:
     """The same arguments in memory of their own: a model may write to them."""
     return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
-
-
-def draw(inputs: Sequence[Any], given: Sequence[Any], seed: int) -> list[Any]:
-    """Random images in the place of the uninitialised tensors ``inputs``.
-
-    Floating-point tensors get N(0, 1), bytes get 0 to 255; other tensors keep the values of
-    ``given`` where that has their shape, else zero.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        _drawn(leaf, example, generator) if isinstance(leaf, Tensor) else leaf
-        for leaf, example in zip(inputs, given, strict=True)
-    ]
-
-
-def _drawn(leaf: Tensor, example: Any, generator: torch.Generator) -> Tensor:
-    if leaf.is_floating_point():
-        return torch.randn(leaf.shape, generator=generator, dtype=torch.float32, device="cpu").to(
-            leaf.dtype
-        )
-    if leaf.dtype == torch.uint8:
-        return torch.randint(
-            0, 256, leaf.shape, generator=generator, dtype=leaf.dtype, device="cpu"
-        )
-    if isinstance(example, Tensor) and example.shape == leaf.shape and not example.is_meta:
-        return example.cpu()
-    return torch.zeros(leaf.shape, dtype=leaf.dtype, device="cpu")
