@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastres.bench.peers.peer import DTYPES
+from fastres.dtypes import PRECISIONS
 from fastres.runtime.native import plan_builder
-from fastres.runtime.native.engine import FIRST_CHOICE
 from fastres.runtime.native.library import Library, load
 from fastres.runtime.native.lower import Op
 
@@ -24,7 +23,7 @@ def absent(precision: str) -> str | None:
 
 def instruction_set(library: Library, precision: str) -> str | None:
     """The one that it computes with, None where the processor has none for the precision."""
-    choice = FIRST_CHOICE.get(DTYPES[precision], ())
+    choice = PRECISIONS[precision].instruction_sets
     return next((isa for isa in choice if isa in library.isas), None)
 
 

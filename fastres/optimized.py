@@ -30,7 +30,7 @@ from fastres.errors import (
 )
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
-from fastres.options import PRECISIONS, Options
+from fastres.options import Options
 from fastres.refit import renew
 from fastres.report import Remark, Report
 from fastres.runtime import profile
@@ -122,8 +122,8 @@ class OptimizedModule(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What it computes in."""
-        name = self.report.precision
-        return PRECISIONS.get(name, getattr(torch, name, torch.float32))
+        dtype = getattr(torch, self.report.precision, None)
+        return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
     @property
     def internals(self) -> Internals:

@@ -6,15 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres.dtypes import PRECISIONS, REQUESTABLE
 from fastres.errors import OptionError
 from fastres.system.target import most_threads
-
-PRECISIONS: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""The names that ``precision`` takes, with the dtype of weights and activations."""
 
 ENGINES: tuple[str, ...] = ("auto", "triton", "native", "onednn", "eager")
 
@@ -24,7 +18,7 @@ class Options:
     """Checked arguments of :func:`fastres.optimize`.
 
     Attributes:
-        precision: a key of :data:`PRECISIONS`, or None for the model's own dtype.
+        precision: one of :data:`fastres.dtypes.REQUESTABLE`, or None for the model's own dtype.
         engine: one of :data:`ENGINES`.
         strict: raise for the first thing that is not optimised.
         threads: threads per call, or None for what the process may use.
@@ -45,10 +39,10 @@ class Options:
     batch_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in PRECISIONS:
+        if self.precision is not None and self.precision not in REQUESTABLE:
             raise OptionError(
                 f"precision={self.precision!r}: expected None (the model's own) or one of "
-                f"{', '.join(map(repr, PRECISIONS))}"
+                f"{', '.join(map(repr, REQUESTABLE))}"
             )
         if self.engine not in ENGINES:
             raise OptionError(
@@ -76,4 +70,4 @@ class Options:
 
     def dtype(self, own: torch.dtype) -> torch.dtype:
         """The dtype to compute in, for a model whose own is ``own``."""
-        return own if self.precision is None else PRECISIONS[self.precision]
+        return own if self.precision is None else PRECISIONS[self.precision].dtype

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastres.accuracy.bounds import BOUND
+from fastres.dtypes import REQUESTABLE
 from fastres.errors import FastresError, OptionError
 from fastres.optimization import optimize
-from fastres.options import PRECISIONS
 from fastres.verification import verify
 from fastres.workload import inputs, model_source
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--model", metavar="NAME", help="own name, torchvision:NAME, timm:NAME or module:function"
     )
-    add("--precision", choices=sorted(PRECISIONS), help="default: the model's own")
+    add("--precision", choices=sorted(REQUESTABLE), help="default: the model's own")
     add("--engine", default="auto", help="default: auto")
     add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
     add("--count", type=int, default=16, help="number of images (default: 16)")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from fastres.dtypes import PRECISIONS
+
 ROOT = Path("/tmp/fastres-gpu-day")
 """Triton's cache holds absolute paths, so it is packed and unpacked at one place everywhere."""
 
@@ -21,12 +23,7 @@ REHEARSAL = "FASTRES_GPU_DAY_REHEARSAL"
 REHEARSED = os.environ.get(REHEARSAL) == "1"
 DEVICE = "cpu" if REHEARSED else "cuda"
 
-DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-}
+DTYPES = {name: PRECISIONS[name].dtype for name in ("fp16", "bf16", "tf32", "fp32")}
 
 
 def allow_tf32(precision: str) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import fx
 
 from fastres import models
+from fastres.dtypes import PRECISIONS
 from fastres.errors import FastresError, OptionError, TargetError
 from fastres.inspect.reading import Reading
 from fastres.kernels.inspection.budgets import violations
@@ -119,9 +120,8 @@ def _read(launch: Any, precision: str, runs_as: str, on: Architecture) -> Readin
 
 
 def _dtype(precision: str) -> Any:
-    from fastres.inspect.launches import DTYPES
 
-    return DTYPES[precision]
+    return PRECISIONS[precision].dtype
 
 
 def _record(

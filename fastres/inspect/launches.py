@@ -18,13 +18,6 @@ from fastres.runtime.triton.lower import Planned, plan_for
 from fastres.runtime.triton.plan import TorchStep, fetch
 from fastres.runtime.triton.tactics import Tactics
 
-DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-}
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -57,7 +50,7 @@ def launches(
         module: of ``roofline.layers.graph_of``, in the dtype of ``precision``.
         batch: images.
         size: pixels of a side.
-        precision: a key of :data:`DTYPES`.
+        precision: a key of :data:`fastres.dtypes.PRECISIONS`.
         gpu: configured for.
     """
     precision = gpu.architecture.computed_in(precision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastres.options import PRECISIONS
+from fastres.dtypes import REQUESTABLE
 
 _EPILOG = """\
 Weights are read without running code: .safetensors, or .pth of which only tensors are taken. How
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=_positive, metavar="N", help="pixels of a side, where not the model's own")
     add("--transforms", type=Path, metavar="FILE", help="how images are prepared, as JSON")
     add("--exif", action="store_true", help="turn images as their EXIF data asks")
-    add("--precision", choices=tuple(PRECISIONS), help="default: the model's own")
+    add("--precision", choices=REQUESTABLE, help="default: the model's own")
     add("--device", metavar="D", help="cpu, cuda or cuda:NUMBER (default: the model's own)")
     add("--threads", type=_positive, metavar="N", help="default: what this process may use")
     add("--csv", type=Path, metavar="PATH", help="write a row per image and class")

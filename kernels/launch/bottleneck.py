@@ -33,10 +33,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastres.dtypes import PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.checks import check_tensor, described, wide
-from fastres.kernels.launch.conv2d import DTYPES, channels_last, precision_of
+from fastres.kernels.launch.conv2d import channels_last, precision_of
 from fastres.kernels.packing import pack_conv2d, pack_linear, rounded
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.kernels.triton.bottleneck import bottleneck_kernel
@@ -116,11 +117,11 @@ def bottleneck_calls(
     refusal = supports(spec)
     if refusal is not None:
         raise OptionError(f"{spec}: {refusal}; run its convolutions one by one")
-    if precision not in DTYPES:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(DTYPES)}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     conv, images = spec.conv, (spec.conv.n, spec.expand_k, spec.conv.p, spec.conv.q)
     chunk = chunks_of(conv)
-    dtype = DTYPES[precision]
+    dtype = PRECISIONS[precision].dtype
     beside, next_k = spec.shortcut, spec.next_k
     identity = images if beside is None else (beside.n, beside.c, beside.h, beside.w)
     head = None if next_k is None else (next_k, spec.expand_k)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastres.dtypes import FLOATING
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import INT32_ELEMENTS, needs_int64
 from fastres.kernels.spec import ACTIVATIONS
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 """The dtypes of images and weights."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastres.dtypes import BY_DTYPE, PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.checks import check_activation, check_tensor, described, wide
@@ -21,14 +22,6 @@ from fastres.kernels.tuning.conv2d import Conv2dConfig, choose_conv2d, used_spli
 from fastres.kernels.tuning.conv2d import counters as counters_of
 from fastres.kernels.tuning.gpus import Gpu, by_name
 
-DTYPES: dict[str, torch.dtype] = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
-}
-"""Precisions by name, with the dtype of images and weights."""
-
 
 def precision_of(dtype: torch.dtype) -> str:
     """``fp16``, ``bf16`` or ``fp32``: nothing is computed less exactly than its dtype, unasked.
@@ -36,10 +29,9 @@ def precision_of(dtype: torch.dtype) -> str:
     Raises:
         InputError: another dtype.
     """
-    for name, known in DTYPES.items():
-        if known == dtype and name != "tf32":
-            return name
-    raise InputError(f"x of {dtype}: expected float16, bfloat16 or float32")
+    if dtype not in BY_DTYPE:
+        raise InputError(f"x of {dtype}: expected float16, bfloat16 or float32")
+    return BY_DTYPE[dtype].name
 
 
 def workspace_bytes(spec: ConvSpec, config: Conv2dConfig, precision: str) -> int:
@@ -295,8 +287,8 @@ def reaches_padding(spec: ConvSpec) -> bool:
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in DTYPES:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(DTYPES)}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 def _check(
@@ -309,7 +301,7 @@ def _check(
     precision: str,
 ) -> None:
     _check_precision(precision)
-    dtype = DTYPES[precision]
+    dtype = PRECISIONS[precision].dtype
     images = (spec.n, spec.k, spec.p, spec.q)
     weight_shape = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
     check_tensor("x", x, x, (spec.n, spec.c, spec.h, spec.w), dtype)

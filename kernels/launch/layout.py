@@ -20,9 +20,10 @@ import math
 import torch
 from torch import Tensor
 
+from fastres.dtypes import FLOATING
 from fastres.errors import InputError
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.checks import FLOATING, channels_innermost, described, wide
+from fastres.kernels.launch.checks import channels_innermost, described, wide
 from fastres.kernels.launch.elementwise import row_calls
 from fastres.kernels.triton.elementwise import cast_kernel, transpose_kernel
 from fastres.kernels.tuning.elementwise import TransposeConfig, choose_transpose

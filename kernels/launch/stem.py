@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastres.dtypes import PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.checks import check_activation, check_tensor, described, wide
-from fastres.kernels.launch.conv2d import DTYPES, channels_last, precision_of
+from fastres.kernels.launch.conv2d import channels_last, precision_of
 from fastres.kernels.packing import rounded
 from fastres.kernels.spec import ConvSpec, StemSpec
 from fastres.kernels.triton.stem import stem_kernel
@@ -83,14 +84,14 @@ def stem_calls(
     refusal = supports(spec)
     if refusal is not None:
         raise OptionError(f"{spec}: {refusal}; run convolution and pool one by one")
-    if precision not in DTYPES:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(DTYPES)}")
+    if precision not in PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
     check_activation(activation)
     if {scale is not None, shift is not None} != {spec.uint8}:
         raise InputError(
             "scale and shift: expected both for a stem of bytes (spec.uint8), else neither"
         )
-    conv, dtype = spec.conv, DTYPES[precision]
+    conv, dtype = spec.conv, PRECISIONS[precision].dtype
     layout = row_layout(spec, image_bytes(spec, dtype.itemsize))
     if spec.uint8:
         if x.dtype != torch.uint8 or tuple(x.shape) != (conv.n, conv.h, conv.w, conv.c):

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from fastres.dtypes import PRECISIONS
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 
-ELEMENT_BYTES: dict[str, int] = {"fp16": 2, "bf16": 2, "tf32": 4, "fp32": 4}
+ELEMENT_BYTES: dict[str, int] = {name: row.bytes for name, row in PRECISIONS.items()}
 """Of one activation or weight, by precision."""
 
 Spec: TypeAlias = "ConvSpec | BottleneckSpec | StemSpec | PoolLinearSpec"

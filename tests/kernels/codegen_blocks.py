@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.dtypes import PRECISIONS
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.finding import inspect_call
 from fastres.kernels.launch.bottleneck import bottleneck_calls
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.conv2d import DTYPES
 from fastres.kernels.launch.stem import stem_calls
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
 from fastres.kernels.tuning import bottleneck, stem
@@ -151,7 +151,7 @@ def bottleneck_launch(
     spec: BottleneckSpec, config: BottleneckConfig, precision: str
 ) -> list[KernelCall]:
     conv, beside, k, next_k = spec.conv, spec.shortcut, spec.expand_k, spec.next_k
-    dtype = DTYPES[precision]
+    dtype = PRECISIONS[precision].dtype
 
     def matrix(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -177,7 +177,7 @@ def bottleneck_launch(
 
 
 def stem_launch(spec: StemSpec, config: StemConfig, precision: str) -> list[KernelCall]:
-    conv, dtype, uint8 = spec.conv, DTYPES[precision], spec.uint8
+    conv, dtype, uint8 = spec.conv, PRECISIONS[precision].dtype, spec.uint8
     x = images(conv.n, conv.c, conv.h, conv.w, torch.uint8 if uint8 else dtype)
     layout = stem.row_layout(spec, x.element_size())
     vectors = [torch.empty(conv.c, device="meta")] * 2 if uint8 else []

@@ -13,11 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastres.dtypes import PRECISIONS
 from fastres.kernels.inspection.budgets import violations
 from fastres.kernels.inspection.compiling import compiled
 from fastres.kernels.inspection.finding import inspect_call
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.conv2d import DTYPES, conv2d_calls, workspace_bytes
+from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
 from fastres.kernels.packing import packed_shape
 from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, counters
@@ -92,7 +93,7 @@ def order(call: KernelCall, architecture: Architecture) -> str:
 
 def main() -> None:
     for name, (spec, config, precision) in CONVOLUTIONS.items():
-        dtype = DTYPES[precision]
+        dtype = PRECISIONS[precision].dtype
 
         def images(c: int, h: int, w: int, n: int = spec.n, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(n, h, w, c, dtype=dtype, device="meta").permute(0, 3, 1, 2)

@@ -20,9 +20,10 @@ from kernel_oracle import (
     random_vector,
 )
 
+from fastres.dtypes import PRECISIONS
 from fastres.kernels import reference
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.conv2d import DTYPES, conv2d, conv2d_calls
+from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d, packed_shape
 from fastres.kernels.spec import ACTIVATIONS, ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_boxes
@@ -93,7 +94,7 @@ def check(
 
 def meta_call(spec: ConvSpec, config: Conv2dConfig = SMALL, precision: str = "fp16") -> KernelCall:
     """The launch on tensors without memory, the residual in place."""
-    kind: dict[str, Any] = {"dtype": DTYPES[precision], "device": "meta"}
+    kind: dict[str, Any] = {"dtype": PRECISIONS[precision].dtype, "device": "meta"}
     x = torch.empty(spec.n, spec.h, spec.w, spec.c, **kind).permute(0, 3, 1, 2)
     out = torch.empty(spec.n, spec.p, spec.q, spec.k, **kind).permute(0, 3, 1, 2)
     packed = torch.empty(packed_shape(spec.c, spec.k, spec.r, spec.s, 1), **kind)

@@ -8,8 +8,8 @@ from native.emulator import tile_instructions
 from torch import nn
 
 import fastres
+from fastres.dtypes import PRECISIONS
 from fastres.models import resnet50
-from fastres.runtime.native import engine
 from fastres.runtime.native.library import Library
 
 
@@ -44,4 +44,4 @@ def test_answers(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_amx_comes_first() -> None:
-    assert engine.FIRST_CHOICE[torch.bfloat16][0] == "amx_bf16"
+    assert PRECISIONS["bf16"].instruction_sets[0] == "amx_bf16"

@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
-"""What a contender may compute in; tf32 is float32 whose products a GPU rounds to 10 bits."""
+from fastres.dtypes import ROWS
 
-PRECISIONS = {"cpu": ("fp32", "bf16", "fp16"), "cuda": tuple(DTYPES)}
+DTYPES = {row.name: row.dtype for row in ROWS}
+"""What a contender may compute in."""
+
+PRECISIONS = {
+    device: tuple(row.name for row in ROWS if device in row.devices) for device in ("cpu", "cuda")
+}
 """Those that each kind of device has, in the order of the tables."""
 
 OURS = 2.0

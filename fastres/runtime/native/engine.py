@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastres.dtypes import BY_DTYPE, NATIVE
 from fastres.ir.graph import module_of
 from fastres.ir.shapes import shapes
 from fastres.options import Options
@@ -33,12 +34,6 @@ from fastres.runtime.native.partition import cut, rewrite
 from fastres.runtime.native.subgraph import Piece
 from fastres.runtime.onednn.engine import OneDnnEngine, keep_and_look, placeholder
 from fastres.system.threads import ThreadLimit
-
-FIRST_CHOICE = {
-    torch.float32: ("avx512", "avx2"),
-    torch.bfloat16: ("amx_bf16", "avx512_bf16"),
-}
-"""Instruction sets by dtype, best first."""
 
 
 class NativeEngine:
@@ -64,7 +59,7 @@ class NativeEngine:
         if isinstance(library, str):
             return library
         for value in module.buffers():
-            known = value.is_floating_point() and value.dtype in FIRST_CHOICE
+            known = value.is_floating_point() and value.dtype in NATIVE
             if known and _isa(library, value.dtype) is None:
                 return f"this processor has no instructions for {value.dtype} that it knows"
         return self._beside.refusal(module)
@@ -103,7 +98,7 @@ class NativeEngine:
 
 
 def _isa(library: Library, dtype: torch.dtype) -> str | None:
-    return next((isa for isa in FIRST_CHOICE[dtype] if isa in library.isas), None)
+    return next((isa for isa in BY_DTYPE[dtype].instruction_sets if isa in library.isas), None)
 
 
 def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:

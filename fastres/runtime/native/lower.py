@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.dtypes import NATIVE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels.spec import ConvSpec
@@ -78,7 +79,7 @@ class Draft:
 def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
     """Why the engine has no operation for a node at this size, or None where it has one."""
     fact = facts.get(node)
-    if not isinstance(fact, Tensor) or fact.dtype not in (torch.float32, torch.bfloat16):
+    if not isinstance(fact, Tensor) or fact.dtype not in NATIVE:
         return "it computes with other numbers than float32 and bfloat16"
     if node.target is ops.conv2d:
         return _conv2d_refusal(node, facts)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastres.dtypes import BY_DTYPE
+
 PANEL = 32
 """Output channels of a panel."""
 
@@ -40,7 +42,7 @@ def pack(weight: Tensor, lanes: int) -> Tensor:
     k, c, r, s = weight.shape
     blocks = math.ceil(c / lanes)
     whole = F.pad(weight, (0, 0, 0, 0, 0, blocks * lanes - c, 0, panels(k) * PANEL - k))
-    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    pair = BY_DTYPE[weight.dtype].group
     cut = whole.view(-1, PANEL, blocks, lanes // pair, pair, r, s)
     return cut.permute(0, 2, 5, 6, 3, 1, 4).contiguous()
 
@@ -67,7 +69,7 @@ def pack_small(weight: Tensor, most: int) -> Tensor:
         most: units of a step.
     """
     k, c, r, _ = weight.shape
-    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    pair = BY_DTYPE[weight.dtype].group
     whole = F.pad(weight, (0, 0, 0, 0, 0, c % pair, 0, panels(k) * PANEL - k))
     rows = whole.permute(0, 2, 3, 1).reshape(panels(k), PANEL, r, -1, pair).permute(0, 2, 3, 1, 4)
     firsts, length = parts(rows.shape[2], most)
@@ -124,6 +126,6 @@ def pack_winograd(weight: Tensor, lanes: int) -> Tensor:
     frequencies = torch.einsum("ar,kcrs,bs->abkc", g, weight.double(), g).reshape(16, k, c)
     filled = math.ceil(c / lanes) * lanes
     whole = F.pad(frequencies, (0, filled - c, 0, panels(k) * PANEL - k))
-    pair = 2 if weight.dtype == torch.bfloat16 else 1
+    pair = BY_DTYPE[weight.dtype].group
     cut = whole.view(16, panels(k), PANEL, filled // pair, pair)
     return cut.permute(1, 0, 3, 2, 4).to(weight.dtype).contiguous()

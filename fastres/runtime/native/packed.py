@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastres.dtypes import BY_DTYPE
 from fastres.runtime.native import pack
 from fastres.runtime.native.pages import Pages
 from fastres.system import forking
-
-LANES = {torch.float32: 16, torch.bfloat16: 32}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class PackedPanels:
 def _packed(
     weight: Tensor, dtype: torch.dtype, form: str, channels: int, groups: int, most: int
 ) -> Panels:
-    lanes = LANES[dtype]
+    lanes = BY_DTYPE[dtype].lanes
     blocks = -(-channels // lanes)
     if form == "small":
         return Panels(pack.pack_small(weight, most), 1)

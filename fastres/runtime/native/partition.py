@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.dtypes import NATIVE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, copy_meta
 from fastres.runtime.native.lower import Draft, draft, refusal
@@ -116,7 +117,7 @@ def _cast_behind(node: fx.Node) -> fx.Node | None:
     """The cast that is the only reader of a piece's output."""
     users = list(node.users)
     casts = len(users) == 1 and users[0].target is aten.to.dtype
-    return users[0] if casts and arguments(users[0])[1] in _DTYPES else None
+    return users[0] if casts and arguments(users[0])[1] in NATIVE else None
 
 
 def _source(node: fx.Node, piece: Sequence[fx.Node], facts: Mapping[fx.Node, Any]) -> fx.Node:
@@ -125,9 +126,6 @@ def _source(node: fx.Node, piece: Sequence[fx.Node], facts: Mapping[fx.Node, Any
         before = arguments(node)[0]
         if isinstance(before, fx.Node):
             fact = facts[before]
-            if isinstance(fact, Tensor) and fact.dtype in _DTYPES:
+            if isinstance(fact, Tensor) and fact.dtype in NATIVE:
                 return before
     return node
-
-
-_DTYPES = (torch.float32, torch.bfloat16)

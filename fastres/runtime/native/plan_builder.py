@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastres.dtypes import BY_DTYPE
 from fastres.errors import OutOfMemory
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
@@ -34,8 +35,6 @@ from fastres.runtime.native.pack import panels, parts
 from fastres.runtime.native.packed import PackedPanels
 from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.release import releases
-
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def uses_winograd(op: Op, isa: str) -> bool:
@@ -181,7 +180,7 @@ class Planner:
         out = COp()
         out.kind = KINDS.index(kind)
         out.isa = ISAS.index(self.isa)
-        out.dtype = _DTYPES[some.layout.dtype]
+        out.dtype = BY_DTYPE[some.layout.dtype].native_code
         out.images = phase.images
         for name, value in (("input", op.input), ("output", op.output), ("residual", op.residual)):
             if value is not None:

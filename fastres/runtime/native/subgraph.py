@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.dtypes import BY_DTYPE
 from fastres.errors import FastresError, InputError, OutOfMemory
 from fastres.runtime.native.abi import COp, COutside
 from fastres.runtime.native.describe import described
@@ -66,7 +67,7 @@ class CompiledPlan:
     def _set_outside(self, dtypes: Sequence[torch.dtype]) -> None:
         ops: Sequence[COp] = self.plan.ops
         for op, dtype in zip(ops, dtypes, strict=True):
-            op.outside_dtype = 1 if dtype == torch.bfloat16 else 0
+            op.outside_dtype = BY_DTYPE[dtype].native_code
 
 
 class Piece:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres.dtypes import BY_DTYPE
 from fastres.kernels.tuning.gpus import Architecture
 
 
@@ -24,14 +25,16 @@ class Arithmetic:
 
     def of_convolution(self, dtype: torch.dtype) -> str:
         """The kernels' name for the precision of a convolution of such tensors."""
-        return _NAMES.get(dtype, self.convolution)
+        return _name(dtype, self.convolution)
 
     def of_product(self, dtype: torch.dtype) -> str:
         """The kernels' name for the precision of a matrix product of such tensors."""
-        return _NAMES.get(dtype, self.product)
+        return _name(dtype, self.product)
 
 
-_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+def _name(dtype: torch.dtype, float32: str) -> str:
+    row = BY_DTYPE.get(dtype)
+    return float32 if row is None or dtype == torch.float32 else row.name
 
 
 def arithmetic(precision: str | None, target: Architecture | None) -> Arithmetic:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres import kernels
+from fastres.dtypes import FLOATING
 from fastres.errors import InputError, OptionError, OutOfMemory
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
@@ -46,7 +47,6 @@ from fastres.system.versions import why_not_interpreted
 INTERPRETED_GPU = "a100"
 """The GPU whose data sheet decides under the interpreter."""
 
-FLOATING = (torch.float16, torch.bfloat16, torch.float32)
 """What the kernels compute with."""
 
 

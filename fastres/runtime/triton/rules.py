@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.dtypes import FLOATING
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
 from fastres.kernels import packing
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.checks import FLOATING
 from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
 from fastres.kernels.launch.linear import linear_calls, linear_spec
 from fastres.kernels.tuning.boxes import to_try

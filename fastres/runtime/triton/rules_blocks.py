@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastres.dtypes import FLOATING
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
 from fastres.kernels.launch.bottleneck import (
@@ -20,7 +21,6 @@ from fastres.kernels.launch.bottleneck import (
     pack_pointwise,
 )
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.checks import FLOATING
 from fastres.kernels.launch.pool_linear import pool_linear_calls
 from fastres.kernels.launch.stem import pack_stem, stem_calls
 from fastres.kernels.packing import pack_linear

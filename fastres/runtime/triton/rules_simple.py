@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastres.dtypes import FLOATING
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.checks import FLOATING
 from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
 from fastres.kernels.launch.pooling import (
     avg_pool2d_calls,
