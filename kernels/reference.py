@@ -15,20 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastres.kernels.activations import ACTIVATIONS
+
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """Apply one of ``none relu relu6 silu hardswish`` by its torch name; NaN stays NaN."""
-    if activation == "none":
-        return x
-    if activation == "relu":
-        return torch.relu(x)
-    if activation == "relu6":
-        return F.relu6(x)
-    if activation == "silu":
-        return F.silu(x)
-    if activation == "hardswish":
-        return F.hardswish(x)
-    raise ValueError(f"activation {activation!r}: expected none, relu, relu6, silu or hardswish")
+    """Apply a row of :data:`fastres.kernels.activations.ACTIVATIONS`; NaN stays NaN."""
+    row = ACTIVATIONS.get(activation)
+    if row is None:
+        names = list(ACTIVATIONS)
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise ValueError(f"activation {activation!r}: expected {expected}")
+    return row.reference(x)
 
 
 def conv2d(

@@ -21,9 +21,6 @@ from typing import TypeAlias
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = tuple[int, int, int, int]
 
-ACTIVATIONS: tuple[str, ...] = ("none", "relu", "relu6", "silu", "hardswish")
-"""The element-wise functions that ``fastres::conv2d`` may apply, by their torch names."""
-
 
 def pair(value: int | Sequence[int]) -> Pair:
     """``3 -> (3, 3)``, ``[3] -> (3, 3)``, ``[3, 5] -> (3, 5)``: how torch reads a pair."""

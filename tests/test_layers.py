@@ -19,7 +19,7 @@ _SPEC.loader.exec_module(import_graph)
 
 # A room may import what stands before it, and its own modules.
 ORDER = [
-    *("errors", "version", "system", "options", "checks", "transforms", "kernels", "ir"),
+    *("errors", "version", "dtypes", "system", "options", "checks", "transforms", "kernels", "ir"),
     *("capture", "report", "passes", "artifact", "accuracy", "runtime", "refit", "optimized"),
     *("verification", "optimization", "loading", "models", "preprocess", "workload", "export"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 
 from fastres.ir import ops
-from fastres.kernels.spec import ACTIVATIONS
+from fastres.kernels.activations import ACTIVATIONS
 
 OPERATORS = {target._opname: target for target in ops.REFERENCE}
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fastres.export.builder import Builder
 
 
 def activate(b: Builder, x: str, name: str) -> str:
-    """Apply one of :data:`fastres.kernels.spec.ACTIVATIONS`.
-
-    Hard-swish is ``x * HardSigmoid(x)``: the operator HardSwish is not on TensorRT's list.
-    """
-    if name == "none":
-        return x
-    if name == "relu":
-        return b.emit("Relu", x)
-    if name == "relu6":
-        return clip(b, x, 0.0, 6.0)
-    if name == "silu":
-        return b.emit("Mul", x, b.emit("Sigmoid", x))
-    if name == "hardswish":
-        return b.emit("Mul", x, hard_sigmoid(b, x))
-    raise b.refusal(f"the activation {name!r} has no translation")
+    """Apply one of :data:`fastres.kernels.activations.ACTIVATIONS`."""
+    if name not in RULES:
+        raise b.refusal(f"the activation {name!r} has no translation")
+    return RULES[name](b, x)
 
 
 def hard_sigmoid(b: Builder, x: str) -> str:
@@ -38,3 +29,34 @@ def clip(b: Builder, x: str, low: float | None, high: float | None) -> str:
         for bound in (low, high)
     )
     return b.emit("Clip", x, *bounds)
+
+
+def _none(b: Builder, x: str) -> str:
+    return x
+
+
+def _relu(b: Builder, x: str) -> str:
+    return b.emit("Relu", x)
+
+
+def _relu6(b: Builder, x: str) -> str:
+    return clip(b, x, 0.0, 6.0)
+
+
+def _silu(b: Builder, x: str) -> str:
+    return b.emit("Mul", x, b.emit("Sigmoid", x))
+
+
+def _hardswish(b: Builder, x: str) -> str:
+    """``x * HardSigmoid(x)``: the operator HardSwish is not on TensorRT's list."""
+    return b.emit("Mul", x, hard_sigmoid(b, x))
+
+
+RULES: dict[str, Callable[[Builder, str], str]] = {
+    "none": _none,
+    "relu": _relu,
+    "relu6": _relu6,
+    "silu": _silu,
+    "hardswish": _hardswish,
+}
+"""How each activation is written."""

@@ -12,6 +12,7 @@ from torch import fx
 from fastres.export.builder import Builder
 from fastres.export.rules.activations import activate, clip, hard_sigmoid
 from fastres.ir.graph import arguments
+from fastres.kernels.activations import BY_ATEN
 
 aten = torch.ops.aten
 
@@ -219,8 +220,7 @@ RULES: dict[Any, Any] = {
     aten.clamp_max.default: lambda b, node: clip(
         b, _operand(b, node, 0), None, b.number(arguments(node)[1])
     ),
-    **{aten.relu.default: _activation("relu"), aten.relu6.default: _activation("relu6")},
-    **{aten.silu.default: _activation("silu"), aten.hardswish.default: _activation("hardswish")},
+    **{overload: _activation(row.name) for overload, row in BY_ATEN.items()},
     **{aten.hardsigmoid.default: _hardsigmoid, aten.leaky_relu.default: _leaky_relu},
     **{aten.elu.default: _elu, aten.prelu.default: _prelu, aten.softplus.default: _softplus},
     **{aten.log_sigmoid.default: _log_sigmoid, aten.selu.default: _selu},

@@ -29,15 +29,15 @@ from fastres.artifact.strict import fields, identifier, items, of_type, text
 from fastres.errors import ArtifactError
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
-from fastres.kernels.spec import ACTIVATIONS
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.transforms import Interpolation
 
 MOST_NODES = 100_000
 """A ResNet-152 has about 800."""
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    "activation": ACTIVATIONS,
-    "pre_activation": ACTIVATIONS,
+    "activation": tuple(ACTIVATIONS),
+    "pre_activation": tuple(ACTIVATIONS),
     "interpolation": get_args(Interpolation),
 }
 """What the arguments of fastres's operators that are texts may be."""

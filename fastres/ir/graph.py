@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.kernels.activations import BY_ATEN
+
 INNER = "fastres_network"
 """Under this name a wrapper of fastres's own holds the user's model; users never see it."""
 
@@ -178,12 +180,12 @@ def aliases(target: Any) -> bool:
 
 
 def activation_of(node: Any) -> str:
-    """Which of ``spec.ACTIVATIONS`` a stand-alone ATen node applies, or "none"."""
+    """Name of the activation that a stand-alone ATen node applies, or "none"."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return "none"
-    name = _ACTIVATIONS.get(node.target)
-    if name is not None:
-        return name
+    row = BY_ATEN.get(node.target)
+    if row is not None:
+        return row.name
     bounds = list(node.args[1:])
     if node.target is torch.ops.aten.hardtanh.default and bounds == [0.0, 6.0]:
         return "relu6"
@@ -192,14 +194,6 @@ def activation_of(node: Any) -> str:
     if node.target is torch.ops.aten.clamp.default and bounds in ([0], [0, None]):
         return "relu"
     return "none"
-
-
-_ACTIVATIONS: dict[Any, str] = {
-    torch.ops.aten.relu.default: "relu",
-    torch.ops.aten.relu6.default: "relu6",
-    torch.ops.aten.silu.default: "silu",
-    torch.ops.aten.hardswish.default: "hardswish",
-}
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:

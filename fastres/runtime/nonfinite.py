@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastres.ir.graph import MOVES_DATA
+from fastres.kernels.activations import BY_ATEN
 
 aten = torch.ops.aten
 
@@ -44,9 +45,9 @@ _KEEPS_ORDINARY: frozenset[Any] = frozenset(
     {
         *MOVES_DATA,
         *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.abs.default),
-        *(aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.leaky_relu.default),
+        *BY_ATEN,
+        *(aten.hardtanh.default, aten.leaky_relu.default, aten.gelu.default, aten.softmax.int),
         *(aten.sigmoid.default, aten.hardsigmoid.default, aten.tanh.default, aten.elu.default),
-        *(aten.silu.default, aten.hardswish.default, aten.gelu.default, aten.softmax.int),
         *(aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim),
         *(aten.max_pool2d.default, aten.adaptive_max_pool2d.default, aten.dropout.default),
         *(aten.conv2d.default, aten.conv_transpose2d.input, aten.linear.default),

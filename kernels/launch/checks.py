@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastres.dtypes import FLOATING
 from fastres.errors import InputError, OptionError
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.call import INT32_ELEMENTS, needs_int64
-from fastres.kernels.spec import ACTIVATIONS
 
 """The dtypes of images and weights."""
 

@@ -64,7 +64,7 @@ def conv2d_calls(
         residual: like ``out``, or None. May be ``out`` itself.
         out: [N, K, P, Q], channels-last and dense, same dtype.
         spec: the convolution.
-        pre_activation, activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
+        pre_activation, activation: of :data:`fastres.kernels.activations.ACTIVATIONS`.
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         workspace: one-dimensional, contiguous float32 of at least ``workspace_bytes(...)``.

@@ -69,7 +69,7 @@ def scale_shift_calls(
         x, out: [N, C, ...] of one dtype (float16, bfloat16, float32), dense with the channels
             innermost. ``out`` may be ``x``.
         scale, shift: [C] float32; the arithmetic is done in float32.
-        activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
+        activation: of :data:`fastres.kernels.activations.ACTIVATIONS`.
         config: how to launch, or None for what ``choose_elementwise`` says.
 
     Raises:

@@ -36,7 +36,7 @@ def pool_linear_calls(
         weight: [K, C], contiguous, of the same dtype.
         bias: [K] float32, or None.
         out: [N, K], contiguous, of the same dtype.
-        activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
+        activation: of :data:`fastres.kernels.activations.ACTIVATIONS`.
         config: how to launch.
 
     Raises:

@@ -71,7 +71,7 @@ def stem_calls(
         bias: [K] float32, or None.
         out: [N, K, P', Q'], channels-last and dense, in ``precision``'s dtype.
         spec: the stem.
-        activation: of :data:`fastres.kernels.spec.ACTIVATIONS`.
+        activation: of :data:`fastres.kernels.activations.ACTIVATIONS`.
         config: how to launch.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
         scale, shift: [C] float32, of a stem of bytes.

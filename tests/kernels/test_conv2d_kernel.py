@@ -23,9 +23,10 @@ from torch import Tensor
 
 from fastres.errors import InputError
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.conv2d import conv2d, conv2d_calls, workspace_bytes
 from fastres.kernels.packing import pack_conv2d
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, counters, used_splits
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.elementwise import (
     add_relu,
     add_relu_calls,
     scale_shift,
     scale_shift_calls,
 )
-from fastres.kernels.spec import ACTIVATIONS
 from fastres.kernels.tuning.elementwise import ElementwiseConfig
 
 STORED = ("fp16", "bf16", "fp32")  # tf32 is a way to multiply matrices

@@ -14,9 +14,10 @@ from kernel_oracle import (
 )
 
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec, Padding, Pair
+from fastres.kernels.spec import ConvSpec, Padding, Pair
 from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_descriptors
 
 SMALL = Conv2dConfig(16, 16, 16, descriptors=True)

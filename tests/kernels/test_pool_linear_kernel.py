@@ -20,8 +20,9 @@ from kernel_oracle import (
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.pool_linear import pool_linear, pool_linear_calls
-from fastres.kernels.spec import ACTIVATIONS, PoolLinearSpec
+from fastres.kernels.spec import PoolLinearSpec
 from fastres.kernels.tuning.gpus import by_name
 from fastres.kernels.tuning.pooling import (
     PoolLinearConfig,

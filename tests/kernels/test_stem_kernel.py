@@ -30,9 +30,10 @@ from torch import Tensor
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.stem import conv2d_max_pool2d, pack_stem, stem_calls
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec, StemSpec
+from fastres.kernels.spec import ConvSpec, StemSpec
 from fastres.kernels.tuning.gpus import by_name
 from fastres.kernels.tuning.stem import (
     StemConfig,

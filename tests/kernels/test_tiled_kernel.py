@@ -22,10 +22,11 @@ from kernel_oracle import (
 
 from fastres.dtypes import PRECISIONS
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d, packed_shape
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_boxes
 
 

@@ -116,9 +116,9 @@ class _Building:
         out = (n, k, p, q)
         residual = self.one_of([None, *(node for node, shape in self.images if shape == out)])
         weight = self.weight(k, c // groups, r, s)
-        before = self.one_of(ACTIVATIONS) if residual is not None else "none"
+        before = self.one_of(list(ACTIVATIONS)) if residual is not None else "none"
         call = (x, weight, self.bias(k), residual, list(stride), padding, [1, 1], groups)
-        node = self.graph.call_function(ops.conv2d, (*call, before, self.one_of(ACTIVATIONS)))
+        node = self.graph.call_function(ops.conv2d, (*call, before, self.one_of(list(ACTIVATIONS))))
         self.images.append((node, out))
 
     def pooling(self) -> None:
@@ -150,7 +150,7 @@ class _Building:
             return self.mean()
         x, c = self.one_of(self.vectors)
         k = self.one_of([1, 10, 33])
-        call = (x, self.weight(k, c), self.bias(k), self.one_of(ACTIVATIONS))
+        call = (x, self.weight(k, c), self.bias(k), self.one_of(list(ACTIVATIONS)))
         self.vectors.append((self.graph.call_function(ops.linear, call), k))
 
     def finish(self) -> RandomGraph:

@@ -6,12 +6,17 @@ import ctypes
 from ctypes import c_int32, c_int64, c_void_p
 from typing import ClassVar
 
+from fastres.kernels.activations import ACTIVATIONS as _ROWS
+
 ABI = 6
 """``FR_ABI`` of the header that this file follows."""
 
 KINDS = ("convolution", "winograd", "max_pool", "mean", "import", "export", "add")
 ISAS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
-ACTIVATIONS = ("none", "relu", "relu6", "hardswish")
+ACTIVATIONS: dict[str, int] = {
+    name: row.native_code for name, row in _ROWS.items() if isinstance(row.native_code, int)
+}
+"""``enum fr_activation``."""
 ARENA, INPUT, OUTPUT = range(3)
 
 

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastres.ir import ops
 from fastres.ir.graph import MOVES_DATA, arguments
+from fastres.kernels.activations import ACTIVATIONS, BY_ATEN
 
 aten = torch.ops.aten
 
@@ -28,7 +29,8 @@ times eager's, and grows with it.
 
 _BOUNDING = frozenset(
     {
-        *(aten.relu6.default, aten.hardtanh.default, aten.clamp.default, aten.clamp_max.default),
+        *(overload for overload, row in BY_ATEN.items() if row.bounds_above),
+        *(aten.hardtanh.default, aten.clamp.default, aten.clamp_max.default),
         *(aten.sigmoid.default, aten.hardsigmoid.default, aten.tanh.default, aten.erf.default),
         *(aten.clamp.Tensor, aten.clamp_max.Tensor, aten.minimum.default, aten.softmax.int),
     }
@@ -51,9 +53,12 @@ _known = WeakTensorKeyDictionary()
 
 def is_cut_off(node: fx.Node, steps: int = _STEPS) -> bool:
     """Whether the large ones among a node's results are cut off soon after."""
-    if node.target is ops.conv2d and "relu6" in arguments(node)[8:]:
-        return True
-    if node.target is ops.scale_shift and arguments(node)[3] == "relu6":
+    applied: tuple[str, ...] = ()
+    if node.target is ops.conv2d:
+        applied = arguments(node)[8:]
+    elif node.target is ops.scale_shift:
+        applied = (arguments(node)[3],)
+    if any(ACTIVATIONS[name].bounds_above for name in applied):
         return True
     if node.target in _BOUNDING:
         return True

@@ -186,7 +186,7 @@ class Planner:
             if value is not None:
                 setattr(out, name, self._tensor(value))
         out.has_residual = op.residual is not None
-        out.before, out.after = ACTIVATIONS.index(op.before), ACTIVATIONS.index(op.after)
+        out.before, out.after = ACTIVATIONS[op.before], ACTIVATIONS[op.after]
         out.tile, out.group, out.chunk_panels = 1, 1, 1
         if kind in ("convolution", "winograd"):
             self._convolution(out, op, kind, index, phase)

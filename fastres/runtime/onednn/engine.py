@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import is_symmetric
 from fastres.runtime import contiguous
 from fastres.runtime.executable import Executable
@@ -31,18 +32,6 @@ from fastres.runtime.onednn.packing import PackedWeights
 from fastres.system.target import onednn_supports
 
 aten = torch.ops.aten
-
-# oneDNN's names for our activations: (operator attribute, its scalars).
-_ATTRIBUTES: dict[str, tuple[str, list[float]]] = {
-    "none": ("none", []),
-    "relu": ("relu", []),
-    "relu6": ("hardtanh", [0.0, 6.0]),
-    "silu": ("swish", []),
-    "hardswish": ("hardswish", []),
-}
-
-_IN_SUM = ("none", "relu")
-"""The activations that oneDNN's operator in torch applies after adding a residual."""
 
 
 class OneDnnEngine:
@@ -117,7 +106,7 @@ class OneDnnEngine:
         shape = (sides, stride, dilation, groups)
         if residual is None:
             return _convolution(lowering, node, image, rest, shape, str(after))
-        if before == "none" and after in _IN_SUM:
+        if before == "none" and ACTIVATIONS[after].onednn_sum:
             return _convolution_sum(lowering, node, image, residual, rest, shape, str(after))
         first = _convolution(lowering, node, image, rest, shape, str(before))
         lowering.notes.append(
@@ -132,16 +121,16 @@ class OneDnnEngine:
         fact = lowering.facts[x]
         # In float32 oneDNN adds up all products in one chain, with twice the error of torch's BLAS.
         packs = tensor is not None and tensor.dtype == torch.bfloat16
-        if tensor is None or not packs or fact.dim() != 2 or activation not in _IN_SUM:
+        if tensor is None or not packs or fact.dim() != 2 or not ACTIVATIONS[activation].onednn_sum:
             return lowering.call(reference.linear, lowering.value(arguments(node)), node)
         packed = self._packed.linear(str(weight.target), tensor, fact.shape[0])
-        attribute, scalars = _ATTRIBUTES[str(activation)]
+        attribute, scalars = ACTIVATIONS[activation].onednn
         bound = (
             lowering.value(x),
             lowering.constant(f"{node.name}_packed", packed),
             lowering.value(bias),
             attribute,
-            scalars,
+            list(scalars),
             "",
         )
         return lowering.call(torch.ops.mkldnn._linear_pointwise.default, bound, node)
@@ -150,8 +139,8 @@ class OneDnnEngine:
 def _convolution(
     lowering: Lowering, node: fx.Node, image: Any, rest: Any, shape: Any, activation: str
 ) -> fx.Node:
-    attribute, scalars = _ATTRIBUTES[activation]
-    bound = (image, *rest, *shape, attribute, scalars, "")
+    attribute, scalars = ACTIVATIONS[activation].onednn
+    bound = (image, *rest, *shape, attribute, list(scalars), "")
     return lowering.call(torch.ops.mkldnn._convolution_pointwise.default, bound, node)
 
 

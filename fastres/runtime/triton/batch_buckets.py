@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fastres.ir import ops
 from fastres.ir.graph import arguments, module_of
+from fastres.kernels.activations import BY_ATEN
 
 aten = torch.ops.aten
 
@@ -23,8 +24,8 @@ _IMAGE_BY_IMAGE = frozenset(
         *ops.REFERENCE,
         *(aten.to.dtype, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),
         *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
-        *(aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.silu.default),
-        *(aten.hardswish.default, aten.sigmoid.default, aten.hardsigmoid.default),
+        *BY_ATEN,
+        *(aten.hardtanh.default, aten.sigmoid.default, aten.hardsigmoid.default),
         *(aten.tanh.default, aten.gelu.default, aten.leaky_relu.default, aten.elu.default),
         *(aten.flatten.using_ints, aten.reshape.default, operator.getitem),
     }

@@ -7,13 +7,13 @@ only where that can be found out: by tuning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastres.kernels import reference
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import is_symmetric
 
 aten = torch.ops.aten
@@ -35,10 +35,10 @@ def conv2d(
     y = reference.conv2d(
         *(x, weight, bias, None, stride, padding, dilation, groups, "none", "none")
     )
-    y = _IN_PLACE[pre_activation](y)
+    y = ACTIVATIONS[pre_activation].in_place(y)
     if residual is not None:
         y = y.add_(residual)
-    return _IN_PLACE[activation](y)
+    return ACTIVATIONS[activation].in_place(y)
 
 
 def fused_conv2d(
@@ -65,28 +65,3 @@ def fused_conv2d(
 def supports_fused(padding: Sequence[int], pre_activation: str, activation: str) -> bool:
     """Whether cuDNN has such an epilogue: bias, perhaps an addition, and ReLU."""
     return is_symmetric(padding) and (pre_activation, activation) == ("none", "relu")
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _relu6(x: Tensor) -> Tensor:
-    return F.relu6(x, inplace=True)
-
-
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=True)
-
-
-def _hardswish(x: Tensor) -> Tensor:
-    return F.hardswish(x, inplace=True)
-
-
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": _same,
-    "relu": torch.relu_,
-    "relu6": _relu6,
-    "silu": _silu,
-    "hardswish": _hardswish,
-}
