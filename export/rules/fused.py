@@ -16,6 +16,17 @@ from fastres.export.builder import Builder
 from fastres.export.rules.activations import activate
 from fastres.ir import ops
 from fastres.ir.graph import arguments
+from fastres.ir.views import (
+    AddRelu,
+    Bottleneck,
+    Conv2d,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    PoolLinear,
+    ScaleShift,
+    Stem,
+)
 
 
 def _named(b: Builder, node: fx.Node, index: int, role: str) -> str:
@@ -53,32 +64,38 @@ def convolve(
 
 
 def _conv2d(b: Builder, node: fx.Node) -> str:
-    x, _, _, residual, stride, padding, dilation, groups, pre_activation, activation = arguments(
-        node
+    conv = Conv2d.of(node)
+    y = convolve(
+        b,
+        b.tensor(conv.x),
+        _named(b, node, 1, "weight"),
+        _named(b, node, 2, "bias"),
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
     )
-    weight, bias = _named(b, node, 1, "weight"), _named(b, node, 2, "bias")
-    y = convolve(b, b.tensor(x), weight, bias, stride, padding, dilation, groups)
-    y = activate(b, y, pre_activation)
-    if residual is not None:
-        y = b.emit("Add", y, b.tensor(residual))
-    return activate(b, y, activation)
+    y = activate(b, y, conv.pre_activation)
+    if conv.residual is not None:
+        y = b.emit("Add", y, b.tensor(conv.residual))
+    return activate(b, y, conv.activation)
 
 
 def _scale_shift(b: Builder, node: fx.Node) -> str:
     """Computed in the dtype of its constants, as its definition does."""
-    x, scale, shift, activation = arguments(node)
-    given = b.tensor(x)
-    over = [1, -1] + [1] * (b.rank(x) - 2)
+    view = ScaleShift.of(node)
+    given = b.tensor(view.x)
+    over = [1, -1] + [1] * (b.rank(view.x) - 2)
     module = node.meta.get("module") or node.name
-    factors = b.constant(b.weight_of(scale).reshape(over), f"{module}.scale")
-    offsets = b.constant(b.weight_of(shift).reshape(over), f"{module}.shift")
+    factors = b.constant(b.weight_of(view.scale).reshape(over), f"{module}.scale")
+    offsets = b.constant(b.weight_of(view.shift).reshape(over), f"{module}.shift")
     wide = b.cast(given, b.dtype(factors))
     y = b.emit("Add", b.emit("Mul", wide, factors, part=""), offsets)
-    return b.cast(activate(b, y, activation), b.dtype(given))
+    return b.cast(activate(b, y, view.activation), b.dtype(given))
 
 
 def _add_relu(b: Builder, node: fx.Node) -> str:
-    x, y = (b.tensor(argument) for argument in arguments(node))
+    x, y = (b.tensor(argument) for argument in AddRelu.of(node).args)
     return b.emit("Relu", b.emit("Add", x, y))
 
 
@@ -99,11 +116,10 @@ def _pool(
 
 
 def _max_pool2d(b: Builder, node: fx.Node) -> str:
-    x, kernel, stride, padding, dilation, ceil = arguments(node)
-    ends = overhang(b, node, x, kernel, stride, padding, dilation) if ceil else (0, 0)
-    return _pool(
-        b, b.tensor(x), kernel, stride, padding, dilation, ends or (0, 0), ceil and ends is None
-    )
+    pool = MaxPool2d.of(node)
+    window = (pool.kernel, pool.stride, pool.padding, pool.dilation)
+    ends = overhang(b, node, pool.x, *window) if pool.ceil_mode else (0, 0)
+    return _pool(b, b.tensor(pool.x), *window, ends or (0, 0), pool.ceil_mode and ends is None)
 
 
 def overhang(
@@ -130,8 +146,8 @@ def overhang(
 
 
 def _global_avg_pool(b: Builder, node: fx.Node) -> str:
-    x, keepdim = arguments(node)
-    return _mean(b, b.tensor(x), keepdim)
+    pool = GlobalAvgPool.of(node)
+    return _mean(b, b.tensor(pool.x), pool.keepdim)
 
 
 def _mean(b: Builder, x: str, keepdim: bool) -> str:
@@ -139,46 +155,55 @@ def _mean(b: Builder, x: str, keepdim: bool) -> str:
     return y if keepdim else b.emit("Flatten", y, axis=1)
 
 
-def _classify(b: Builder, node: fx.Node, x: str, rank: int) -> str:
-    _, weight, bias, activation = arguments(node)
+def _classify(b: Builder, view: Linear | PoolLinear, x: str, rank: int) -> str:
+    node = view.node
     if rank == 2:
         given = (x, _named(b, node, 1, "weight"), _named(b, node, 2, "bias"))
         y = b.emit("Gemm", *given, part="", transB=1)
     else:
         module = node.meta.get("module") or node.name
-        transposed = b.constant(b.weight_of(weight).t().contiguous(), f"{module}.weight")
+        transposed = b.constant(b.weight_of(view.weight).t().contiguous(), f"{module}.weight")
         y = b.emit("MatMul", x, transposed, part="")
-        if bias is not None:
+        if view.bias is not None:
             y = b.emit("Add", y, _named(b, node, 2, "bias"))
-    return activate(b, y, activation)
+    return activate(b, y, view.activation)
 
 
 def _linear(b: Builder, node: fx.Node) -> str:
-    x = arguments(node)[0]
-    return _classify(b, node, b.tensor(x), b.rank(x))
+    linear = Linear.of(node)
+    return _classify(b, linear, b.tensor(linear.x), b.rank(linear.x))
 
 
 def _pool_linear(b: Builder, node: fx.Node) -> str:
-    return _classify(b, node, _mean(b, b.tensor(arguments(node)[0]), keepdim=False), 2)
+    view = PoolLinear.of(node)
+    return _classify(b, view, _mean(b, b.tensor(view.x), keepdim=False), 2)
 
 
 def _bottleneck(b: Builder, node: fx.Node) -> list[str]:
-    (
-        x, _, _, _, _, residual, shortcut, shortcut_stride, further, _, stride, padding,
-        dilation, groups,
-    ) = arguments(node)  # fmt: skip
+    block = Bottleneck.of(node)
     none, once = (0, 0, 0, 0), (1, 1)
     weight, bias = _named(b, node, 1, "weight"), _named(b, node, 2, "bias")
-    narrow = convolve(b, b.tensor(x), weight, bias, stride, padding, dilation, groups)
+    narrow = convolve(
+        b,
+        b.tensor(block.x),
+        weight,
+        bias,
+        block.stride,
+        block.padding,
+        block.dilation,
+        block.groups,
+    )
     narrow = b.emit("Relu", narrow)
     weight, bias = _named(b, node, 3, "expand.weight"), _named(b, node, 4, "expand.bias")
     wide = convolve(b, narrow, weight, bias, once, none, once, 1, "expand")
-    identity = b.tensor(residual)
-    if shortcut is not None:
+    identity = b.tensor(block.residual)
+    if block.shortcut_weight is not None:
         weight = _named(b, node, 6, "shortcut.weight")
-        identity = convolve(b, identity, weight, "", shortcut_stride, none, once, 1, "shortcut")
+        identity = convolve(
+            b, identity, weight, "", block.shortcut_stride, none, once, 1, "shortcut"
+        )
     wide = b.emit("Relu", b.emit("Add", wide, identity))
-    if further is None:
+    if block.next_weight is None:
         return [wide]
     weight, bias = _named(b, node, 8, "next.weight"), _named(b, node, 9, "next.bias")
     return [wide, b.emit("Relu", convolve(b, wide, weight, bias, once, none, once, 1, "next"))]
@@ -196,20 +221,19 @@ def _normalised(
 
 
 def _conv2d_max_pool2d(b: Builder, node: fx.Node) -> str:
-    x, _, _, stride, padding, activation, kernel, pool_stride, pool_padding, scale, shift = (
-        arguments(node)
-    )
+    stem = Stem.of(node)
     weight, bias = _named(b, node, 1, "weight"), _named(b, node, 2, "bias")
-    image = b.tensor(x)
-    if scale is not None:
-        image = _normalised(b, node, image, scale, shift, b.dtype(weight))
-    y = activate(b, convolve(b, image, weight, bias, stride, padding, (1, 1), 1), activation)
-    top, left = pool_padding
+    image = b.tensor(stem.x)
+    if stem.takes_bytes:
+        image = _normalised(b, node, image, stem.scale, stem.shift, b.dtype(weight))
+    y = convolve(b, image, weight, bias, stem.stride, stem.padding, (1, 1), 1)
+    y = activate(b, y, stem.activation)
+    top, left = stem.pool_padding
     return b.emit(
         "MaxPool",
         y,
-        kernel_shape=list(kernel),
-        strides=list(pool_stride),
+        kernel_shape=list(stem.pool_kernel),
+        strides=list(stem.pool_stride),
         pads=[top, left, top, left],
     )
 

@@ -15,16 +15,14 @@ from torch import Tensor, fx, nn
 
 from fastres.capture.capture import capture, in_eval_mode, own_dtype
 from fastres.errors import OptionError
-from fastres.ir import ops
-from fastres.ir.graph import aliases, arguments, label
+from fastres.ir.graph import aliases, label
 from fastres.ir.propagate import propagate
-from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.ir.views import Bottleneck, Conv2d, Linear, PoolLinear, Stem
 from fastres.kernels.tuning.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.passes import rewrite
 from fastres.report import Report
 from fastres.runtime.triton import fill_channels, fuse_blocks
 from fastres.runtime.triton.fill_channels import Pays, added_channels
-from fastres.runtime.triton.fuse_blocks import conv_spec
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,11 @@ def images_for(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
 
 
 def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
-    describe = _DESCRIBED.get(node.target)
     operator = str(node.target).removesuffix(".default").removeprefix("fastres.")
-    if describe is not None:
-        spec, residual = describe(node, facts)
-        return Layer(label(node), operator, spec, residual)
+    view = next((each.of(node) for each in _WITH_SPEC if each.target is node.target), None)
+    if view is not None:
+        residual = isinstance(view, Conv2d) and view.residual is not None
+        return Layer(label(node), operator, view.spec(facts), residual)
     if aliases(node.target) or added_channels(node):  # which is part of copying the image in
         return None
     tensors = [facts[each] for each in node.all_input_nodes if isinstance(facts[each], Tensor)]
@@ -134,57 +132,11 @@ def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
     return Layer(label(node), operator, None, elements=sum(int(t.numel()) for t in tensors))
 
 
-_Described = Callable[[fx.Node, Mapping[fx.Node, Any]], "tuple[Spec | None, bool]"]
-
-
-def _conv2d(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, residual, *rest = arguments(node)
-    return conv_spec(facts[x], facts[weight], tuple(rest[:4])), residual is not None
-
-
-def _linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, *_ = arguments(node)
-    k, c = map(int, facts[weight].shape)
-    return ConvSpec(int(facts[x].numel()) // max(c, 1), c, 1, 1, k, 1, 1), False
-
-
-def _bottleneck(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, expand, _, residual, shortcut, shortcut_stride, following, _, *rest = arguments(
-        node
-    )
-    beside = None
-    if shortcut is not None:
-        tail = (shortcut_stride, (0, 0, 0, 0), (1, 1), 1)
-        beside = conv_spec(facts[residual], facts[shortcut], tail)
-    return (
-        BottleneckSpec(
-            conv_spec(facts[x], facts[weight], tuple(rest)),
-            int(facts[expand].shape[0]),
-            beside,
-            None if following is None else int(facts[following].shape[0]),
-        ),
-        False,
-    )
-
-
-def _stem(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, stride, padding, _, *pool, scale, _ = arguments(node)
-    image = facts[x] if scale is None else facts[x].permute(0, 3, 1, 2)
-    conv = conv_spec(image, facts[weight], (stride, padding, (1, 1), 1))
-    kernel, pool_stride, pool_padding = map(tuple, pool)
-    return StemSpec(conv, kernel, pool_stride, pool_padding, scale is not None), False
-
-
-def _pool_linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, *_ = arguments(node)
-    n, c, h, w = map(int, facts[x].shape)
-    return PoolLinearSpec(n, c, h, w, int(facts[weight].shape[0])), False
-
-
-_DESCRIBED: dict[Any, _Described] = {
-    ops.conv2d: _conv2d,
-    ops.linear: _linear,
-    ops.bottleneck: _bottleneck,
-    ops.conv2d_max_pool2d: _stem,
-    ops.pool_linear: _pool_linear,
-}
+_WITH_SPEC: tuple[type[Conv2d | Linear | Bottleneck | Stem | PoolLinear], ...] = (
+    Conv2d,
+    Linear,
+    Bottleneck,
+    Stem,
+    PoolLinear,
+)
+"""The operators that have a geometry."""

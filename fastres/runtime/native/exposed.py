@@ -15,7 +15,8 @@ from torch import Tensor, fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastres.ir import ops
-from fastres.ir.graph import MOVES_DATA, arguments
+from fastres.ir.graph import MOVES_DATA
+from fastres.ir.views import Conv2d, ScaleShift
 from fastres.kernels.activations import ACTIVATIONS, BY_ATEN
 
 aten = torch.ops.aten
@@ -55,9 +56,9 @@ def is_cut_off(node: fx.Node, steps: int = _STEPS) -> bool:
     """Whether the large ones among a node's results are cut off soon after."""
     applied: tuple[str, ...] = ()
     if node.target is ops.conv2d:
-        applied = arguments(node)[8:]
+        applied = Conv2d.of(node).activations
     elif node.target is ops.scale_shift:
-        applied = (arguments(node)[3],)
+        applied = (ScaleShift.of(node).activation,)
     if any(ACTIVATIONS[name].bounds_above for name in applied):
         return True
     if node.target in _BOUNDING:
@@ -67,7 +68,7 @@ def is_cut_off(node: fx.Node, steps: int = _STEPS) -> bool:
     return any(
         is_cut_off(user, steps - 1)
         for user in node.users
-        if user.target is not ops.conv2d or arguments(user)[3] is node
+        if user.target is not ops.conv2d or Conv2d.of(user).residual is node
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from fastres.dtypes import NATIVE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
+from fastres.ir.views import AddRelu, Conv2d, GlobalAvgPool, Linear, MaxPool2d
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.layout import FEW, Layout
@@ -84,20 +85,21 @@ def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
     if node.target is ops.conv2d:
         return _conv2d_refusal(node, facts)
     if node.target is ops.linear:
-        x, weight, bias, activation = arguments(node)
-        if constant(weight) is None or (bias is not None and constant(bias) is None):
+        linear = Linear.of(node)
+        if not linear.has_constants:
             return "its weight is computed from the input"
-        return _activation_refusal(activation) or (
-            None if facts[x].dim() == 2 else "its input is no matrix"
+        return _activation_refusal(linear.activation) or (
+            None if facts[linear.x].dim() == 2 else "its input is no matrix"
         )
     if node.target is ops.max_pool2d:
-        return "it rounds up" if arguments(node)[5] else _image_refusal(facts[arguments(node)[0]])
+        pool = MaxPool2d.of(node)
+        return "it rounds up" if pool.ceil_mode else _image_refusal(facts[pool.x])
     if node.target is ops.global_avg_pool:
-        return _image_refusal(facts[arguments(node)[0]])
+        return _image_refusal(facts[GlobalAvgPool.of(node).x])
     if node.target is ops.add_relu:
-        x, y = arguments(node)
-        same = facts[x].shape == facts[y].shape and facts[x].dtype == facts[y].dtype
-        return _image_refusal(facts[x]) if same else "its summands have different shapes"
+        x, y = (facts[each] for each in AddRelu.of(node).args)
+        same = x.shape == y.shape and x.dtype == y.dtype
+        return _image_refusal(x) if same else "its summands have different shapes"
     if node.target is aten.flatten.using_ints:
         x = facts[arguments(node)[0]]
         flat = x.dim() == 4 and x.shape[2:] == (1, 1) and fact.shape == x.shape[:2]
@@ -115,15 +117,15 @@ def _activation_refusal(*names: str) -> str | None:
 
 
 def _conv2d_refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
-    x, weight, bias, residual, _, _, _, groups, before, after = arguments(node)
-    if constant(weight) is None or (bias is not None and constant(bias) is None):
+    conv = Conv2d.of(node)
+    if not conv.has_constants:
         return "its weight is computed from the input"
-    if residual is not None and facts[residual].shape != facts[node].shape:
+    if conv.residual is not None and facts[conv.residual].shape != facts[node].shape:
         return "its residual is broadcast at this size"
-    per_group = facts[weight].shape[1]
-    if groups > 1 and per_group < LEAST_PER_GROUP:
+    per_group = facts[conv.weight].shape[1]
+    if conv.groups > 1 and per_group < LEAST_PER_GROUP:
         return f"{per_group} channels in a group are too few"
-    return _activation_refusal(before, after) or _image_refusal(facts[x])
+    return _activation_refusal(*conv.activations) or _image_refusal(facts[conv.x])
 
 
 def draft(
@@ -163,14 +165,14 @@ class _Drafting:
         elif node.target is ops.linear:
             self._linear(node)
         elif node.target is ops.max_pool2d:
-            x, *window, _ = arguments(node)
-            kernel, stride, padding, dilation = window
-            self._append("max_pool", node, x, window=(kernel, stride, padding, dilation))
+            pool = MaxPool2d.of(node)
+            window = (pool.kernel, pool.stride, pool.padding, pool.dilation)
+            self._append("max_pool", node, pool.x, window=window)
         elif node.target is ops.global_avg_pool:
-            self._append("mean", node, arguments(node)[0])
+            self._append("mean", node, GlobalAvgPool.of(node).x)
         elif node.target is ops.add_relu:
-            x, y = arguments(node)
-            self._append("add", node, x, residual=y, after="relu")
+            addition = AddRelu.of(node)
+            self._append("add", node, addition.x, residual=addition.y, after="relu")
         else:  # the same pixels by another name
             self.values[node] = self._value(arguments(node)[0])
 
@@ -183,29 +185,31 @@ class _Drafting:
         self.result.ops.append(Op(kind, node, source, value, residual=addend, **rest))
 
     def _conv2d(self, node: fx.Node) -> None:
-        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
-            node
-        )
-        n, c, h, w = self.facts[x].shape
-        k, _, r, s = self.facts[weight].shape
-        conv = ConvSpec(
-            n, c, h, w, k, r, s, (stride[0], stride[1]), tuple(padding),
-            (dilation[0], dilation[1]), groups,
-        )  # fmt: skip
+        conv = Conv2d.of(node)
         self._append(
-            "convolution", node, x, residual=residual, conv=conv, weight=_named(weight),
-            bias=None if bias is None else _named(bias), before=before, after=after,
-        )  # fmt: skip
+            "convolution",
+            node,
+            conv.x,
+            residual=conv.residual,
+            conv=conv.spec(self.facts),
+            weight=_named(conv.weight),
+            bias=None if conv.bias is None else _named(conv.bias),
+            before=conv.pre_activation,
+            after=conv.activation,
+        )
 
     def _linear(self, node: fx.Node) -> None:
-        x, weight, bias, activation = arguments(node)
-        n, c = self.facts[x].shape
-        name, tensor = _named(weight)
-        conv = ConvSpec(n, c, 1, 1, tensor.shape[0], 1, 1)
+        linear = Linear.of(node)
+        name, tensor = _named(linear.weight)
         self._append(
-            "convolution", node, x, conv=conv, weight=(name, tensor[:, :, None, None]),
-            bias=None if bias is None else _named(bias), after=activation,
-        )  # fmt: skip
+            "convolution",
+            node,
+            linear.x,
+            conv=linear.spec(self.facts),
+            weight=(name, tensor[:, :, None, None]),
+            bias=None if linear.bias is None else _named(linear.bias),
+            after=linear.activation,
+        )
 
     def _value(self, node: fx.Node, few: bool = False) -> Value:
         """A node's value, imported where it comes from outside."""

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from fastres.ir import ops
-from fastres.ir.graph import arguments, constant, module_of
+from fastres.ir.graph import arguments, module_of
+from fastres.ir.views import Conv2d, Linear
 from fastres.kernels import reference
 from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import is_symmetric
@@ -75,18 +76,16 @@ class OneDnnEngine:
         }
 
     def _conv2d(self, lowering: Lowering, node: fx.Node) -> fx.Node:
-        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
-            node
-        )
-        tensor = constant(weight)
+        conv = Conv2d.of(node)
+        residual, padding, tensor = conv.residual, conv.padding, conv.filters
         reason = "its weight is computed from the input" if tensor is None else None
         if residual is not None and lowering.facts[residual].shape != lowering.facts[node].shape:
             reason = "its residual is broadcast at this size"
         if tensor is None or reason is not None:
             lowering.remark(node, "convolution", str(reason))
             return lowering.call(reference.conv2d, lowering.value(arguments(node)), node)
-        image = lowering.value(x)
-        size = list(lowering.facts[x].shape)
+        image = lowering.value(conv.x)
+        size = list(lowering.facts[conv.x].shape)
         if not is_symmetric(padding):
             top, left, bottom, right = padding
             image = lowering.call(
@@ -100,15 +99,22 @@ class OneDnnEngine:
         else:
             sides = list(padding[:2])
         packed = self._packed.convolution(
-            str(weight.target), tensor, sides, stride, dilation, groups, size
-        )  # fmt: skip
-        rest = (lowering.constant(f"{node.name}_packed", packed), lowering.value(bias))
-        shape = (sides, stride, dilation, groups)
+            str(conv.weight.target),
+            tensor,
+            sides,
+            conv.stride,
+            conv.dilation,
+            conv.groups,
+            size,
+        )
+        rest = (lowering.constant(f"{node.name}_packed", packed), lowering.value(conv.bias))
+        shape = (sides, list(conv.stride), list(conv.dilation), conv.groups)
+        before, after = conv.activations
         if residual is None:
-            return _convolution(lowering, node, image, rest, shape, str(after))
+            return _convolution(lowering, node, image, rest, shape, after)
         if before == "none" and ACTIVATIONS[after].onednn_sum:
-            return _convolution_sum(lowering, node, image, residual, rest, shape, str(after))
-        first = _convolution(lowering, node, image, rest, shape, str(before))
+            return _convolution_sum(lowering, node, image, residual, rest, shape, after)
+        first = _convolution(lowering, node, image, rest, shape, before)
         lowering.notes.append(
             f"{module_of(node)}: the residual comes after {before} and before {after}; "
             "oneDNN's operator in torch adds before a ReLU only, so a second call adds"
@@ -116,19 +122,19 @@ class OneDnnEngine:
         return lowering.call(_add_to, (first, lowering.value(residual), after), node)
 
     def _linear(self, lowering: Lowering, node: fx.Node) -> fx.Node:
-        x, weight, bias, activation = arguments(node)
-        tensor = constant(weight)
-        fact = lowering.facts[x]
+        linear = Linear.of(node)
+        tensor, activation = linear.filters, linear.activation
+        fact = lowering.facts[linear.x]
         # In float32 oneDNN adds up all products in one chain, with twice the error of torch's BLAS.
         packs = tensor is not None and tensor.dtype == torch.bfloat16
         if tensor is None or not packs or fact.dim() != 2 or not ACTIVATIONS[activation].onednn_sum:
             return lowering.call(reference.linear, lowering.value(arguments(node)), node)
-        packed = self._packed.linear(str(weight.target), tensor, fact.shape[0])
+        packed = self._packed.linear(str(linear.weight.target), tensor, fact.shape[0])
         attribute, scalars = ACTIVATIONS[activation].onednn
         bound = (
-            lowering.value(x),
+            lowering.value(linear.x),
             lowering.constant(f"{node.name}_packed", packed),
-            lowering.value(bias),
+            lowering.value(linear.bias),
             attribute,
             list(scalars),
             "",

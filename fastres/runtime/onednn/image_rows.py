@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from fastres.ir.graph import arguments, constant
+from fastres.ir.graph import constant
+from fastres.ir.views import ScaleShift
 from fastres.kernels import reference
 from fastres.runtime.lowering import Lowering, keep
 
@@ -20,9 +21,9 @@ FEW = 16
 
 def scale_shift(lowering: Lowering, node: fx.Node) -> fx.Node:
     """The rule for ``fastres::scale_shift``: by rows for images of few channels."""
-    x, scale, shift, activation = arguments(node)
-    fact = lowering.facts[x]
-    factors, summands = constant(scale), constant(shift)
+    view = ScaleShift.of(node)
+    fact = lowering.facts[view.x]
+    factors, summands = constant(view.scale), constant(view.shift)
     if fact.dim() != 4 or fact.shape[1] >= FEW or factors is None or summands is None:
         return keep(lowering, node)
     width = int(fact.shape[3])
@@ -30,7 +31,7 @@ def scale_shift(lowering: Lowering, node: fx.Node) -> fx.Node:
         lowering.constant(f"{node.name}_{name}", value.repeat(width))
         for name, value in (("factors", factors), ("summands", summands))
     ]
-    return lowering.call(by_rows, (lowering.value(x), *rows, activation), node)
+    return lowering.call(by_rows, (lowering.value(view.x), *rows, view.activation), node)
 
 
 def by_rows(x: Tensor, factors: Tensor, summands: Tensor, activation: str) -> Tensor:

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from fastres.ir import ops
-from fastres.ir.graph import add_constant, arguments, call, constant, erase_unused, module_of
+from fastres.ir.graph import add_constant, call, erase_unused, module_of
+from fastres.ir.views import Conv2d
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.triton.fuse_blocks import conv_spec
 
 aten = torch.ops.aten
 
@@ -75,13 +75,13 @@ def _fill(argument: fx.Node, facts: Mapping[fx.Node, Any], pays: Pays) -> bool:
         source, reader = reader, _only_reader(reader)
     if reader is None or reader.target is not ops.conv2d:
         return False
-    x, weight, bias, residual, stride, padding, dilation, groups, *rest = arguments(reader)
-    filters, image = constant(weight), facts[source]
-    if x is not source or residual is source or filters is None or groups != 1:
+    conv, image = Conv2d.of(reader), facts[source]
+    filters = conv.filters
+    if conv.x is not source or conv.residual is source or filters is None or conv.groups != 1:
         return False
     if not isinstance(image, Tensor) or image.dim() != 4 or image.dtype != filters.dtype:
         return False
-    spec = conv_spec(image, filters, (stride, padding, dilation, groups))
+    spec = conv.spec({source: image, conv.weight: filters})
     more = filled(spec.c) - spec.c
     if more == 0 or not pays(spec, replace(spec, c=spec.c + more)):
         return False
@@ -92,9 +92,9 @@ def _fill(argument: fx.Node, facts: Mapping[fx.Node, Any], pays: Pays) -> bool:
         )
         padded.meta["module"] = module_of(reader)
         wide = F.pad(filters, (0, 0, 0, 0, 0, more))
-        wider = add_constant(graph, f"{weight.target}_filled", wide)
-    reader.args = (padded, wider, bias, residual, stride, padding, dilation, groups, *rest)
-    erase_unused([weight])
+        wider = add_constant(graph, f"{conv.weight.target}_filled", wide)
+    reader.args = replace(conv, x=padded, weight=wider).args
+    erase_unused([conv.weight])
     return True
 
 

@@ -42,7 +42,16 @@ from fastres.ir.graph import (
     label,
     module_of,
 )
-from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
+from fastres.ir.views import (
+    Bottleneck,
+    Conv2d,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    ScaleShift,
+    Stem,
+)
+from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec, pair
 from fastres.report import Remark
 
 aten = torch.ops.aten
@@ -96,44 +105,12 @@ def run(module: fx.GraphModule, context: BlockContext) -> None:
     module.recompile()
 
 
-@dataclass(frozen=True)
-class _Conv:
-    """The arguments of a ``fastres::conv2d`` node by name."""
-
-    node: fx.Node
-    x: Any
-    weight: Any
-    bias: Any
-    residual: Any
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    pre_activation: str
-    activation: str
-
-    @property
-    def is_plain_1x1(self) -> bool:
-        """One pixel in, one pixel out, all channels with all."""
-        weight = constant(self.weight)
-        return (
-            weight is not None
-            and tuple(weight.shape[2:]) == (1, 1)
-            and self.padding == (0, 0, 0, 0)
-            and self.groups == 1
-        )
-
-
-def _conv(node: Any) -> _Conv | None:
+def _conv(node: Any) -> Conv2d | None:
     """What a node convolves with constant filters; None for anything else."""
-    if not is_call(node, ops.conv2d) or constant(node.args[1]) is None:
+    if not is_call(node, ops.conv2d):
         return None
-    x, weight, bias, residual, stride, padding, dilation, groups, before, after = node.args
-    return _Conv(
-        *(node, x, weight, bias, residual),
-        *(tuple(stride), tuple(padding), tuple(dilation)),
-        *(groups, before, after),
-    )
+    conv = Conv2d.of(node)
+    return None if conv.filters is None else conv
 
 
 def _fuse_bottleneck(node: fx.Node, context: BlockContext) -> None:
@@ -175,14 +152,12 @@ def _lost(form: tuple[Any, Any], largest: tuple[Any, Any]) -> str:
     return f"{' and '.join(lost)} in the bottleneck's kernel"
 
 
-def _why_no_tail(expand: _Conv, first: _Conv, context: BlockContext) -> str | None:
+def _why_no_tail(expand: Conv2d, first: Conv2d, context: BlockContext) -> str | None:
     if (first.pre_activation, first.activation, first.residual) != ("none", "relu", None):
         return f"{module_of(first.node)} is no plain convolution with ReLU"
     if (expand.pre_activation, expand.activation) != ("none", "relu"):
         return "it does not end in an addition and a ReLU"
-    weight = constant(first.weight)
-    assert weight is not None
-    if tuple(weight.shape[2:]) == (1, 1):
+    if first.filters is not None and tuple(first.filters.shape[2:]) == (1, 1):
         return f"{module_of(first.node)} has 1x1 filters too"
     if expand.stride != (1, 1):
         return f"it has stride {expand.stride}"
@@ -190,6 +165,7 @@ def _why_no_tail(expand: _Conv, first: _Conv, context: BlockContext) -> str | No
         return f"the output of {module_of(first.node)} is also read by something else"
     if first.node is expand.residual:
         return f"it adds the output of {module_of(first.node)}, which it convolves"
+    assert expand.residual is not None  # looked at before
     if _fact(expand.residual, context).shape != _fact(expand.node, context).shape:
         return "its residual is broadcast at this size"
     tensors = (first.x, first.weight, expand.weight, expand.residual)
@@ -198,7 +174,7 @@ def _why_no_tail(expand: _Conv, first: _Conv, context: BlockContext) -> str | No
     return None
 
 
-def _shortcut(expand: _Conv) -> _Conv | None:
+def _shortcut(expand: Conv2d) -> Conv2d | None:
     """The 1x1 convolution on the shortcut, where nobody else reads it."""
     conv = _conv(expand.residual)
     if conv is None or not conv.is_plain_1x1 or len(conv.node.users) != 1:
@@ -208,7 +184,7 @@ def _shortcut(expand: _Conv) -> _Conv | None:
     return conv
 
 
-def _following(node: fx.Node) -> _Conv | None:
+def _following(node: fx.Node) -> Conv2d | None:
     """The next block's first convolution: 1x1, stride 1, ReLU; other readers do not matter."""
     for user in node.users:
         conv = _conv(user)
@@ -223,19 +199,8 @@ def _following(node: fx.Node) -> _Conv | None:
     return None
 
 
-def conv_spec(x: Tensor, weight: Tensor, args: tuple[Any, ...]) -> ConvSpec:
-    """The spec of a convolution: args are stride, padding, dilation and groups of its node."""
-    stride, padding, dilation, groups = args
-    n, c, h, w = map(int, x.shape)
-    k, _, r, s = map(int, weight.shape)
-    return ConvSpec(n, c, h, w, k, r, s, tuple(stride), tuple(padding), tuple(dilation), groups)
-
-
-def _spec(conv: _Conv, context: BlockContext) -> ConvSpec:
-    weight = constant(conv.weight)
-    assert weight is not None
-    rest = (conv.stride, conv.padding, conv.dilation, conv.groups)
-    return conv_spec(_fact(conv.x, context), weight, rest)
+def _spec(conv: Conv2d, context: BlockContext) -> ConvSpec:
+    return conv.spec({conv.x: _fact(conv.x, context), conv.weight: conv.filters})
 
 
 def _fact(node: fx.Node, context: BlockContext) -> Tensor:
@@ -245,17 +210,17 @@ def _fact(node: fx.Node, context: BlockContext) -> Tensor:
     return fact
 
 
-def _filters(conv: _Conv) -> int:
-    weight = constant(conv.weight)
-    assert weight is not None
-    return int(weight.shape[0])
+def _filters(conv: Conv2d) -> int:
+    """How many it has, which are constants."""
+    assert conv.filters is not None
+    return int(conv.filters.shape[0])
 
 
 def _bottleneck_spec(
-    first: _Conv,
-    expand: _Conv,
-    shortcut: _Conv | None,
-    following: _Conv | None,
+    first: Conv2d,
+    expand: Conv2d,
+    shortcut: Conv2d | None,
+    following: Conv2d | None,
     context: BlockContext,
 ) -> BottleneckSpec:
     return BottleneckSpec(
@@ -267,11 +232,12 @@ def _bottleneck_spec(
 
 
 def _write_bottleneck(
-    first: _Conv, expand: _Conv, shortcut: _Conv | None, following: _Conv | None
+    first: Conv2d, expand: Conv2d, shortcut: Conv2d | None, following: Conv2d | None
 ) -> None:
     node = expand.node
     graph = node.graph
     bias, residual = expand.bias, expand.residual
+    assert residual is not None
     with graph.inserting_before(node):
         if shortcut is not None:
             residual = shortcut.x
@@ -283,12 +249,23 @@ def _write_bottleneck(
         fused = call(
             graph,
             ops.bottleneck,
-            (
-                *(first.x, first.weight, first.bias, expand.weight, bias, residual),
-                *((None, (1, 1)) if shortcut is None else (shortcut.weight, shortcut.stride)),
-                *((None, None) if following is None else (following.weight, following.bias)),
-                *(first.stride, first.padding, first.dilation, first.groups),
-            ),
+            Bottleneck(
+                x=first.x,
+                weight=first.weight,
+                bias=first.bias,
+                expand_weight=expand.weight,
+                expand_bias=bias,
+                residual=residual,
+                shortcut_weight=None if shortcut is None else shortcut.weight,
+                shortcut_stride=(1, 1) if shortcut is None else shortcut.stride,
+                next_weight=None if following is None else following.weight,
+                next_bias=None if following is None else following.bias,
+                stride=first.stride,
+                padding=first.padding,
+                dilation=first.dilation,
+                groups=first.groups,
+                node=node,
+            ).args,
             f"{label(node)}_tail",
         )
         fused.meta["module"] = node.meta.get("module", "")
@@ -306,7 +283,7 @@ def _write_bottleneck(
     erase_unused(conv.bias for conv in (expand, shortcut) if conv is not None)
 
 
-def _sum_of_biases(graph: fx.Graph, expand: _Conv, shortcut: _Conv) -> Any:
+def _sum_of_biases(graph: fx.Graph, expand: Conv2d, shortcut: Conv2d) -> Any:
     """Both convolutions end in one accumulator, which takes one bias."""
     given = [bias for bias in (expand.bias, shortcut.bias) if bias is not None]
     if len(given) < 2:
@@ -318,8 +295,8 @@ def _sum_of_biases(graph: fx.Graph, expand: _Conv, shortcut: _Conv) -> Any:
 
 
 def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
-    x, kernel, stride, padding, dilation, ceil_mode = arguments(node)
-    conv = _conv(x)
+    pool = MaxPool2d.of(node)
+    conv = _conv(pool.x)
     if conv is None:
         return
     reason = None
@@ -327,17 +304,19 @@ def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
         reason = f"the output of {module_of(conv.node)} is also read without it"
     elif conv.residual is not None or conv.pre_activation != "none":
         reason = f"{module_of(conv.node)} adds a residual"
-    elif ceil_mode or tuple(dilation) != (1, 1):
+    elif pool.ceil_mode or pool.dilation != (1, 1):
         reason = "it has dilation or rounds up"
     elif conv.groups != 1 or conv.dilation != (1, 1):
         reason = f"{module_of(conv.node)} has groups or dilation"
     else:
-        spec = StemSpec(_spec(conv, context), tuple(kernel), tuple(stride), tuple(padding))
+        spec = StemSpec(
+            _spec(conv, context), pair(pool.kernel), pair(pool.stride), pair(pool.padding)
+        )
         image = _normalised(conv, context)
         if image is not None:
             reason = context.worth(replace(spec, uint8=True))
             if reason is None:
-                _write_stem(node, conv, image)
+                _write_stem(pool, conv, image)
                 return
             context.refuse(
                 image.steps[0], "normalisation", f"not in the convolution's kernel: {reason}"
@@ -346,7 +325,7 @@ def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
     if reason is not None:
         context.refuse(node, "max-pool", f"not in the convolution's kernel: {reason}")
         return
-    _write_stem(node, conv)
+    _write_stem(pool, conv)
 
 
 @dataclass(frozen=True)
@@ -365,11 +344,12 @@ class _Image:
     steps: tuple[fx.Node, ...]
 
 
-def _normalised(conv: _Conv, context: BlockContext) -> _Image | None:
+def _normalised(conv: Conv2d, context: BlockContext) -> _Image | None:
     """The image behind a convolution, where nobody else reads what becomes of it."""
     if not is_call(conv.x, ops.scale_shift):
         return None
-    cast, scale, shift, activation = arguments(conv.x)
+    normalisation = ScaleShift.of(conv.x)
+    cast, scale, shift = normalisation.x, normalisation.scale, normalisation.shift
     if not is_call(cast, aten.to.dtype) or not is_call(arguments(cast)[0], aten.permute.default):
         return None
     moved = arguments(cast)[0]
@@ -379,7 +359,7 @@ def _normalised(conv: _Conv, context: BlockContext) -> _Image | None:
     if (
         pixels.op != "placeholder"
         or (fact.dtype, fact.dim(), [axis % 4 for axis in axes]) != (torch.uint8, 4, [0, 3, 1, 2])
-        or activation != "none"
+        or normalisation.activation != "none"
         or any(constant(each) is None for each in (scale, shift))
         or any(len(step.users) != 1 for step in image.steps)
         or {_fact(step, context).dtype for step in (conv.x, cast)} != {_dtype(conv)}
@@ -388,41 +368,49 @@ def _normalised(conv: _Conv, context: BlockContext) -> _Image | None:
     return image
 
 
-def _dtype(conv: _Conv) -> torch.dtype:
-    weight = constant(conv.weight)
-    assert weight is not None
-    return weight.dtype
+def _dtype(conv: Conv2d) -> torch.dtype:
+    assert conv.filters is not None
+    return conv.filters.dtype
 
 
-def _write_stem(node: fx.Node, conv: _Conv, image: _Image | None = None) -> None:
-    _, kernel, stride, padding, _, _ = arguments(node)
-    args = (
-        *(conv.x if image is None else image.pixels, conv.weight, conv.bias),
-        *(conv.stride, conv.padding, conv.activation, kernel, stride, padding),
-        *((None, None) if image is None else (image.scale, image.shift)),
+def _write_stem(pool: MaxPool2d, conv: Conv2d, image: _Image | None = None) -> None:
+    stem = Stem(
+        x=conv.x if image is None else image.pixels,
+        weight=conv.weight,
+        bias=conv.bias,
+        stride=conv.stride,
+        padding=conv.padding,
+        activation=conv.activation,
+        pool_kernel=pool.kernel,
+        pool_stride=pool.stride,
+        pool_padding=pool.padding,
+        scale=None if image is None else image.scale,
+        shift=None if image is None else image.shift,
+        node=pool.node,
     )
-    _stand_for(node, ops.conv2d_max_pool2d, args, named_after=conv.node)
+    _stand_for(pool.node, stem.target, stem.args, named_after=conv.node)
     erase_unused([conv.node, *(() if image is None else image.steps)])
 
 
 def _fuse_head(node: fx.Node, context: BlockContext) -> None:
-    pool, weight, bias, activation = arguments(node)
-    if not is_call(pool, ops.global_avg_pool):
+    linear = Linear.of(node)
+    if not is_call(linear.x, ops.global_avg_pool):
         return
-    filters = constant(weight)
-    image, keepdim = pool.args
-    if keepdim or filters is None:
+    filters, pool = linear.filters, GlobalAvgPool.of(linear.x)
+    if pool.keepdim or filters is None:
         return  # then it is no classifier
-    if len(pool.users) != 1:
-        context.refuse(node, "linear", f"the output of {module_of(pool)} is also read by others")
+    if len(pool.node.users) != 1:
+        outside = f"the output of {module_of(pool.node)} is also read by others"
+        context.refuse(node, "linear", outside)
         return
-    n, c, h, w = map(int, _fact(image, context).shape)
+    n, c, h, w = map(int, _fact(pool.x, context).shape)
     reason = context.worth(PoolLinearSpec(n, c, h, w, int(filters.shape[0])))
     if reason is not None:
         context.refuse(node, "linear", f"not in the pooling's kernel: {reason}")
         return
-    _stand_for(node, ops.pool_linear, (image, weight, bias, activation), named_after=node)
-    erase_unused([pool])
+    args = (pool.x, linear.weight, linear.bias, linear.activation)
+    _stand_for(node, ops.pool_linear, args, named_after=node)
+    erase_unused([pool.node])
 
 
 def _stand_for(node: fx.Node, target: Any, args: tuple[Any, ...], named_after: fx.Node) -> None:

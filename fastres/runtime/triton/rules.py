@@ -13,18 +13,17 @@ from torch import Tensor, fx
 
 from fastres.dtypes import FLOATING
 from fastres.ir import ops
-from fastres.ir.graph import arguments, constant
+from fastres.ir.views import Conv2d, Linear
 from fastres.kernels import packing
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
-from fastres.kernels.launch.linear import linear_calls, linear_spec
+from fastres.kernels.launch.linear import linear_calls
 from fastres.kernels.tuning.boxes import to_try
 from fastres.kernels.tuning.conv2d import Conv2dConfig, choose_conv2d, counters
 from fastres.runtime.triton import configs_interpreted
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.fallback import conv2d as library_conv2d
 from fastres.runtime.triton.fallback import fused_conv2d, supports_fused
-from fastres.runtime.triton.fuse_blocks import conv_spec
 from fastres.runtime.triton.plan import KernelStep
 from fastres.runtime.triton.plan_builder import Planner, Rule
 from fastres.runtime.triton.rules_blocks import BlockRules
@@ -49,26 +48,22 @@ class Rules:
 
     def conv2d(self, planner: Planner, node: fx.Node) -> bool:
         """Convolution with bias, residual and activations; into the residual if allowed."""
-        x, weight, bias, residual, stride, padding, dilation, groups, before, after = arguments(
-            node
-        )
-        reason = _why_not(planner, node)
+        conv = Conv2d.of(node)
+        reason = _why_not(planner, conv)
         if reason is not None:
             planner.remark(node, "convolution", reason)
             return False
-        filters = constant(weight)
-        assert filters is not None
-        spec = conv_spec(planner.facts[x], filters, (stride, padding, dilation, groups))
-        precision = self.arithmetic.of_convolution(filters.dtype)
+        spec = conv.spec(planner.facts)
+        precision = self.arithmetic.of_convolution(planner.facts[conv.weight].dtype)
         packed = planner.weight(
-            weight,
-            f"packed {groups} {precision}",
-            lambda w: packing.pack_conv2d(w, groups, precision),
+            conv.weight,
+            f"packed {conv.groups} {precision}",
+            lambda w: packing.pack_conv2d(w, conv.groups, precision),
         )
-        shift = planner.bias(bias)
+        shift = planner.bias(conv.bias)
         out = planner.output(node)
-        image = planner.input(x)
-        addend = None if residual is None else planner.input(residual)
+        image = planner.input(conv.x)
+        addend = None if conv.residual is None else planner.input(conv.residual)
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
@@ -82,8 +77,8 @@ class Rules:
                     None if addend is None else tensors[addend],
                     tensors[out.name],
                     spec,
-                    before,
-                    after,
+                    conv.pre_activation,
+                    conv.activation,
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
@@ -99,39 +94,37 @@ class Rules:
                 tactic=in_words(config),
             )
 
-        epilogue = f"{before} {after}{' + residual' if residual is not None else ''}"
+        addition = "" if conv.residual is None else " + residual"
+        epilogue = f"{conv.pre_activation} {conv.activation}{addition}"
         layer = Layer(
             key=f"conv2d {in_words(spec)} {precision} {epilogue}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=configs_interpreted.conv2d(spec),
             candidates=lambda: to_try(spec, precision, self.tactics.gpu),
             step=step,
-            libraries=self._libraries(planner, node),
+            libraries=self._libraries(planner, conv),
             values=planner.value,
         )
         return planner.append(node, self.tactics.decide(layer))
 
     def linear(self, planner: Planner, node: fx.Node) -> bool:
         """``activation(x @ weight.T + bias)``; axes before the last are rows."""
-        x, weight, bias, activation = arguments(node)
-        filters, fact = constant(weight), planner.facts[x]
-        if filters is None or (bias is not None and constant(bias) is None):
+        linear = Linear.of(node)
+        filters, fact = linear.filters, planner.facts[linear.x]
+        if filters is None or not linear.has_constants:
             planner.remark(node, "linear", "its weight is computed from the input")
             return False
         # Images are channels-last in memory; their last axis is the width.
         if filters.dtype not in FLOATING or fact.dtype != filters.dtype or fact.dim() == 4:
             return False
-        rows = 1
-        for size in fact.shape[:-1]:
-            rows *= int(size)
-        spec = linear_spec(rows, int(fact.shape[-1]), int(filters.shape[0]))
+        spec = linear.spec(planner.facts)
         precision = self.arithmetic.of_product(filters.dtype)
         packed = planner.weight(
-            weight, f"rows {precision}", lambda w: packing.pack_linear(w, precision)
+            linear.weight, f"rows {precision}", lambda w: packing.pack_linear(w, precision)
         )
-        shift = planner.bias(bias)
+        shift = planner.bias(linear.bias)
         out = planner.output(node)
-        given = planner.input(x)
+        given = planner.input(linear.x)
 
         def step(config: Conv2dConfig) -> KernelStep:
             scratch = planner.scratch(node, workspace_bytes(spec, config, precision))
@@ -139,11 +132,11 @@ class Rules:
 
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
                 return linear_calls(
-                    tensors[given].view(rows, spec.c),
+                    tensors[given].view(spec.n, spec.c),
                     tensors[packed.name],
                     None if shift is None else tensors[shift.name],
-                    tensors[out.name].view(rows, spec.k),
-                    activation,
+                    tensors[out.name].view(spec.n, spec.k),
+                    linear.activation,
                     config,
                     precision,
                     tensors[scratch[0].name] if scratch else None,
@@ -159,7 +152,7 @@ class Rules:
             )
 
         layer = Layer(
-            key=f"linear {rows} {spec.c} {spec.k} {precision} {activation}",
+            key=f"linear {spec.n} {spec.c} {spec.k} {precision} {linear.activation}",
             chosen=lambda: choose_conv2d(spec, precision, self.tactics.gpu),
             interpreted=configs_interpreted.conv2d(spec),
             candidates=lambda: to_try(spec, precision, self.tactics.gpu),
@@ -169,32 +162,31 @@ class Rules:
         )
         return planner.append(node, self.tactics.decide(layer))
 
-    def _libraries(self, planner: Planner, node: fx.Node) -> dict[str, Library]:
+    def _libraries(self, planner: Planner, conv: Conv2d) -> dict[str, Library]:
         """The convolution by torch; fused only where it can be tried out."""
-        weight, _, _, _, padding, _, _, before, after = arguments(node)[1:]
-        rows = planner.weight(weight, "channels-last", _channels_last)
+        node = conv.node
+        rows = planner.weight(conv.weight, "channels-last", _channels_last)
         found: dict[str, Library] = {
             "library": lambda: planner.torch_step(
                 node, library_conv2d, tactic="library", weight=rows
             )
         }
-        if torch.version.cuda and supports_fused(padding, before, after):
+        if torch.version.cuda and supports_fused(conv.padding, *conv.activations):
             found["library, fused"] = lambda: planner.torch_step(
                 node, fused_conv2d, tactic="library, fused", weight=rows
             )
         return found
 
 
-def _why_not(planner: Planner, node: fx.Node) -> str | None:
-    x, weight, bias, residual = arguments(node)[:4]
-    filters = constant(weight)
-    if filters is None or (bias is not None and constant(bias) is None):
+def _why_not(planner: Planner, conv: Conv2d) -> str | None:
+    filters, residual = conv.filters, conv.residual
+    if filters is None or not conv.has_constants:
         return "its weight is computed from the input"
     if filters.dtype not in FLOATING:
         return f"the kernels have no {filters.dtype}"
-    if residual is not None and planner.facts[residual].shape != planner.facts[node].shape:
+    if residual is not None and planner.facts[residual].shape != planner.facts[conv.node].shape:
         return "its residual is broadcast at this size"
-    given = {planner.facts[each].dtype for each in (x, residual) if each is not None}
+    given = {planner.facts[each].dtype for each in (conv.x, residual) if each is not None}
     if given != {filters.dtype}:
         return f"its tensors are {' and '.join(map(str, given))}, its weight is {filters.dtype}"
     return None

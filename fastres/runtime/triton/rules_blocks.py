@@ -13,10 +13,9 @@ from torch import fx
 
 from fastres.dtypes import FLOATING
 from fastres.ir import ops
-from fastres.ir.graph import arguments, constant
+from fastres.ir.views import Bottleneck, PoolLinear, Stem
 from fastres.kernels.launch.bottleneck import (
     bottleneck_calls,
-    bottleneck_spec,
     pack_bottleneck,
     pack_pointwise,
 )
@@ -24,7 +23,6 @@ from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.pool_linear import pool_linear_calls
 from fastres.kernels.launch.stem import pack_stem, stem_calls
 from fastres.kernels.packing import pack_linear
-from fastres.kernels.spec import PoolLinearSpec, StemSpec, pair
 from fastres.kernels.tuning import bottleneck as bottleneck_configs
 from fastres.kernels.tuning import stem as stem_configs
 from fastres.kernels.tuning.pooling import (
@@ -34,7 +32,6 @@ from fastres.kernels.tuning.pooling import (
 )
 from fastres.runtime.triton import configs_interpreted
 from fastres.runtime.triton.arithmetic import Arithmetic
-from fastres.runtime.triton.fuse_blocks import conv_spec
 from fastres.runtime.triton.plan import Constant, KernelStep
 from fastres.runtime.triton.plan_builder import Planner, Rule
 from fastres.runtime.triton.tactics import Layer, Tactics
@@ -55,44 +52,39 @@ class BlockRules:
 
     def bottleneck(self, planner: Planner, node: fx.Node) -> bool:
         """The tail of a bottleneck; ``wide`` into the residual if allowed."""
-        x, weight, bias, expand, expand_bias, residual, shortcut, shortcut_stride, *rest = (
-            arguments(node)
-        )
-        following, following_bias, stride, padding, dilation, groups = rest
-        filters = [each for each in (weight, expand, shortcut, following) if each is not None]
+        block = Bottleneck.of(node)
+        shortcut, following, groups = block.shortcut_weight, block.next_weight, block.groups
         facts = planner.facts
-        spec = bottleneck_spec(
-            *(facts[x], facts[weight], facts[expand], facts[residual]),
-            *(None if shortcut is None else facts[shortcut], shortcut_stride),
-            *(None if following is None else facts[following],),
-            *(stride, padding, dilation, groups),
-        )
-        precision = self.arithmetic.of_convolution(facts[weight].dtype)
-        dtypes = {facts[each].dtype for each in (x, residual, *filters)}
+        spec = block.spec(facts)
+        precision = self.arithmetic.of_convolution(facts[block.weight].dtype)
+        tensors_read = (block.x, block.residual, block.weight, block.expand_weight)
+        dtypes = {
+            facts[each].dtype for each in (*tensors_read, shortcut, following) if each is not None
+        }
         reason = bottleneck_configs.supports(spec)
         chosen = None
         if reason is None and not self.tactics.interpreted:
             chosen = bottleneck_configs.choose_bottleneck(spec, precision, self.tactics.gpu)
             if chosen is None:
                 reason = f"its tiles do not fit on {self.tactics.gpu.name}"
-        if len(dtypes) > 1 or facts[x].dtype not in FLOATING:
+        if len(dtypes) > 1 or facts[block.x].dtype not in FLOATING:
             reason = f"the kernels do not take {' and '.join(sorted(map(str, dtypes)))}"
         if reason is not None:
             planner.remark(node, "bottleneck", reason)
             return False
         form = f"bottleneck, {groups} groups, {precision}"
-        packed = planner.weight(weight, form, lambda w: pack_bottleneck(w, groups, precision))
+        packed = planner.weight(block.weight, form, lambda w: pack_bottleneck(w, groups, precision))
 
         def pointwise(filters: fx.Node) -> Constant:
             return planner.weight(
                 filters, f"pointwise {precision}", lambda w: pack_pointwise(w, precision)
             )
 
-        wide = pointwise(expand)
+        wide = pointwise(block.expand_weight)
         beside = None if shortcut is None else pointwise(shortcut)
         head = None if following is None else pointwise(following)
-        biases = [planner.bias(each) for each in (bias, expand_bias, following_bias)]
-        image, identity = planner.input(x), planner.input(residual)
+        biases = [planner.bias(each) for each in (block.bias, block.expand_bias, block.next_bias)]
+        image, identity = planner.input(block.x), planner.input(block.residual)
         outs = [planner.output(node, 0)]
         if following is not None:
             outs.append(planner.output(node, 1))
@@ -144,13 +136,10 @@ class BlockRules:
 
     def stem(self, planner: Planner, node: fx.Node) -> bool:
         """Convolution and max-pool; of pixels as they come, their normalisation too."""
-        x, weight, bias, stride, padding, activation, *pool, scale, shift = arguments(node)
-        fact, filters, uint8 = planner.facts[x], constant(weight), scale is not None
+        view = Stem.of(node)
+        fact, filters, uint8 = planner.facts[view.x], view.filters, view.takes_bytes
         assert filters is not None
-        image_fact = fact.permute(0, 3, 1, 2) if uint8 else fact
-        conv = conv_spec(image_fact, filters, (stride, padding, (1, 1), 1))
-        kernel, pool_stride, pool_padding = map(pair, pool)
-        spec = StemSpec(conv, kernel, pool_stride, pool_padding, uint8)
+        spec = view.spec(planner.facts)
         precision = self.arithmetic.of_convolution(filters.dtype)
         gpu = self.tactics.gpu
         reason = stem_configs.supports(spec)
@@ -166,9 +155,9 @@ class BlockRules:
             planner.remark(node, "convolution and max-pool", reason)
             return False
         form = f"stem of {in_words(spec)}, {precision}"
-        packed = planner.weight(weight, form, lambda w: pack_stem(w, spec, precision))
-        vectors = [planner.bias(each) for each in (bias, scale, shift)]
-        image = planner.pixels(x) if uint8 else planner.input(x)
+        packed = planner.weight(view.weight, form, lambda w: pack_stem(w, spec, precision))
+        vectors = [planner.bias(each) for each in (view.bias, view.scale, view.shift)]
+        image = planner.pixels(view.x) if uint8 else planner.input(view.x)
         out = planner.output(node)
 
         def step(config: stem_configs.StemConfig) -> KernelStep:
@@ -180,7 +169,7 @@ class BlockRules:
                     addend,
                     tensors[out.name],
                     spec,
-                    activation,
+                    view.activation,
                     config,
                     precision,
                     *normalisation,
@@ -193,7 +182,7 @@ class BlockRules:
             )
 
         layer = Layer(
-            key=f"stem {in_words(spec)} {precision} {activation}",
+            key=f"stem {in_words(spec)} {precision} {view.activation}",
             chosen=lambda: chosen,
             candidates=lambda: sorted(
                 stem_configs.candidates(spec, precision, gpu),
@@ -208,15 +197,14 @@ class BlockRules:
 
     def pool_linear(self, planner: Planner, node: fx.Node) -> bool:
         """The classifier on mean channels."""
-        x, weight, bias, activation = arguments(node)
-        fact, filters = planner.facts[x], constant(weight)
+        view = PoolLinear.of(node)
+        fact, filters = planner.facts[view.x], view.filters
         if filters is None or fact.dtype not in FLOATING or filters.dtype != fact.dtype:
             return False
-        n, c, h, w = map(int, fact.shape)
-        spec = PoolLinearSpec(n, c, h, w, int(filters.shape[0]))
-        rows = planner.weight(weight, "rows", pack_linear)
-        shift = planner.bias(bias)
-        image, out = planner.input(x), planner.output(node)
+        spec = view.spec(planner.facts)
+        rows = planner.weight(view.weight, "rows", pack_linear)
+        shift = planner.bias(view.bias)
+        image, out = planner.input(view.x), planner.output(node)
 
         def step(config: PoolLinearConfig) -> KernelStep:
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
@@ -225,7 +213,7 @@ class BlockRules:
                     tensors[rows.name],
                     _read(tensors, shift),
                     tensors[out.name],
-                    activation,
+                    view.activation,
                     config,
                 )
 
@@ -234,7 +222,7 @@ class BlockRules:
             )
 
         layer = Layer(
-            key=f"pool_linear {in_words(spec)} {fact.dtype} {activation}",
+            key=f"pool_linear {in_words(spec)} {fact.dtype} {view.activation}",
             chosen=lambda: choose_pool_linear(spec, self.tactics.gpu),
             interpreted=configs_interpreted.pool_linear(spec),
             candidates=lambda: pool_linear_candidates(spec, self.tactics.gpu),

@@ -15,6 +15,7 @@ from torch import fx
 from fastres.dtypes import FLOATING
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
+from fastres.ir.views import AddRelu, GlobalAvgPool, ScaleShift
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
 from fastres.kernels.launch.pooling import (
@@ -29,7 +30,7 @@ aten = torch.ops.aten
 
 def add_relu(planner: Planner, node: fx.Node) -> bool:
     """``relu(x + y)``, into ``x`` or ``y`` if nobody reads it later."""
-    x, y = arguments(node)
+    x, y = AddRelu.of(node).args
     facts = [planner.facts[each] for each in (x, y, node)]
     if len({(fact.shape, fact.dtype) for fact in facts}) != 1 or facts[0].dtype not in FLOATING:
         return False
@@ -47,30 +48,33 @@ def add_relu(planner: Planner, node: fx.Node) -> bool:
 
 def scale_shift(planner: Planner, node: fx.Node) -> bool:
     """``activation(x * scale + shift)`` per channel, into ``x`` if nobody reads it later."""
-    x, scale, shift, activation = arguments(node)
-    fact = planner.facts[x]
-    factors = [constant(each) for each in (scale, shift)]
+    view = ScaleShift.of(node)
+    fact = planner.facts[view.x]
+    factors = [constant(each) for each in (view.scale, view.shift)]
     if fact.dtype not in FLOATING or fact.dim() not in (2, 4):
         return False  # with other ranks, channels are not innermost in our layout
     if any(factor is None or factor.dtype not in FLOATING for factor in factors):
         return False
-    given, out = planner.input(x), planner.output(node)
-    multiplier, addend = planner.bias(scale), planner.bias(shift)
+    image, out = planner.input(view.x), planner.output(node)
+    multiplier, addend = planner.bias(view.scale), planner.bias(view.shift)
     assert multiplier is not None and addend is not None
 
     def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
         return scale_shift_calls(
-            tensors[given],
+            tensors[image],
             tensors[multiplier.name],
             tensors[addend.name],
             tensors[out.name],
-            activation,
+            view.activation,
         )
 
     step = planner.kernel_step(
-        *(node, [given], [out], calls),
+        node,
+        [image],
+        [out],
+        calls,
         constants=(multiplier, addend),
-        overwrites=[given],
+        overwrites=[image],
         tactic="one pass",
     )
     return planner.append(node, step)
@@ -108,7 +112,7 @@ def _pool(planner: Planner, node: fx.Node, launch: Any) -> bool:
 
 def global_avg_pool(planner: Planner, node: fx.Node) -> bool:
     """Mean over height and width."""
-    x, _ = arguments(node)
+    x = GlobalAvgPool.of(node).x
     fact = planner.facts[x]
     if fact.dim() != 4 or fact.dtype not in FLOATING or 0 in fact.shape[2:]:
         return False
