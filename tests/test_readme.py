@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
 
 from benchmarks import summary
 from fastres.bench import record
@@ -36,6 +39,19 @@ def test_the_chart_is_the_record() -> None:
         "`python -m benchmarks.summary --chart` draws it anew"
     )
     assert f"]({summary.CHART.relative_to(ROOT)})" in TEXT
+
+
+def test_the_command_prints_the_table_and_draws_the_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = summary.CHART.read_text(encoding="utf-8")
+    monkeypatch.setattr(summary, "CHART", tmp_path / "chart.svg")
+    assert summary.main([]) == 0
+    assert capsys.readouterr().out.strip() in TEXT
+    assert list(tmp_path.iterdir()) == []
+    assert summary.main(["--chart"]) == 0
+    assert (tmp_path / "chart.svg").read_text(encoding="utf-8") == drawn
+    ElementTree.fromstring(drawn)  # well-formed
 
 
 def test_receipt_has_the_lines_of_a_real_one() -> None:
