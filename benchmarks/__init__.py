@@ -1,4 +1,4 @@
-"""Measurements behind the README: run these from the repository's root.
+"""Measurements behind the README and ``docs/benchmarks.md``: run these from the repository's root.
 
 ======================================  ==========================================================
 ``python -m benchmarks.ladder``         one technique per row: what each of them is worth
@@ -8,6 +8,7 @@
 ``python -m benchmarks.host_time``      what the host does in a call on a GPU beside launching
 ``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
+``python -m benchmarks.summary``        the README's table and chart, from the bench's record
 ``pytest benchmarks/bench_operators.py``  every distinct convolution, several ways
 ``pytest benchmarks/bench_models.py``   whole models, several ways
 ``python -m fastres.bench``             whole models beside the other runtimes

@@ -5,7 +5,7 @@
 
 Captures, passes, engines, artefacts, interpreted kernels and machine code for GPUs that are not
 here; networks, campaigns and what torch has no part in are left to the whole suite. The record's
-rows, one for each set of versions, are the README's table.
+rows, one for each set of versions, are the table in ``docs/using.md``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def keep(new: dict[str, Any], path: Path = RECORD) -> None:
 
 
 def table(path: Path = RECORD) -> str:
-    """The record as the README shows it."""
+    """The record as ``docs/using.md`` shows it."""
     lines = ["| Python | torch | Triton | torchvision | NumPy | tests |"]
     lines.append("|---|---|---|---|---|---:|")
     lines += [

@@ -82,9 +82,9 @@ def optimize(
         device: where to run; default: where the model is.
         precision: None keeps the model's dtype and torch's flags; ``"fp32"``, ``"bf16"`` and
             ``"fp16"`` convert weights and activations. Inputs and results keep the model's dtype.
-        engine: ``"auto"`` takes the fastest that runs here; ``"triton"``, ``"onednn"`` or
-            ``"eager"`` forces one. ``"triton"`` is for GPUs; on the CPU it runs only under
-            ``TRITON_INTERPRET=1``, to see what the kernels compute.
+        engine: ``"auto"`` takes the fastest that runs here; ``"triton"``, ``"native"``,
+            ``"onednn"`` or ``"eager"`` forces one. ``"triton"`` is for GPUs; on the CPU it runs
+            only under ``TRITON_INTERPRET=1``, to see what the kernels compute.
         strict: raise for the first thing that cannot be optimised, instead of one warning.
         tune: on a GPU, time each layer's candidates and the library when a shape is first seen,
             instead of choosing by the cost model. Results are kept in ``FASTRES_CACHE_DIR``

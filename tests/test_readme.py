@@ -1,61 +1,57 @@
-"""What the README says is true: code runs, the table is its record, links lead somewhere."""
+"""What the README says is true: table and chart are the record, CI's commands are there, few lines.
+
+Its code and its links are looked at with those of the other pages, in ``test_docs.py``.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-import torch
 
-import fastres
-from benchmarks import versions
-from benchmarks.gpu_day import tables as gpu_tables
-from fastres.bench import record, table
+from benchmarks import summary
+from fastres.bench import record
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-RECORD = ROOT / "benchmarks" / "results" / "resnet50.json"
-GPU_RECORD = ROOT / "benchmarks" / "results" / "gpu_day" / "2026-11-28b"
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=[f"block {i}" for i, _ in enumerate(BLOCKS)])
-def test_code_runs(
-    code: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    if "resnet50.pth" in code:  # the reader has a checkpoint
-        torch.save(fastres.models.resnet50().state_dict(), "resnet50.pth")
-    names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert type(names["fast"]).__name__ == "OptimizedModule"
-    printed = capsys.readouterr().out
-    if "resnet50.pth" in code:
-        assert names["answers"].shape == (1, 1000)  # type: ignore[attr-defined]
-        assert fastres.load("resnet50.fastres").report.precision == "float32"
-        assert Path("models/resnet50/config.pbtxt").is_file()
-        assert Path("models/resnet50/1/model.onnx").is_file()
-    if "print" in code:
-        assert "53/53 BatchNorms folded" in printed
-        assert "passed: error" in printed
-        assert "layer4.2.conv3" in printed
-
-
-def test_table_is_the_record() -> None:
-    inside = re.search(r"<!-- table -->\n(.*?)<!-- /table -->", TEXT, flags=re.DOTALL)
+def test_the_table_is_the_record() -> None:
+    inside = re.search(r"<!-- summary -->\n(.*?)\n<!-- /summary -->", TEXT, flags=re.DOTALL)
     assert inside is not None
-    wanted = table.markdown(record.read(RECORD), "eager-fp32").strip()
-    assert wanted
-    assert wanted in inside[1]
+    assert inside[1] == summary.table(record.read(summary.RECORD)), (
+        "paste what `python -m benchmarks.summary` prints"
+    )
 
 
-def test_links_and_pictures_exist() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert targets
-    for target in targets:
-        assert (ROOT / target).exists(), target
+def test_the_table_has_at_most_eight_rows_a_batch() -> None:
+    assert 0 < len(summary.ROWS) <= 8
+    found = record.read(summary.RECORD)
+    assert all(len(summary.rows(batch)) == len(summary.ROWS) for batch in found.batches)
+    assert {"eager-fp32", "fastres-fp32", "fastres-bf16"} <= set(summary.ROWS)
+
+
+def test_the_chart_is_the_record() -> None:
+    drawn = summary.CHART.read_text(encoding="utf-8")
+    assert drawn == summary.chart(record.read(summary.RECORD)), (
+        "`python -m benchmarks.summary --chart` draws it anew"
+    )
+    assert f"]({summary.CHART.relative_to(ROOT)})" in TEXT
+
+
+def test_the_command_prints_the_table_and_draws_the_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = summary.CHART.read_text(encoding="utf-8")
+    monkeypatch.setattr(summary, "CHART", tmp_path / "chart.svg")
+    assert summary.main([]) == 0
+    assert capsys.readouterr().out.strip() in TEXT
+    assert list(tmp_path.iterdir()) == []
+    assert summary.main(["--chart"]) == 0
+    assert (tmp_path / "chart.svg").read_text(encoding="utf-8") == drawn
+    ElementTree.fromstring(drawn)  # well-formed
 
 
 def test_receipt_has_the_lines_of_a_real_one() -> None:
@@ -65,21 +61,10 @@ def test_receipt_has_the_lines_of_a_real_one() -> None:
         assert line in receipt[1]
 
 
-def test_the_gpu_table_is_the_record() -> None:
-    inside = re.search(r"<!-- gpu table -->\n(.*?)\n<!-- /gpu table -->", TEXT, flags=re.DOTALL)
-    assert inside is not None
-    assert inside.group(1) == gpu_tables.markdown(GPU_RECORD)
+def test_a_stranger_reads_it_to_the_end() -> None:
+    assert len(TEXT.splitlines()) <= 200
 
 
-def test_the_table_of_versions_is_the_record() -> None:
-    inside = re.search(r"<!-- versions -->\n(.*?)\n<!-- /versions -->", TEXT, flags=re.DOTALL)
-    assert inside is not None
-    assert inside[1] == versions.table()
-    tested = {tuple(row[name] for name in ("torch", "triton")) for row in versions.rows()}
-    assert {version.partition("+")[0] for version, _ in tested} >= {"2.9.1", "2.11.0", "2.14.1"}
-
-
-def test_the_hosts_time_is_the_record() -> None:
-    rows = json.loads((ROOT / "benchmarks" / "results" / "host_time.json").read_text())["rows"]
-    (added,) = (row["added_us"] for row in rows if row["model"] == "resnet50")
-    assert f"that adds {added:.0f} microseconds to the bare launch of a ResNet-50" in TEXT
+def test_the_commands_that_ci_reads_are_there() -> None:
+    for name in ("main job", "tests"):
+        assert len(re.findall(rf"^<!-- ci: {name} -->\n```bash\n.+\n```$", TEXT, re.MULTILINE)) == 1

@@ -1,4 +1,4 @@
-"""Tables of measured models, for the README and the documentation, out of a record."""
+"""Tables of measured models, for ``docs/benchmarks.md``, out of a record."""
 
 from __future__ import annotations
 

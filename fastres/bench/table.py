@@ -1,4 +1,4 @@
-"""A record as tables: for the terminal, and as Markdown for a README."""
+"""A record as tables: for the terminal, and as Markdown for a page."""
 
 from __future__ import annotations
 
