@@ -115,7 +115,7 @@ def convolutions(model: nn.Module, images: Tensor) -> list[Convolution]:
 
 def profiled(fast: fastres.OptimizedModule, images: Tensor) -> Callable[[], Times]:
     """A call of one of our engines, layer by layer."""
-    executable = fast.internals.runner.ordinary_executable([images])
+    executable = fast.internals.runner.finite_executable([images])
 
     def call() -> Times:
         times: Counter[str] = Counter()

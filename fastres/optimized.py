@@ -31,13 +31,13 @@ from fastres.errors import (
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
 from fastres.options import Options
-from fastres.refit import renew
+from fastres.refit import refit
 from fastres.report import Remark, Report
 from fastres.runtime import profile
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
-from fastres.runtime.nonfinite import NotOrdinary
+from fastres.runtime.nonfinite import NonFinite
 from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
 from fastres.system import forking
 from fastres.system.files import as_path
@@ -195,7 +195,7 @@ class OptimizedModule(nn.Module):
         if rounds < 1:
             raise OptionError(f"rounds={rounds!r}: expected a number of at least 1")
         flat = self._flatten(args, kwargs)
-        executable = self._runner.ordinary_executable(flat)
+        executable = self._runner.finite_executable(flat)
         with torch.no_grad(), self._runner.limit():
             return profile.measure(executable, lambda: self(*args, **kwargs), flat, rounds)
 
@@ -217,7 +217,7 @@ class OptimizedModule(nn.Module):
         nodes = output_nodes(tapped.graph)
         try:
             results = self._runner.run(self._runner.engine.build(tapped, flat), flat)
-        except NotOrdinary:
+        except NonFinite:
             results = self._runner.run(EagerEngine().build(tapped, flat), flat)
         return list(zip(nodes, results, strict=True))
 
@@ -266,11 +266,11 @@ class OptimizedModule(nn.Module):
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
         refuse_watched("refresh")
-        with preparing(), _RENEWING:
+        with preparing(), _REFITTING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
             sample = random_arguments(self._example, self.report.device)
-            new = renew(
+            new = refit(
                 self._recipe, state_dict, self._options, self._contract, sample, self.report, check
             )
             # A call reads the runner once, which has its own graph.
@@ -404,7 +404,7 @@ class OptimizedModule(nn.Module):
         return flat
 
 
-_RENEWING = forking.lock()
+_REFITTING = forking.lock()
 
 
 def _with_signature(signature: inspect.Signature) -> type[OptimizedModule]:

@@ -32,7 +32,7 @@ from fastres.system.device import move
 
 
 @dataclass(frozen=True)
-class Renewed:
+class Refitted:
     """What replaces an optimised model's graph, receipt and runner, all at once."""
 
     module: fx.GraphModule
@@ -40,7 +40,7 @@ class Renewed:
     runner: Runner
 
 
-def renew(
+def refit(
     recipe: Recipe,
     state_dict: Mapping[str, Any],
     options: Options,
@@ -48,7 +48,7 @@ def renew(
     sample: list[Any],
     old: Report,
     check: bool,
-) -> Renewed:
+) -> Refitted:
     """The graph that ``optimize`` would make of the model with these weights.
 
     Args:
@@ -107,7 +107,7 @@ def renew(
         started = time.perf_counter()
         _compare(read, state, dtype, runner, sample, report)
         report.seconds["check"] = time.perf_counter() - started
-    return Renewed(module, report, runner)
+    return Refitted(module, report, runner)
 
 
 def _compare(

@@ -29,11 +29,8 @@ MEASURED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 AHEAD = {
     "docs/decisions/own-onnx-rules.md",
-    "fastres/dtypes.py",
-    "fastres/ir/conv.py",
-    "kernels/activations.py",
 }
-"""Pages name these by agreement, and they are written at the same time on other branches."""
+"""HugePages name these by agreement, and they are written at the same time on other branches."""
 
 
 def name_of(page: Path) -> str:

@@ -14,7 +14,7 @@ from small import conv, images, net
 from torch import Tensor, nn
 
 import fastres
-from fastres.runtime.cache import CAPACITY
+from fastres.runtime.executable_cache import CAPACITY
 
 # The larger weight has 0.56 MiB: whoever keeps one per call or per shape is far beyond the bound.
 CHANNELS = 128

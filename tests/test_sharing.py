@@ -18,9 +18,9 @@ from small import conv, images, measured, net
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.runtime.cache import CAPACITY
 from fastres.runtime.executable import Executable
-from fastres.runtime.onednn.packing import PackedWeights
+from fastres.runtime.executable_cache import CAPACITY
+from fastres.runtime.onednn.packed_weights import PackedWeights
 from fastres.system import threads
 
 

@@ -1,4 +1,4 @@
-"""Weights from files: what is read, and what is refused without being run."""
+"""PackedWeights from files: what is read, and what is refused without being run."""
 
 from __future__ import annotations
 

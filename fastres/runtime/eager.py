@@ -23,7 +23,7 @@ class EagerEngine:
     plans_threads = False
     reads_in_place = True
 
-    def renewed(self) -> EagerEngine:
+    def unpacked(self) -> EagerEngine:
         """The same engine; it keeps nothing of the weights."""
         return EagerEngine()
 

@@ -32,7 +32,7 @@ class Engine(Protocol):
     plans_threads: bool
     reads_in_place: bool
 
-    def renewed(self) -> Engine:
+    def unpacked(self) -> Engine:
         """The same engine for weights that changed: without what it has packed."""
 
     def refusal(self, module: fx.GraphModule) -> str | None:

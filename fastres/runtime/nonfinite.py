@@ -1,8 +1,8 @@
-"""Where numbers come from that oneDNN's ReLU would hide, and the look at them.
+"""NaN and infinity, which oneDNN's ReLU would hide: where they come from, and the check for them.
 
-That ReLU turns NaN into 0. Convolutions, additions and poolings of ordinary numbers make no NaN, so
-it is enough to look at the model's inputs, and behind every operation that can make NaN or infinity
-from ordinary numbers (a division, a logarithm). One pass over the data each.
+That ReLU turns NaN into 0. Convolutions, additions and poolings of finite numbers make no NaN, so
+it is enough to check the model's inputs, and what comes out of every operation that can make NaN or
+infinity of finite numbers (a division, a logarithm). Each check is one pass over the data.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from fastres.kernels.activations import BY_ATEN
 
 aten = torch.ops.aten
 
-ORDINARY = 2.0**64
+LARGEST = 2.0**64
 """Numbers below this in magnitude cannot overflow float32 in a network that is any good.
 
-Activations that overflow from ordinary inputs (a broken model) are not caught.
+Activations that overflow from finite inputs (a broken model) are not caught.
 """
 
 
-class NotOrdinary(Exception):
+class NonFinite(Exception):
     """A value is NaN, infinite or huge: run this call in plain PyTorch."""
 
 
-def ordinary(value: Tensor) -> Tensor:
-    """``value``, if all of it is ordinary.
+def checked_finite(value: Tensor) -> Tensor:
+    """``value``, if all of it is finite and below :data:`LARGEST`.
 
     Raises:
-        NotOrdinary: it is not.
+        NonFinite: it is not.
     """
     if value.numel():
         low, high = torch.aminmax(value)
-        if not (float(low) > -ORDINARY and float(high) < ORDINARY):  # false for NaN
-            raise NotOrdinary
+        if not (float(low) > -LARGEST and float(high) < LARGEST):  # false for NaN
+            raise NonFinite
     return value
 
 
-_KEEPS_ORDINARY: frozenset[Any] = frozenset(
+_KEEPS_FINITE: frozenset[Any] = frozenset(
     {
         *MOVES_DATA,
         *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.neg.default, aten.abs.default),
@@ -54,10 +54,10 @@ _KEEPS_ORDINARY: frozenset[Any] = frozenset(
         *(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.channel_shuffle.default),
     }
 )
-"""Operations that make ordinary numbers from ordinary ones (the products of two that are below
+"""Operations that make finite numbers of finite ones (the products of two that are below
 2^64 are below float32's largest)."""
 
 
 def may_break(target: Any) -> bool:
-    """Whether an operation of torch's may make NaN, infinity or huge numbers of ordinary ones."""
-    return target not in _KEEPS_ORDINARY and not getattr(target, "looks_itself", False)
+    """Whether an operation of torch's may make NaN, infinity or huge numbers of others."""
+    return target not in _KEEPS_FINITE and not getattr(target, "checks_itself", False)

@@ -1,7 +1,7 @@
 """From a call's flattened arguments to its flattened results.
 
 The way of every call: find the executable for these shapes (check and build on first sight), run it
-without autograd and within the thread limit, and where a number is not ordinary, run it again in
+without autograd and within the thread limit, and where a number is not finite, run it again in
 plain PyTorch. A call that is no ordinary one (traced, transformed, on what is no plain tensor in
 memory) goes through torch's operators instead: see :mod:`fastres.system.plain_tensors`.
 """
@@ -19,14 +19,14 @@ from torch import Tensor, fx
 from fastres.capture.contract import Contract
 from fastres.errors import InputError, ModelError, OutOfMemory
 from fastres.runtime.autocast import without_autocast
-from fastres.runtime.cache import ExecutableCache
 from fastres.runtime.derivatives import refuse_derivatives, without_gradients
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import Engine
 from fastres.runtime.executable import Runnable
+from fastres.runtime.executable_cache import ExecutableCache
 from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
-from fastres.runtime.nonfinite import NotOrdinary
+from fastres.runtime.nonfinite import NonFinite
 from fastres.system import forking
 from fastres.system.plain_tensors import is_ordinary, oddity, watcher
 from fastres.system.threads import ThreadLimit, safe_threads
@@ -111,14 +111,14 @@ class Runner:
         executable = self._executable(inputs)
         try:
             return self.run(executable, inputs)
-        except NotOrdinary:
+        except NonFinite:
             return self.run(self._built(self._prepared, inputs, self._eager), inputs)
 
     def run(self, executable: Runnable, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run an executable with everything around it.
 
         Raises:
-            NotOrdinary: it met NaN, infinity or a huge number, which its kernels cannot take.
+            NonFinite: it met NaN, infinity or a huge number, which its kernels cannot take.
             OutOfMemory: the activations do not fit into memory.
         """
         try:
@@ -137,7 +137,7 @@ class Runner:
             raise
 
     def executable(self, inputs: Sequence[Any]) -> Runnable:
-        """The executable that a call with these arguments runs (if its numbers are ordinary).
+        """The executable that a call with these arguments runs (if its numbers are finite).
 
         Raises:
             InputError: as a call does, and for arguments that no executable can run.
@@ -164,12 +164,12 @@ class Runner:
         prepared = self._current()
         return self._built(prepared, inputs, prepared.engine)
 
-    def ordinary_executable(self, inputs: Sequence[Any]) -> Runnable:
+    def finite_executable(self, inputs: Sequence[Any]) -> Runnable:
         """The executable that a call with these arguments ends with."""
         executable = self.executable(inputs)
         try:
             self.run(executable, inputs)
-        except NotOrdinary:
+        except NonFinite:
             return self._built(self._prepared, inputs, self._eager)
         return executable
 
@@ -180,7 +180,7 @@ class Runner:
             return prepared
         with self._renewing:
             if not self._prepared.weights.are_the_same():
-                engine = prepared.engine.renewed()  # with the old one go the packed weights
+                engine = prepared.engine.unpacked()  # with the old one go the packed weights
                 weights = _Weights(self.module, engine.reads_in_place)
                 self._prepared = _Prepared(weights, engine, ExecutableCache())
             return self._prepared

@@ -24,10 +24,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.memory_planner import Arena, clashes
+from fastres.runtime.triton.packed_weights import PackedWeights
 from fastres.runtime.triton.plan import Plan, Result
-from fastres.runtime.triton.weights import Weights
 from fastres.runtime.triton.workspace import Workspace
 
 SHAPE = (2, 3, 4, 5)
@@ -47,11 +47,13 @@ class Bound:
         self.workspace = Workspace(self.device)
         self.executable = self.bind(plan)
 
-    def bind(self, plan: Plan, batch: int | None = None) -> GpuExecutable:
-        return GpuExecutable(plan, no_weights(), Weights(), self.workspace, "fake", batch=batch)
+    def bind(self, plan: Plan, batch: int | None = None) -> TritonExecutable:
+        return TritonExecutable(
+            plan, no_weights(), PackedWeights(), self.workspace, "fake", batch=batch
+        )
 
 
-def check(executable: GpuExecutable, *inputs: Tensor) -> list[Tensor]:
+def check(executable: TritonExecutable, *inputs: Tensor) -> list[Tensor]:
     wanted = expected(executable.plan, inputs)
     got = list(executable(inputs))
     for ours, theirs in zip(got, wanted, strict=True):

@@ -19,10 +19,10 @@ from torch import Tensor, fx, nn
 from fastres.errors import OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.tuning.gpus import by_name
+from fastres.runtime.triton.packed_weights import PackedWeights
 from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, dense
 from fastres.runtime.triton.tactics import CANDIDATES, Layer, Tactics, Tuner
 from fastres.runtime.triton.tuning_cache import Identity, TuningCache
-from fastres.runtime.triton.weights import Weights
 from fastres.runtime.triton.workspace import Workspace
 
 A100, T4 = by_name("a100"), by_name("t4")
@@ -69,7 +69,7 @@ class Workshop:
         self.device = FakeDevice()
         self.device.nanoseconds = self.nanoseconds
         self.cache = TuningCache(IDENTITY, folder)
-        self.tuner = Tuner(Workspace(self.device), Weights(), self.cache, console)
+        self.tuner = Tuner(Workspace(self.device), PackedWeights(), self.cache, console)
         self.tried: list[str] = []
 
     def nanoseconds(self, calls: list[KernelCall]) -> int:

@@ -21,7 +21,7 @@ from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres.report import KINDS
-from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.plan import KernelStep
 
 
@@ -79,7 +79,7 @@ def test_network(name: str, device: str) -> None:
     assert_as_accurate(model, on_device, torch.randn(2, *case.image), precision=case.precision)
     assert_same_counts(fast, optimize(model, example, engine="onednn"))
     executable = fast._runner.executable([torch.randn(2, *case.image, device=device)])
-    assert isinstance(executable, GpuExecutable)
+    assert isinstance(executable, TritonExecutable)
     if device == "cpu":
         ours = [isinstance(step, KernelStep) for step in executable.plan.steps]
         assert (ours.count(True), ours.count(False)) == (case.steps, case.by_torch)

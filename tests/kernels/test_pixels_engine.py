@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastres.capture import pipeline
 from fastres.kernels.tuning.gpus import by_name
 from fastres.runtime.triton.arithmetic import Arithmetic
-from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.lower import Planned, plan_for
 from fastres.runtime.triton.plan import KernelStep, Plan
 from fastres.runtime.triton.tactics import Tactics
@@ -56,7 +56,7 @@ def bytes_in(model: nn.Module, example: Tensor | None = None, **options: Any) ->
 
 def plan_of(fast: Any, x: Tensor) -> Plan:
     found = fast._runner.executable([x])
-    assert isinstance(found, GpuExecutable)
+    assert isinstance(found, TritonExecutable)
     return found.plan
 
 

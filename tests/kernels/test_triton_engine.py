@@ -29,7 +29,7 @@ from fastres.options import Options
 from fastres.runtime.triton import batch_buckets, engine
 from fastres.runtime.triton.device import InterpreterDevice
 from fastres.runtime.triton.engine import TritonEngine
-from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.plan import KernelStep, TorchStep
 from fastres.runtime.triton.tuning_cache import Identity
 
@@ -73,9 +73,9 @@ def graph_of(model: nn.Module, precision: str | None = None) -> fx.GraphModule:
     return module
 
 
-def executable(fast: Any, x: Tensor) -> GpuExecutable:
+def executable(fast: Any, x: Tensor) -> TritonExecutable:
     found = fast._runner.executable([x])
-    assert isinstance(found, GpuExecutable)
+    assert isinstance(found, TritonExecutable)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Single operators as pieces of the native engine, planned and run without ``optimize``.
+"""Single operators as subgraphs of the native engine, planned and run without ``optimize``.
 
 The judge is the operator's plain-PyTorch meaning in float64; what is held against the engine is
 torch's own error in the same precision.
@@ -20,9 +20,9 @@ from fastres.ir.graph import output_nodes
 from fastres.ir.shapes import shapes
 from fastres.kernels import reference
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.lower import Draft, draft, refusal
-from fastres.runtime.native.packed import PackedPanels
-from fastres.runtime.native.subgraph import Piece
+from fastres.runtime.native.lower import LoweredSubgraph, lower, refusal
+from fastres.runtime.native.packed_weights import PackedWeights
+from fastres.runtime.native.subgraph import NativeSubgraph
 
 SETS = (("fp32", "avx2"), ("fp32", "avx512"), ("bf16", "avx512_bf16"))
 """Precisions with the instruction sets that compute in them."""
@@ -89,17 +89,19 @@ def rounded(x: Tensor) -> Tensor:
     return x.bfloat16().float()
 
 
-def drafted(root: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]) -> tuple[Draft, Any]:
-    """The whole graph as one draft, and what each node is at this size."""
+def lowered(
+    root: nn.Module, graph: fx.Graph, inputs: Sequence[Tensor]
+) -> tuple[LoweredSubgraph, Any]:
+    """The whole graph as one lowered subgraph, and what each node is at this size."""
     module = fx.GraphModule(root, graph)
     facts = shapes(module, inputs)
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
     assert [refusal(node, facts) for node in nodes] == [None] * len(nodes)
     wanted = [(node, facts[node].dtype) for node in output_nodes(module.graph)]
-    return draft(nodes, wanted, facts), facts
+    return lower(nodes, wanted, facts), facts
 
 
-def piece(
+def subgraph(
     root: nn.Module,
     graph: fx.Graph,
     inputs: Sequence[Tensor],
@@ -107,21 +109,21 @@ def piece(
     threads: int = 1,
     guarded: bool = False,
     sources: Sequence[torch.dtype] | None = None,
-) -> Piece:
-    """The whole graph as one piece for inputs like these.
+) -> NativeSubgraph:
+    """The whole graph as one subgraph for inputs like these.
 
     Args:
         sources: dtypes that the inputs will really have.
     """
-    draft_, facts = drafted(root, graph, inputs)
-    sources = sources or [facts[node].dtype for node in draft_.inputs]
-    return Piece(draft_, sources, facts, loaded(), PackedPanels(), isa, threads, guarded)
+    found, facts = lowered(root, graph, inputs)
+    sources = sources or [facts[node].dtype for node in found.inputs]
+    return NativeSubgraph(found, sources, facts, loaded(), PackedWeights(), isa, threads, guarded)
 
 
-def inputs_of(native: Piece, graph: fx.Graph, given: Sequence[Tensor]) -> list[Tensor]:
-    """Those of a graph's inputs that a piece reads, in its order."""
+def inputs_of(native: NativeSubgraph, graph: fx.Graph, given: Sequence[Tensor]) -> list[Tensor]:
+    """Those of a graph's inputs that a subgraph reads, in its order."""
     names = [node.name for node in graph.find_nodes(op="placeholder")]
-    return [given[names.index(node.name)] for node in native.draft.inputs]
+    return [given[names.index(node.name)] for node in native.lowered.inputs]
 
 
 def arguments_of(spec: ConvSpec, residual: bool) -> list[Tensor]:
@@ -153,7 +155,7 @@ def check(
     model = Convolution(spec, **options)
     inputs = arguments_of(spec, residual)
     given = [change(tensor.to(dtype)) for tensor in inputs]
-    native = piece(model.to(dtype), model.graph(residual), given, isa, threads, guarded)
+    native = subgraph(model.to(dtype), model.graph(residual), given, isa, threads, guarded)
     return assert_as_accurate(
         model.float(), lambda *_: native(*given), *inputs, precision=precision
     )

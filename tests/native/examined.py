@@ -1,4 +1,4 @@
-"""A piece's memory, poisoned before a run and examined after it.
+"""A subgraph's memory, poisoned before a run and examined after it.
 
 A plan relies on zeros in the borders of its buffers and in lanes without a channel. Whatever else
 its memory holds, it must be written before it is read; and nothing outside the buffers is written.
@@ -20,7 +20,7 @@ from torch import Tensor
 from fastres.runtime.native.abi import KINDS, OUTPUT, COp, COutside, CPhase, CTensor
 from fastres.runtime.native.layout import LINE, Layout
 from fastres.runtime.native.plan import Plan
-from fastres.runtime.native.subgraph import UNUSUAL, Piece, _outside, _strides
+from fastres.runtime.native.subgraph import UNUSUAL, NativeSubgraph, _outside, _strides
 
 Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -78,16 +78,16 @@ def ranges(mask: Mask) -> list[tuple[int, int]]:
 
 
 class Examined:
-    """A piece with one plan, whose memory can be poisoned and read.
+    """A subgraph with one plan, whose memory can be poisoned and read.
 
     Args:
-        threads: as the piece was made for; its batch must be smaller, if there are several.
+        threads: as the subgraph was made for; its batch must be smaller, if there are several.
     """
 
-    def __init__(self, piece: Piece, threads: int) -> None:
-        alone, compiled = piece.plans
+    def __init__(self, subgraph: NativeSubgraph, threads: int) -> None:
+        alone, compiled = subgraph.plans
         assert alone is None and compiled is not None, "threads have images of their own"
-        self._piece, self._threads, self._library = piece, threads, piece._library
+        self._piece, self._threads, self._library = subgraph, threads, subgraph._library
         self.plan = plan = compiled.plan
         assert not plan.guards
         self.places = places(plan, threads)
@@ -95,7 +95,7 @@ class Examined:
         spy = COp(kind=KINDS.index("export"), isa=plan.ops[0].isa, images=plan.images)
         spy.input = CTensor(pixel=LINE, channels=16, height=1, width=lines)
         spy.output = CTensor(
-            space=OUTPUT, index=len(piece.draft.outputs), whole=1, channels=16, height=1,
+            space=OUTPUT, index=len(subgraph.lowered.outputs), whole=1, channels=16, height=1,
             width=lines,
         )  # fmt: skip
         ops = (COp * (len(plan.ops) + 1))(*plan.ops, spy)
@@ -119,10 +119,10 @@ class Examined:
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], Bytes]:
         """The outputs, and the memory behind the last operation."""
-        piece = self._piece
+        subgraph = self._piece
         outputs = tuple(
             torch.empty_strided(shape, _strides(shape), dtype=dtype)
-            for shape, dtype in zip(piece._shapes, piece.draft.output_dtypes, strict=True)
+            for shape, dtype in zip(subgraph._shapes, subgraph.lowered.output_dtypes, strict=True)
         )
         strides = (ctypes.c_int64 * 4)(0, 1, 0, 16)
         dump = COutside(self._memory.data_ptr(), 0, strides)

@@ -19,16 +19,16 @@ import native.by_hand
 import native.emulator
 import torch
 from cxx import COMPILER, SOURCES, settings
-from native.by_hand import SETS, Convolution, arguments_of, check, piece
+from native.by_hand import SETS, Convolution, arguments_of, check, subgraph
 from native.examined import Examined
 from oracle import PRECISIONS, assert_as_accurate
 from torch import Tensor, fx, nn
 
 from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native import pack, packed, plan_builder, schedule
+from fastres.runtime.native import pack, packed_weights, plan_builder, schedule
 from fastres.runtime.native.library import Library
-from fastres.runtime.nonfinite import NotOrdinary
+from fastres.runtime.nonfinite import NonFinite
 
 AROUND = (1, 1, 1, 1)
 
@@ -148,7 +148,7 @@ PLANNER_FAULTS: dict[str, tuple[Any, str, Any]] = {
     "weights.py: pairs of channels swapped": (pack, "pack", _swapped_pairs),
     "weights.py: blocks of groups in another order": (pack, "spread_groups", _late_block),
     "packed.py: no bias": (
-        packed.PackedPanels, "bias", lambda self, bias, k: pack.pack_bias(None, k),
+        packed_weights.PackedWeights, "bias", lambda self, bias, k: pack.pack_bias(None, k),
     ),
 }  # fmt: skip
 """What is wrong -> (owner, attribute, its replacement)."""
@@ -180,7 +180,7 @@ def _check_memory(spec: ConvSpec, precision: str, isa: str) -> None:
     dtype = PRECISIONS[precision]
     model = Convolution(spec, after="relu")
     given = [x.to(dtype) for x in arguments_of(spec, True)]
-    examined = Examined(piece(model.to(dtype), model.graph(True), given, isa), 1)
+    examined = Examined(subgraph(model.to(dtype), model.graph(True), given, isa), 1)
     examined.check(given)
     examined.close()
 
@@ -195,7 +195,7 @@ def _check_network(precision: str, isa: str) -> None:
     module = fx.GraphModule(nn.Module(), graph)
     image = -torch.rand(2, 40, 6, 7).bfloat16().float() - 1
     given = image.to(PRECISIONS[precision])
-    run = piece(module, module.graph, [given], isa)
+    run = subgraph(module, module.graph, [given], isa)
     assert_as_accurate(module, lambda _: run(given), image, precision=precision)
 
 
@@ -213,7 +213,7 @@ def _check_overflow(precision: str, isa: str) -> None:
     graph.output((value,))
     dtype = PRECISIONS[precision]
     x = torch.full((1, 9, 2, 2), 2.0**60).to(dtype)
-    run = piece(root.to(dtype), graph, [x], isa)
+    run = subgraph(root.to(dtype), graph, [x], isa)
     assert torch.equal(run(x), torch.full((1, 3, 2, 2), 30.0, dtype=dtype))
 
 
@@ -279,7 +279,7 @@ def outcome(name: str, library: Path) -> str:
             if name in PLANNER_FAULTS:
                 setattr(*PLANNER_FAULTS[name])
             run_checks()
-        except (AssertionError, NotOrdinary) as error:
+        except (AssertionError, NonFinite) as error:
             said = f"noticed: {(str(error) or type(error).__name__).splitlines()[0]}"
         except BaseException as error:  # noqa: BLE001 - the child must not go on as its parent
             said = f"broken: {type(error).__name__}: {error}"

@@ -53,7 +53,7 @@ def kept_size_specs(draw: st.DrawFn) -> ConvSpec:
 
 @dataclass
 class RandomGraph:
-    """A graph of one piece, the module that holds its weights, and its inputs' shapes."""
+    """A graph of one subgraph, the module that holds its weights, and its inputs' shapes."""
 
     root: nn.Module
     graph: fx.Graph

@@ -1,4 +1,4 @@
-"""Hypothesis against the native engine: random convolutions, random pieces, random networks."""
+"""Hypothesis against the native engine: random convolutions, random subgraphs, random networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
-from native.by_hand import SETS, check, inputs_of, piece
+from native.by_hand import SETS, check, inputs_of, subgraph
 from native.emulator import loaded
 from native.examined import Examined
 from native.random_graphs import RandomGraph, graphs, kept_size_specs, specs
@@ -73,7 +73,7 @@ def test_any_piece(made: RandomGraph, which: tuple[str, str], threads: int) -> N
     note(module.code)
     assume(float64_error(module, module, *inputs).eager < WELL_CONDITIONED)
     given_ = [x.to(dtype) for x in inputs]
-    native = piece(module.to(dtype), module.graph, given_, isa, threads)
+    native = subgraph(module.to(dtype), module.graph, given_, isa, threads)
     module = made.module()
     read = inputs_of(native, module.graph, given_)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from native.by_hand import Convolution, arguments_of, check, each_set, needs, piece
+from native.by_hand import Convolution, arguments_of, check, each_set, needs, subgraph
 from native.emulator import tile_instructions
 from oracle import PRECISIONS, assert_as_accurate
 
@@ -16,8 +16,8 @@ from fastres.runtime.native import schedule
 from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.plan_builder import uses_winograd
-from fastres.runtime.native.subgraph import Piece
-from fastres.runtime.nonfinite import NotOrdinary
+from fastres.runtime.native.subgraph import NativeSubgraph
+from fastres.runtime.nonfinite import NonFinite
 
 AROUND = (1, 1, 1, 1)
 
@@ -135,8 +135,8 @@ def test_where_winograd_is_used() -> None:
     for spec in (*SHAPES.values(), *WINOGRAD.values(), large):
         given = arguments_of(spec, False)
         model = Convolution(spec)
-        made = piece(model, model.graph(False), given, "avx512")
-        (op,) = [op for op in made.draft.ops if op.kind == "convolution"]
+        made = subgraph(model, model.graph(False), given, "avx512")
+        (op,) = [op for op in made.lowered.ops if op.kind == "convolution"]
         fits = spec in WINOGRAD.values() or spec is large
         assert uses_winograd(op, "avx512") == (fits and schedule.winograd_pays(spec, 4)), spec
     assert schedule.winograd_pays(large, 4)
@@ -198,7 +198,7 @@ def test_expanded_tensors(precision: str, isa: str, threads: int) -> None:
     for dims in ((0,), (1,), (2, 3), (0, 1, 2, 3)):
         x = torch.randn([1 if i in dims else size for i, size in enumerate((3, 40, 5, 4))])
         x = x.to(dtype).expand(3, 40, 5, 4)
-        native = piece(model.to(dtype), model.graph(False), [x], isa, threads)
+        native = subgraph(model.to(dtype), model.graph(False), [x], isa, threads)
         assert_as_accurate(
             model.float(), lambda _, x=x, f=native: f(x), x.float(), precision=precision
         )
@@ -215,13 +215,15 @@ def test_inputs_of_the_other_dtype(precision: str, isa: str, channels: int) -> N
     given = torch.randn(2, channels, 5, 4).to(other)
     cast = given.to(dtype)
     same, both = (
-        piece(model, model.graph(False), [cast], isa, sources=[kind]) for kind in (dtype, other)
+        subgraph(model, model.graph(False), [cast], isa, sources=[kind]) for kind in (dtype, other)
     )
     assert torch.equal(both(given), same(cast))
 
 
-def one_channel(precision: str, isa: str, sources: list[torch.dtype] | None = None) -> Piece:
-    """A piece that takes channel 7 of 40 as it is."""
+def one_channel(
+    precision: str, isa: str, sources: list[torch.dtype] | None = None
+) -> NativeSubgraph:
+    """A subgraph that takes channel 7 of 40 as it is."""
     needs(isa)
     model = Convolution(ConvSpec(2, 40, 2, 3, 32, 1, 1), bias=False)
     weight = model.get_buffer("weight")
@@ -229,7 +231,7 @@ def one_channel(precision: str, isa: str, sources: list[torch.dtype] | None = No
     weight[0, 7] = 1.0
     dtype = PRECISIONS[precision]
     like = torch.zeros(2, 40, 2, 3, dtype=dtype)
-    return piece(model.to(dtype), model.graph(False), [like], isa, sources=sources)
+    return subgraph(model.to(dtype), model.graph(False), [like], isa, sources=sources)
 
 
 @pytest.mark.parametrize("bits", [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0x5F7E8000])
@@ -254,7 +256,7 @@ def test_what_is_not_ordinary_is_given_up(precision: str, isa: str, value: float
         for place in ((0, 0, 0, 0), (1, 39, 1, 2), (0, 17, 1, 0), (1, 7, 0, 1)):
             wrong = x.clone()
             wrong[place] = value
-            with pytest.raises(NotOrdinary):
+            with pytest.raises(NonFinite):
                 native(wrong)
 
 
@@ -269,8 +271,8 @@ def test_what_has_become_huge_is_given_up(precision: str, isa: str, rows: bool) 
         model = Convolution(ConvSpec(2, 40, *size, k, 1, 1))
         model.get_buffer("weight")[channel] = 2.0**10
         x = torch.ones(2, 40, *size, dtype=dtype)
-        native = piece(model.to(dtype), model.graph(False), [x], isa)
+        native = subgraph(model.to(dtype), model.graph(False), [x], isa)
         native(x)
         x[1, :, -1, -1] = 2.0**60
-        with pytest.raises(NotOrdinary):
+        with pytest.raises(NonFinite):
             native(x)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import fastres
 from fastres.errors import NotOptimizedError
-from fastres.runtime.native.subgraph import Piece
+from fastres.runtime.native.subgraph import NativeSubgraph
 
 
 @pytest.fixture(params=SETS, ids=[isa for _, isa in SETS])
@@ -43,15 +43,15 @@ def native(model: nn.Module, example: Any, **options: Any) -> Any:
     return fast
 
 
-def pieces(fast: Any, *inputs: Tensor) -> list[Piece]:
-    """The pieces that a call with these inputs runs."""
+def subgraphs(fast: Any, *inputs: Tensor) -> list[NativeSubgraph]:
+    """The subgraphs that a call with these inputs runs."""
     steps = fast._runner.executable(list(inputs))._steps
-    return [step.function for step in steps if isinstance(step.function, Piece)]
+    return [step.function for step in steps if isinstance(step.function, NativeSubgraph)]
 
 
 def ops_of(fast: Any, *inputs: Tensor) -> list[list[str]]:
-    """What each piece runs: the kinds of its operations."""
-    return [[op.kind for op in piece.draft.ops] for piece in pieces(fast, *inputs)]
+    """What each subgraph runs: the kinds of its operations."""
+    return [[op.kind for op in subgraph.lowered.ops] for subgraph in subgraphs(fast, *inputs)]
 
 
 def blocks(m: Any, x: Tensor) -> Any:
@@ -100,12 +100,12 @@ def test_answers(precision: str, channels: int) -> None:
     for size in ((1, 17, 19), (3, 17, 19), (2, 30, 8), (5, 5, 5)):
         x = images(size[0], channels, *size[1:])
         assert_right(model, fast, x, precision=precision)
-    assert len(pieces(fast, x)) == 1
+    assert len(subgraphs(fast, x)) == 1
     assert fast.report.complete
 
 
 def test_several_pieces(precision: str) -> None:
-    """An operation that the library lacks cuts the graph; casts lie at the edges of pieces."""
+    """An operation that the library lacks cuts the graph; casts lie at the edges of subgraphs."""
 
     def function(m: Any, x: Tensor) -> Any:
         y = F.relu(m.first(x))
@@ -125,7 +125,7 @@ def test_several_pieces(precision: str) -> None:
 
 
 def test_inputs_of_different_batches(precision: str) -> None:
-    """A piece has one number of images."""
+    """A subgraph has one number of images."""
     x, other = images(2, 16), images(3, 16)
     parts = {"a": conv(16, 16), "b": conv(16, 16)}
     model = pair_net(lambda m, x, y: (F.relu(m.a(x)), F.relu(m.b(y))), x, other, **parts)
@@ -401,7 +401,7 @@ def test_a_callers_own_number_of_threads(model: nn.Module, monkeypatch: pytest.M
         for threads in (2, 3, 1):
             torch.set_num_threads(threads)
             assert all(torch.equal(a, b) for a, b in zip(fast(x), wanted, strict=True))
-            assert [piece._threads for piece in pieces(fast, x)] == [threads]
+            assert [subgraph._threads for subgraph in subgraphs(fast, x)] == [threads]
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

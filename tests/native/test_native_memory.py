@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.by_hand import Convolution, arguments_of, each_set, needs, piece
+from native.by_hand import Convolution, arguments_of, each_set, needs, subgraph
 from native.examined import Examined, Places, places, ranges
 from native.test_native_convolutions import SHAPES, WINOGRAD, always
 from oracle import PRECISIONS
@@ -14,19 +14,19 @@ from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.plan import Plan
-from fastres.runtime.native.subgraph import Piece
+from fastres.runtime.native.subgraph import NativeSubgraph
 
 AROUND = (1, 1, 1, 1)
 
 
 def convolution(
     spec: ConvSpec, precision: str, isa: str, threads: int
-) -> tuple[Piece, list[torch.Tensor]]:
+) -> tuple[NativeSubgraph, list[torch.Tensor]]:
     needs(isa)
     dtype = PRECISIONS[precision]
     model = Convolution(spec, after="relu")
     given = [tensor.to(dtype) for tensor in arguments_of(spec, True)]
-    return piece(model.to(dtype), model.graph(True), given, isa, threads), given
+    return subgraph(model.to(dtype), model.graph(True), given, isa, threads), given
 
 
 @each_set
@@ -69,7 +69,7 @@ def test_what_memory_held_does_not_matter_to_a_network(precision: str, isa: str)
     dtype = PRECISIONS[precision]
     given = [torch.randn(5, 3, 11, 9).to(dtype), torch.randn(5, 40, 6, 5).to(dtype)]
     for threads in (1, 6):
-        native = piece(root.to(dtype), graph, given, isa, threads)
+        native = subgraph(root.to(dtype), graph, given, isa, threads)
         examined = Examined(native, threads)
         examined.check(given)
         examined.close()

@@ -119,14 +119,14 @@ def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
     loaded()
     code = """
         import threading, torch
-        from native.by_hand import Convolution, arguments_of, piece
+        from native.by_hand import Convolution, arguments_of, subgraph
         from fastres.runtime.native.abi import COutside
         from fastres.runtime.native.subgraph import _outside
         from fastres.kernels.spec import ConvSpec
         spec = ConvSpec(4, 64, 30, 30, 64, 3, 3, padding=(1, 1, 1, 1))
         given = arguments_of(spec, False)
         model = Convolution(spec)
-        native = piece(model, model.graph(False), given, "avx2", threads=3)
+        native = subgraph(model, model.graph(False), given, "avx2", threads=3)
         result = native(*given)
         sides = [(COutside * 1)(_outside(tensor)) for tensor in (given[0], result)]
         done = threading.Event()
@@ -171,14 +171,14 @@ def test_guard_pages_notice() -> None:
     """An import that is told of more rows than there are runs into the page behind its buffer."""
     loaded()
     code = """
-        from native.by_hand import Convolution, arguments_of, piece
+        from native.by_hand import Convolution, arguments_of, subgraph
         from fastres.runtime.native.subgraph import CompiledPlan
         from fastres.kernels.spec import ConvSpec
         import torch
         spec = ConvSpec(1, 40, 20, 20, 8, 1, 1)
         given = arguments_of(spec, False)
         model = Convolution(spec)
-        native = piece(model, model.graph(False), given, "avx2", guarded=True)
+        native = subgraph(model, model.graph(False), given, "avx2", guarded=True)
         native(*given)
         print("before", flush=True)
         plan = native.plans[1].plan

@@ -95,7 +95,7 @@ def test_every_operation_that_reaches_outside_is_refused(
 ) -> None:
     loaded()
     fast = optimize(network(), images(1, channels=3, height=16, width=16), engine="native")
-    plan, number = plan_builder.Planner.plan, 0
+    plan, number = plan_builder.PlanBuilder.plan, 0
     damaged: list[int] = []
 
     def with_damage(self: Any) -> Plan:
@@ -104,7 +104,7 @@ def test_every_operation_that_reaches_outside_is_refused(
             damaged.append(number)
         return found
 
-    monkeypatch.setattr(plan_builder.Planner, "plan", with_damage)
+    monkeypatch.setattr(plan_builder.PlanBuilder, "plan", with_damage)
     for number in range(10):  # every time for a new shape, so that it is planned anew
         x = images(1 + number, channels=3, height=16, width=18)
         before = len(damaged)

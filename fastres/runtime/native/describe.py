@@ -16,7 +16,7 @@ def described(plan: Plan, who: str) -> list[str]:
     phase keeps in the second-level cache and those from behind it, and weights likewise.
     """
     lines = [
-        f"{who}: {_images(plan.images)}, {plan.isa}, {len(plan.drafted)} operations, "
+        f"{who}: {_images(plan.images)}, {plan.isa}, {len(plan.operations)} operations, "
         f"arena {plan.arena_bytes / 2**20:.1f} MiB"
     ]
     for phase in plan.phases:
@@ -26,12 +26,12 @@ def described(plan: Plan, who: str) -> list[str]:
 
 
 def _operations(plan: Plan, phase: Phase) -> Iterator[str]:
-    near = plan.near
+    caches = plan.caches
     live = max(_activations(plan, i) for i in phase.ops) * phase.images
-    second = near.second * 0.75
+    second = caches.second * 0.75
     for i in phase.ops:
-        op, structure = plan.drafted[i], plan.ops[i]
-        where = _level(live, second, near)
+        op, structure = plan.operations[i], plan.ops[i]
+        where = _level(live, second, caches)
         text = f"{_name(op)}: {plan.kinds[i]}"
         if op.conv is not None:
             conv = op.conv
@@ -41,21 +41,21 @@ def _operations(plan: Plan, phase: Phase) -> Iterator[str]:
         text += f"; activations {_activations(plan, i) * phase.images / 2**10:.0f} KiB from {where}"
         weights = structure.panel_bytes * structure.panels
         if weights:
-            text += f", weights {weights / 2**10:.0f} KiB from {_level(weights, second, near)}"
+            text += f", weights {weights / 2**10:.0f} KiB from {_level(weights, second, caches)}"
         yield text
 
 
 def _activations(plan: Plan, index: int) -> int:
     """Bytes of an operation's activations for one image."""
-    op = plan.drafted[index]
+    op = plan.operations[index]
     values = {value for value in (op.input, op.output, op.residual) if value is not None}
     return sum(plan.layouts[value].image for value in values)
 
 
-def _level(size: int, second: float, near: schedule.Caches) -> str:
+def _level(size: int, second: float, caches: schedule.Caches) -> str:
     if size <= second:
         return "L2"
-    return "L3" if size <= near.shared / 2 else "memory"
+    return "L3" if size <= caches.shared / 2 else "memory"
 
 
 def _images(count: int) -> str:

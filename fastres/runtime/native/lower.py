@@ -1,6 +1,6 @@
-"""A piece of the fused graph as the engine's own operations, before sizes of buffers are settled.
+"""A subgraph of the fused graph as the library's operations, before its buffers have sizes.
 
-Which nodes can be part of a piece is asked first (:func:`refusal`), so that drafting cannot fail.
+Which nodes can be part of one is asked first (:func:`refusal`), so that lowering cannot fail.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ groups are small; a depthwise convolution is better off elsewhere."""
 
 @dataclass(eq=False)
 class Value:
-    """An activation on its way through a piece."""
+    """An activation on its way through a subgraph."""
 
     layout: Layout
 
@@ -45,7 +45,7 @@ class Op:
         conv: a convolution's geometry.
         weight: its weight [K, C / groups, R, S] and the name to share packed forms by.
         window: a pooling's kernel, stride, padding and dilation.
-        outside: which of the piece's inputs or outputs an import or export handles.
+        outside: which of the subgraph's inputs or outputs an import or export handles.
     """
 
     kind: str
@@ -63,8 +63,8 @@ class Op:
 
 
 @dataclass
-class Draft:
-    """A piece: operations in order, and the nodes whose tensors go in and come out."""
+class LoweredSubgraph:
+    """A subgraph: operations in order, and the nodes whose tensors go in and come out."""
 
     inputs: list[fx.Node] = field(default_factory=list)
     outputs: list[fx.Node] = field(default_factory=list)
@@ -128,22 +128,22 @@ def _conv2d_refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
     return _activation_refusal(*conv.activations) or _image_refusal(facts[conv.x])
 
 
-def draft(
+def lower(
     nodes: Sequence[fx.Node],
     outputs: Sequence[tuple[fx.Node, torch.dtype]],
     facts: Mapping[fx.Node, Any],
-) -> Draft:
-    """The operations of a piece.
+) -> LoweredSubgraph:
+    """The operations of a subgraph.
 
     Args:
         nodes: what it computes, in order.
         outputs: those of them that are read outside, and the dtypes that are wanted there.
         facts: what every node is at this size.
     """
-    return _Drafting(nodes, outputs, facts).result
+    return _Lowering(nodes, outputs, facts).result
 
 
-class _Drafting:
+class _Lowering:
     def __init__(
         self,
         nodes: Sequence[fx.Node],
@@ -153,7 +153,10 @@ class _Drafting:
         self.facts = facts
         self.inside = set(nodes)
         self.values: dict[fx.Node, Value] = {}
-        self.result = Draft([], [node for node, _ in outputs], [dtype for _, dtype in outputs])
+        self.result = LoweredSubgraph(
+            outputs=[node for node, _ in outputs],
+            output_dtypes=[dtype for _, dtype in outputs],
+        )
         for node in nodes:
             self._add(node)
         for index, (node, _) in enumerate(outputs):

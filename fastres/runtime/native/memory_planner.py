@@ -19,7 +19,7 @@ SLACK = 8192
 """Bytes behind each buffer that may be read, at least."""
 
 
-class Arena:
+class MemoryPlanner:
     """The places of a plan's values.
 
     Args:

@@ -53,10 +53,10 @@ class Plan:
     """Everything that the library needs for a number of images, and what must outlive it.
 
     Attributes:
-        near: the caches that it was made for.
-        kinds: what each of ``drafted`` runs as.
+        caches: the caches that it was made for.
+        kinds: what each of ``operations`` runs as.
         layouts: of the values, borders included.
-        ops: the library's structures, one for each of ``drafted``.
+        ops: the library's structures, one for each of ``operations``.
         phases: in order.
         buffers: for tests, which fill and fence them.
         guards: (offset, bytes) of pages that nobody may touch.
@@ -66,8 +66,8 @@ class Plan:
 
     images: int
     isa: str
-    near: Caches
-    drafted: list[Op]
+    caches: Caches
+    operations: list[Op]
     kinds: list[str]
     layouts: dict[Value, Layout]
     ops: Any

@@ -1,4 +1,4 @@
-"""From a drafted piece to a plan: borders, buffers, phases, tables, the library's structures."""
+"""From a lowered subgraph to a plan: borders, buffers, phases, tables, the library's structures."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from fastres.runtime.native.abi import (
     CTensor,
 )
 from fastres.runtime.native.border import RUN, for_images, pixel_offsets, runs
-from fastres.runtime.native.exposed import has_outlying_tap, is_cut_off
 from fastres.runtime.native.layout import LINE, Layout
-from fastres.runtime.native.lower import Draft, Op, Value
-from fastres.runtime.native.memory_planner import PAGE, Arena
+from fastres.runtime.native.lower import LoweredSubgraph, Op, Value
+from fastres.runtime.native.memory_planner import PAGE, MemoryPlanner
 from fastres.runtime.native.pack import panels, parts
-from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.release import releases
+from fastres.runtime.native.winograd_errors import has_outlying_tap, is_cut_off
 
 
 def uses_winograd(op: Op, isa: str) -> bool:
@@ -56,8 +56,8 @@ def uses_winograd(op: Op, isa: str) -> bool:
     )
 
 
-class Planner:
-    """Makes the plan of a piece for a number of images and threads.
+class PlanBuilder:
+    """Makes the plan of a subgraph for a number of images and threads.
 
     Args:
         threads: that work on it together.
@@ -67,55 +67,55 @@ class Planner:
 
     def __init__(
         self,
-        draft: Draft,
+        lowered: LoweredSubgraph,
         images: int,
         threads: int,
         isa: str,
-        packed: PackedPanels,
+        packed: PackedWeights,
         sharing: int = 1,
         guarded: bool = False,
     ) -> None:
         self.images, self.threads, self.isa = images, threads, isa
         self.packed = packed
-        self.near = schedule.caches(sharing)
-        self.drafted = [replace(op) for op in draft.ops]
-        slack = max(map(_beyond, self.drafted)) if isa == "amx_bf16" else 0
-        self.arena = Arena(images, slack, guarded)
-        self.output_dtypes = draft.output_dtypes
+        self.caches = schedule.caches(sharing)
+        self.operations = [replace(op) for op in lowered.ops]
+        slack = max(map(_beyond, self.operations)) if isa == "amx_bf16" else 0
+        self.arena = MemoryPlanner(images, slack, guarded)
+        self.output_dtypes = lowered.output_dtypes
         self.kept: list[Any] = []
         self._tables: dict[Any, npt.NDArray[np.int32]] = {}
         self._made: dict[Any, Any] = {}
         self._rows = self._merge_exports()
         self.kinds = [
             "winograd" if op.kind == "convolution" and uses_winograd(op, isa) else op.kind
-            for op in self.drafted
+            for op in self.operations
         ]
         self.layouts = self._bordered()
 
     def plan(self) -> Plan:
         """The plan."""
         phases = self._phases()
-        self.arena.allocate(phases, self.drafted, self.layouts)
+        self.arena.allocate(phases, self.operations, self.layouts)
         structures = [self._structure(i, phase) for phase in phases for i in phase.ops]
         arena = self.arena
-        given, live = releases(arena.buffers, phases, self.drafted, arena.places, self.images)
+        given, live = releases(arena.buffers, phases, self.operations, arena.places, self.images)
         rest = max(arena.end, LINE) - sum(each.bytes for each in given)
         return Plan(
-            self.images, self.isa, self.near, self.drafted, self.kinds, self.layouts,
+            self.images, self.isa, self.caches, self.operations, self.kinds, self.layouts,
             (COp * len(structures))(*structures), phases, arena.buffers,
             max(arena.end, LINE), arena.guards, self.kept, given, rest + live,
         )  # fmt: skip
 
-    # A matrix product whose float32 result leaves the piece writes it where the caller wants it.
+    # A matrix product whose float32 result leaves the subgraph writes it where the caller wants it.
     def _merge_exports(self) -> set[int]:
         rows: set[int] = set()
         merged: list[Op] = []
-        for op in self.drafted:
+        for op in self.operations:
             source = op.input
             if op.kind == "export" and source is not None:
                 makers = [i for i, other in enumerate(merged) if other.output is source]
                 readers = [
-                    other for other in self.drafted if source in (other.input, other.residual)
+                    other for other in self.operations if source in (other.input, other.residual)
                 ]
                 maker = merged[makers[0]] if makers else None
                 fits = (
@@ -132,13 +132,13 @@ class Planner:
                     rows.add(makers[0])
                     continue
             merged.append(op)
-        self.drafted = merged
+        self.operations = merged
         return rows
 
     def _bordered(self) -> dict[Value, Layout]:
         wanted: dict[Value, list[tuple[int, int, int, int]]] = {}
         layouts: dict[Value, Layout] = {}
-        for op, kind in zip(self.drafted, self.kinds, strict=True):
+        for op, kind in zip(self.operations, self.kinds, strict=True):
             for value in (op.input, op.output, op.residual):
                 if value is not None:
                     layouts[value] = value.layout
@@ -149,19 +149,19 @@ class Planner:
     def _phases(self) -> list[Phase]:
         cuts = [0]
         pixels = None
-        for i, op in enumerate(self.drafted):
+        for i, op in enumerate(self.operations):
             size = None if op.output is None else op.output.layout.height * op.output.layout.width
             if pixels is not None and size is not None and size < pixels and i:
                 cuts.append(i)
             pixels = size if size is not None else pixels
-        cuts.append(len(self.drafted))
+        cuts.append(len(self.operations))
         phases = []
         for first, end in itertools.pairwise(cuts):
-            ops = self.drafted[first:end]
+            ops = self.operations[first:end]
             loads = [self._load(op) for op in ops]
             live = max(self._live(op) for op in ops)
             phases.append(
-                Phase(first, end, schedule.images_at_once(loads, live, self.images, self.near))
+                Phase(first, end, schedule.images_at_once(loads, live, self.images, self.caches))
             )
         return _joined(phases)
 
@@ -174,7 +174,7 @@ class Planner:
         return sum(self.layouts[value].image for value in values)
 
     def _structure(self, index: int, phase: Phase) -> COp:
-        op, kind = self.drafted[index], self.kinds[index]
+        op, kind = self.operations[index], self.kinds[index]
         some = op.output or op.input
         assert some is not None
         out = COp()
@@ -250,20 +250,28 @@ class Planner:
         out.read_ahead = conv.r == conv.s == 1
         tiles = math.ceil(n * out.pixels / out.tile)
         read = out.tile * (conv.stride[0] * conv.stride[1] if conv.r > 1 else 1)
-        cut = schedule.blocking(
+        blocking = schedule.blocking(
             tiles, out.panels, read * weight.blocks * source.pixel, out.panel_bytes, self.threads,
-            self.near,
+            self.caches,
         )  # fmt: skip
-        out.group, out.chunk_panels, out.prefetch = cut.group, cut.chunk_panels, cut.prefetch
+        out.group, out.chunk_panels, out.prefetch = (
+            blocking.group,
+            blocking.chunk_panels,
+            blocking.prefetch,
+        )
 
     def _winograd(self, out: COp, conv: ConvSpec, source: Layout, phase: Phase) -> None:
         tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * phase.images
-        cut = schedule.winograd_blocking(
-            tiles, out.panels, source.blocks, out.panel_bytes, self.threads, self.near
+        blocking = schedule.winograd_blocking(
+            tiles, out.panels, source.blocks, out.panel_bytes, self.threads, self.caches
         )
-        out.group, out.chunk_panels, out.prefetch = cut.group, cut.chunk_panels, cut.prefetch
+        out.group, out.chunk_panels, out.prefetch = (
+            blocking.group,
+            blocking.chunk_panels,
+            blocking.prefetch,
+        )
         out.pixels, out.step_units = conv.p * conv.q, 16
-        size = 16 * cut.group * (source.blocks + 2) * LINE + 4 * source.blocks
+        size = 16 * blocking.group * (source.blocks + 2) * LINE + 4 * source.blocks
         out.scratch_bytes = math.ceil(size / PAGE) * PAGE + 5 * LINE
         out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)
 

@@ -54,7 +54,7 @@ class Blocking:
 
 
 def blocking(
-    tiles: int, panels: int, tile_bytes: int, panel_bytes: int, threads: int, near: Caches
+    tiles: int, panels: int, tile_bytes: int, panel_bytes: int, threads: int, caches: Caches
 ) -> Blocking:
     """The cutting of a convolution.
 
@@ -64,20 +64,20 @@ def blocking(
         panel_bytes: weights that a panel has.
     """
     weights = panels * panel_bytes
-    if weights <= near.second // 2:
-        group = max(1, (near.first // 2) // tile_bytes)
+    if weights <= caches.second // 2:
+        group = max(1, (caches.first // 2) // tile_bytes)
     else:
-        group = max(1, (near.second // 2) // tile_bytes)
+        group = max(1, (caches.second // 2) // tile_bytes)
     group = min(group, tiles)
     chunk_panels = panels
     if threads > 1:
         wanted = 4 * threads  # chunks: as many as make waiting for the slowest thread short
         if math.ceil(tiles / group) < wanted:
-            if weights > near.second // 2 or tiles < wanted:
+            if weights > caches.second // 2 or tiles < wanted:
                 chunk_panels = max(1, panels // math.ceil(wanted / math.ceil(tiles / group)))
             else:
                 group = max(1, tiles // wanted)
-    return Blocking(group, chunk_panels, weights > near.second // 2)
+    return Blocking(group, chunk_panels, weights > caches.second // 2)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ MOST_BYTES = 1 << 32
 """Of a phase's activations: the tables' offsets reach twice as far."""
 
 
-def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Caches) -> int:
+def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, caches: Caches) -> int:
     """How many images a phase runs for at a time.
 
     Args:
@@ -112,14 +112,14 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, near: Ca
     moved = sum(load.image_bytes for load in loads)
 
     def time_per_image(count: int) -> float:
-        room = near.second * 0.75
-        again = weights / count / (_FROM_SHARED if weights <= near.shared / 2 else _FROM_MEMORY)
+        room = caches.second * 0.75
+        again = weights / count / (_FROM_SHARED if weights <= caches.shared / 2 else _FROM_MEMORY)
         if weights + live_bytes * count <= room:
             again = weights / count / _FROM_SECOND
         if live_bytes * count <= room:
             speed = _FROM_SECOND
         else:
-            speed = _FROM_SHARED if live_bytes * count <= near.shared / 2 else _FROM_MEMORY
+            speed = _FROM_SHARED if live_bytes * count <= caches.shared / 2 else _FROM_MEMORY
         return again + moved / speed
 
     most = max(1, min(images, MOST_BYTES // max(1, live_bytes)))
@@ -147,7 +147,7 @@ def winograd_pays(conv: ConvSpec, itemsize: int) -> bool:
 
 
 def winograd_blocking(
-    tiles: int, panels: int, blocks: int, panel_bytes: int, threads: int, near: Caches
+    tiles: int, panels: int, blocks: int, panel_bytes: int, threads: int, caches: Caches
 ) -> Blocking:
     """The cutting of a Winograd convolution: tiles that are transformed together.
 
@@ -158,7 +158,7 @@ def winograd_blocking(
         blocks: channel blocks of the input.
     """
     per_tile = 16 * (blocks + 2) * 64
-    most = max(14, (near.second // 2) // per_tile // 14 * 14)
+    most = max(14, (caches.second // 2) // per_tile // 14 * 14)
     groups = math.ceil(tiles / most)
     chunk_panels = panels
     if threads > 1:

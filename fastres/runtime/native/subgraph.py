@@ -1,4 +1,4 @@
-"""A piece of the fused graph as one call: plans, and the library's run on tensors."""
+"""A subgraph of the fused graph as one call: plans, and the library's run on tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastres.errors import FastresError, InputError, OutOfMemory
 from fastres.runtime.native.abi import COp, COutside
 from fastres.runtime.native.describe import described
 from fastres.runtime.native.library import Library
-from fastres.runtime.native.lower import Draft, Op
-from fastres.runtime.native.packed import PackedPanels
+from fastres.runtime.native.lower import LoweredSubgraph, Op
+from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.plan import Plan
-from fastres.runtime.native.plan_builder import Planner
-from fastres.runtime.nonfinite import NotOrdinary
+from fastres.runtime.native.plan_builder import PlanBuilder
+from fastres.runtime.nonfinite import NonFinite
 from fastres.system.target import available_memory
 
 UNUSUAL = 3
@@ -70,49 +70,49 @@ class CompiledPlan:
             op.outside_dtype = BY_DTYPE[dtype].native_code
 
 
-class Piece:
-    """Computes a piece's outputs from its inputs, for one set of shapes; safe for concurrent calls.
+class NativeSubgraph:
+    """A subgraph, compiled for one set of shapes; safe for concurrent calls.
 
     Attributes:
         returns_fresh: its results are new memory, for :func:`fastres.ir.graph.aliases`.
-        looks_itself: for NaN and infinity, as :mod:`fastres.runtime.nonfinite` does.
+        checks_itself: for NaN and infinity, as :mod:`fastres.runtime.nonfinite` does.
         arena_bytes: what one call needs at once beside its outputs.
     """
 
     returns_fresh = True
-    looks_itself = True
+    checks_itself = True
 
     def __init__(
         self,
-        draft: Draft,
+        lowered: LoweredSubgraph,
         sources: Sequence[torch.dtype],
         facts: Mapping[fx.Node, Any],
         library: Library,
-        packed: PackedPanels,
+        packed: PackedWeights,
         isa: str,
         threads: int,
         guarded: bool = False,
     ) -> None:
         self.__name__ = self.__qualname__ = "native"
-        self.draft = draft
+        self.lowered = lowered
         self._library = library
         self._threads = threads
-        self._shapes = [tuple(facts[node].shape) for node in draft.outputs]
-        batch = facts[draft.inputs[0]].shape[0]
+        self._shapes = [tuple(facts[node].shape) for node in lowered.outputs]
+        batch = facts[lowered.inputs[0]].shape[0]
         each, rest = divmod(batch, threads) if threads > 1 else (0, batch)
         self.plans: list[CompiledPlan | None] = []
         for images, team in ((each, 1), (rest, threads)):
             if not images:
                 self.plans.append(None)
                 continue
-            plan = Planner(draft, images, team, isa, packed, threads // team, guarded).plan()
+            plan = PlanBuilder(lowered, images, team, isa, packed, threads // team, guarded).plan()
             outside = [
                 sources[op.outside]
                 if op.kind == "import"
-                else draft.output_dtypes[op.outside]
+                else lowered.output_dtypes[op.outside]
                 if op.kind == "export"
                 else torch.float32
-                for op in plan.drafted
+                for op in plan.operations
             ]
             self.plans.append(CompiledPlan(library, plan, outside))
         self._handles = [None if plan is None else plan.handle for plan in self.plans]
@@ -142,7 +142,7 @@ class Piece:
         """What a call would return, without memory; for :mod:`fastres.ir.shapes`."""
         results = tuple(
             torch.empty_strided(shape, _strides(shape), dtype=dtype, device=inputs[0].device)
-            for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
+            for shape, dtype in zip(self._shapes, self.lowered.output_dtypes, strict=True)
         )
         return results[0] if len(results) == 1 else results
 
@@ -150,7 +150,7 @@ class Piece:
         """The outputs, images channels-last; one tensor, or a tuple of several.
 
         Raises:
-            NotOrdinary: a number that goes in or comes out is NaN, infinite or huge.
+            NonFinite: a number that goes in or comes out is NaN, infinite or huge.
         """
         results = self._run(inputs, None)
         return results[0] if len(results) == 1 else results
@@ -173,22 +173,22 @@ class Piece:
         Where threads work on images of their own, the times are those of the first.
         """
         compiled = next(plan for plan in self.plans if plan is not None)
-        drafted = compiled.plan.drafted
-        times = (ctypes.c_int64 * len(drafted))()
+        operations = compiled.plan.operations
+        times = (ctypes.c_int64 * len(operations))()
         began = time.perf_counter_ns()
         results = self._run(inputs, times)
         rest = time.perf_counter_ns() - began - sum(times)
         rows = [("", "start and wait for threads", max(rest, 0))]
         rows += [
             (str(op.node.meta.get("module") or ""), _operation(op), took)
-            for op, took in zip(drafted, times, strict=True)
+            for op, took in zip(operations, times, strict=True)
         ]
         return (results[0] if len(results) == 1 else results), rows
 
     def _run(self, inputs: Sequence[Tensor], times: Any) -> tuple[Tensor, ...]:
         outputs = tuple(
             torch.empty_strided(shape, _strides(shape), dtype=dtype, device="cpu")
-            for shape, dtype in zip(self._shapes, self.draft.output_dtypes, strict=True)
+            for shape, dtype in zip(self._shapes, self.lowered.output_dtypes, strict=True)
         )
         alone, together = self._handles
         status = self._library.run(
@@ -197,7 +197,7 @@ class Piece:
             (COutside * len(outputs))(*map(_outside, outputs)), len(outputs), times,
         )  # fmt: skip
         if status == UNUSUAL:
-            raise NotOrdinary
+            raise NonFinite
         if status:
             raise MemoryError(f"{_FAILURES[status]} for a call of the native engine")
         return outputs

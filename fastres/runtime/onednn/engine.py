@@ -6,7 +6,7 @@ nobody reads it later. What oneDNN's operator in torch cannot do in one call (an
 the addition, padding with four different sides) takes a second call, and the receipt says so.
 
 oneDNN's ReLU turns NaN into 0. The program therefore looks at its inputs, and behind whatever may
-make NaN, and gives up on what is not ordinary: the eager engine runs that call, and NaN stays NaN.
+make NaN, and gives up on what is not finite: the eager engine runs that call, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fastres.kernels.spec import is_symmetric
 from fastres.runtime import contiguous
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
-from fastres.runtime.nonfinite import may_break, ordinary
+from fastres.runtime.nonfinite import checked_finite, may_break
 from fastres.runtime.onednn import image_rows
-from fastres.runtime.onednn.packing import PackedWeights
+from fastres.runtime.onednn.packed_weights import PackedWeights
 from fastres.system.target import onednn_supports
 
 aten = torch.ops.aten
@@ -46,7 +46,7 @@ class OneDnnEngine:
     def __init__(self) -> None:
         self._packed = PackedWeights()
 
-    def renewed(self) -> OneDnnEngine:
+    def unpacked(self) -> OneDnnEngine:
         """The same engine, with nothing packed."""
         return OneDnnEngine()
 
@@ -63,10 +63,10 @@ class OneDnnEngine:
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
         """An executable for inputs of these shapes; packs the weights that no other one has."""
-        return Lowering(module, inputs).run(self.name, self.rules(), keep_and_look)
+        return Lowering(module, inputs).run(self.name, self.rules(), keep_and_check)
 
     def rules(self) -> dict[Any, Rule]:
-        """How each operator becomes a call of oneDNN's; :func:`keep_and_look` is for the others."""
+        """How each operator becomes oneDNN's; :func:`keep_and_check` is for the others."""
         return {
             "placeholder": placeholder,
             aten.to.dtype: _to_dtype,
@@ -177,7 +177,7 @@ def _add_to(fresh: Tensor, residual: Tensor, activation: str) -> Tensor:
     return reference.activate(fresh.add_(residual), activation)
 
 
-def keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
+def keep_and_check(lowering: Lowering, node: fx.Node) -> fx.Node:
     """torch's own operation, and a look at what may break in it."""
     fact = lowering.facts[node]
     looks = isinstance(fact, Tensor) and fact.is_floating_point()
@@ -190,7 +190,7 @@ def keep_and_look(lowering: Lowering, node: fx.Node) -> fx.Node:
     else:
         new = keep(lowering, node)
     if looks and node.target not in ops.REFERENCE and may_break(node.target):
-        return lowering.call(ordinary, (new,), node, "look for NaN")
+        return lowering.call(checked_finite, (new,), node, "look for NaN")
     return new
 
 
@@ -199,7 +199,7 @@ def placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
     fact = lowering.facts[node]
     new = lowering.placeholder(node)
     if isinstance(fact, Tensor) and fact.is_floating_point():
-        new = lowering.call(ordinary, (new,), node, "look for NaN")
+        new = lowering.call(checked_finite, (new,), node, "look for NaN")
     casts = all(user.target is aten.to.dtype for user in node.users)
     if not isinstance(fact, Tensor) or fact.dim() != 4 or not fact.is_floating_point() or casts:
         return new

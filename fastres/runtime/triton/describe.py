@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from fastres.kernels.launch.call import KernelCall
 from fastres.runtime.triton.plan import KernelStep, Plan, Value
@@ -75,3 +76,16 @@ def _shape(shape: Sequence[int]) -> str:
 
 def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def on_one_line(settings: Any) -> str:
+    """A configuration or spec as ``block_m=128 block_n=64 ...``, as plans show it; also a key."""
+    return " ".join(
+        f"{field.name}={_compact(getattr(settings, field.name))}" for field in fields(settings)
+    )
+
+
+def _compact(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "x".join(map(str, value))
+    return f"({on_one_line(value)})" if is_dataclass(value) else str(value)

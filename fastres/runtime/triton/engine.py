@@ -34,12 +34,12 @@ from fastres.runtime.triton import batch_buckets
 from fastres.runtime.triton.arithmetic import arithmetic
 from fastres.runtime.triton.cuda_graph import CudaDevice
 from fastres.runtime.triton.device import Device, InterpreterDevice
-from fastres.runtime.triton.executable import GpuExecutable
+from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.lower import main_dtype, plan_for
+from fastres.runtime.triton.packed_weights import PackedWeights
 from fastres.runtime.triton.plan import Plan
 from fastres.runtime.triton.tactics import Tactics, Tuner
 from fastres.runtime.triton.tuning_cache import Identity, TuningCache, default_folder, source_hash
-from fastres.runtime.triton.weights import Weights
 from fastres.runtime.triton.workspace import Workspace
 from fastres.system.target import available_gpu_memory, available_memory, cpu_threads, gpu
 from fastres.system.versions import why_not_interpreted
@@ -67,17 +67,17 @@ class TritonEngine:
     def __init__(self, options: Options | None = None, product: Gpu | None = None) -> None:
         self._options = options or Options()
         self._given = product
-        self._weights = Weights()
+        self._weights = PackedWeights()
         self._workspace: Workspace | None = None
         self._gpu: Gpu | None = None
         self._cache: TuningCache | None = None
         self._kept: dict[int, object] = {}
         self._lock = threading.Lock()
-        self._by_bucket: weakref.WeakValueDictionary[Any, GpuExecutable] = (
+        self._by_bucket: weakref.WeakValueDictionary[Any, TritonExecutable] = (
             weakref.WeakValueDictionary()
         )
 
-    def renewed(self) -> TritonEngine:
+    def unpacked(self) -> TritonEngine:
         """The same engine for weights that changed."""
         fresh = TritonEngine(self._options, self._given)
         fresh._cache = self._cache
@@ -120,7 +120,7 @@ class TritonEngine:
                 return str(error)
         return None
 
-    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> GpuExecutable:
+    def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> TritonExecutable:
         """An executable for inputs of these shapes, recorded by a first run on them."""
         batch = batch_buckets.batch_of(inputs)
         size = None if batch is None else batch_buckets.bucket(self._options.batch_buckets, batch)
@@ -143,7 +143,7 @@ class TritonEngine:
         inputs: Sequence[Any],
         notes: Sequence[str] = (),
         batch: int | None = None,
-    ) -> GpuExecutable:
+    ) -> TritonExecutable:
         from fastres.kernels.launch import kernel_cache
 
         kernel_cache.install()
@@ -177,7 +177,7 @@ class TritonEngine:
                 if tuner is not None:
                     notes += tuner.notes
                     notes += [] if tuner.cache.note is None else [tuner.cache.note]
-                executable = GpuExecutable(
+                executable = TritonExecutable(
                     *(planned.plan, planned.module, self._weights, workspace, self.name, notes),
                     *(batch, workspace.device.records and product.architecture.chains),
                 )

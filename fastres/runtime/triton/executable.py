@@ -15,8 +15,8 @@ from fastres.report import Remark
 from fastres.runtime.lowering import is_channels_last
 from fastres.runtime.triton.describe import described
 from fastres.runtime.triton.device import CannotRecord
+from fastres.runtime.triton.packed_weights import PackedWeight, PackedWeights
 from fastres.runtime.triton.plan import KernelStep, Plan, Result, Step, Stretch, Value, fetch
-from fastres.runtime.triton.weights import Form, Weights
 from fastres.runtime.triton.workspace import Workspace
 
 
@@ -54,7 +54,7 @@ def _nothing() -> None:
     pass
 
 
-class GpuExecutable:
+class TritonExecutable:
     """What the GPU engine builds; see :class:`fastres.runtime.executable.Runnable`.
 
     Its attribute ``apart`` lists blocks that were not fused into one kernel, and why.
@@ -74,7 +74,7 @@ class GpuExecutable:
         self,
         plan: Plan,
         module: fx.GraphModule,
-        weights: Weights,
+        weights: PackedWeights,
         workspace: Workspace,
         engine: str,
         notes: Sequence[str] = (),
@@ -91,7 +91,7 @@ class GpuExecutable:
         self._chained = chained
         self._workspace = workspace
         self._device = workspace.device
-        self._forms: dict[str, Form] = {}
+        self._forms: dict[str, PackedWeight] = {}
         used = [constant for step in plan.steps for constant in step.constants]
         for constant in (*used, *plan.constants):
             if constant.name not in self._forms:

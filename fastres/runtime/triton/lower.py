@@ -21,7 +21,7 @@ from fastres.runtime.triton import fill_channels, fuse_blocks
 from fastres.runtime.triton.arithmetic import Arithmetic
 from fastres.runtime.triton.fusion_policy import by_model, filling_pays, if_supported, pays_wherever
 from fastres.runtime.triton.plan import KernelStep, Plan
-from fastres.runtime.triton.plan_builder import Planner
+from fastres.runtime.triton.plan_builder import PlanBuilder
 from fastres.runtime.triton.tactics import Tactics
 
 
@@ -85,13 +85,13 @@ def plan_for(
         worth = by_model(precision, tactics.gpu)
     context = fuse_blocks.BlockContext(facts, worth)
     fuse_blocks.run(copied, context)
-    planner = Planner(copied, propagate(copied, inputs))
+    builder = PlanBuilder(copied, propagate(copied, inputs))
     if tactics.tuner is None:
-        plan = planner.run(Rules(tactics, numbers).table)
+        plan = builder.run(Rules(tactics, numbers).table)
     else:
         layers = sum(is_call(node, *_TUNED) for node in copied.graph.nodes)
         with tactics.tuner.shown(copied, layers):
-            plan = planner.run(Rules(tactics, numbers).table)
+            plan = builder.run(Rules(tactics, numbers).table)
     return Planned(copied, plan, context.refused)
 
 

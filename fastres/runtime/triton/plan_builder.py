@@ -42,11 +42,11 @@ from fastres.runtime.triton.plan import (
 
 aten = torch.ops.aten
 
-Rule: TypeAlias = "Callable[[Planner, fx.Node], bool]"
+Rule: TypeAlias = "Callable[[PlanBuilder, fx.Node], bool]"
 """Plans a node, or returns False to leave it to torch."""
 
 
-class Planner:
+class PlanBuilder:
     """One graph on its way to a plan.
 
     Attributes:
@@ -362,7 +362,7 @@ class Planner:
         return reads, tuple(self._constants[name] for name in used)
 
 
-def _no_rule(planner: Planner, node: fx.Node) -> bool:
+def _no_rule(builder: PlanBuilder, node: fx.Node) -> bool:
     return False
 
 

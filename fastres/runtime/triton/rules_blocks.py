@@ -32,10 +32,10 @@ from fastres.kernels.tuning.pooling import (
 )
 from fastres.runtime.triton import configs_interpreted
 from fastres.runtime.triton.arithmetic import Arithmetic
+from fastres.runtime.triton.describe import on_one_line
 from fastres.runtime.triton.plan import Constant, KernelStep
-from fastres.runtime.triton.plan_builder import Planner, Rule
+from fastres.runtime.triton.plan_builder import PlanBuilder, Rule
 from fastres.runtime.triton.tactics import Layer, Tactics
-from fastres.runtime.triton.words import in_words
 
 
 class BlockRules:
@@ -50,11 +50,11 @@ class BlockRules:
             ops.pool_linear: self.pool_linear,
         }
 
-    def bottleneck(self, planner: Planner, node: fx.Node) -> bool:
+    def bottleneck(self, builder: PlanBuilder, node: fx.Node) -> bool:
         """The tail of a bottleneck; ``wide`` into the residual if allowed."""
         block = Bottleneck.of(node)
         shortcut, following, groups = block.shortcut_weight, block.next_weight, block.groups
-        facts = planner.facts
+        facts = builder.facts
         spec = block.spec(facts)
         precision = self.arithmetic.of_convolution(facts[block.weight].dtype)
         tensors_read = (block.x, block.residual, block.weight, block.expand_weight)
@@ -70,24 +70,24 @@ class BlockRules:
         if len(dtypes) > 1 or facts[block.x].dtype not in FLOATING:
             reason = f"the kernels do not take {' and '.join(sorted(map(str, dtypes)))}"
         if reason is not None:
-            planner.remark(node, "bottleneck", reason)
+            builder.remark(node, "bottleneck", reason)
             return False
         form = f"bottleneck, {groups} groups, {precision}"
-        packed = planner.weight(block.weight, form, lambda w: pack_bottleneck(w, groups, precision))
+        packed = builder.weight(block.weight, form, lambda w: pack_bottleneck(w, groups, precision))
 
         def pointwise(filters: fx.Node) -> Constant:
-            return planner.weight(
+            return builder.weight(
                 filters, f"pointwise {precision}", lambda w: pack_pointwise(w, precision)
             )
 
         wide = pointwise(block.expand_weight)
         beside = None if shortcut is None else pointwise(shortcut)
         head = None if following is None else pointwise(following)
-        biases = [planner.bias(each) for each in (block.bias, block.expand_bias, block.next_bias)]
-        image, identity = planner.input(block.x), planner.input(block.residual)
-        outs = [planner.output(node, 0)]
+        biases = [builder.bias(each) for each in (block.bias, block.expand_bias, block.next_bias)]
+        image, identity = builder.input(block.x), builder.input(block.residual)
+        outs = [builder.output(node, 0)]
         if following is not None:
-            outs.append(planner.output(node, 1))
+            outs.append(builder.output(node, 1))
 
         def step(config: bottleneck_configs.BottleneckConfig) -> KernelStep:
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
@@ -109,17 +109,17 @@ class BlockRules:
                     precision,
                 )
 
-            return planner.kernel_step(
+            return builder.kernel_step(
                 *(node, [image, identity], outs, calls),
                 constants=(packed, wide, beside, head, *biases),
                 # A shortcut reads other pixels of the residual than its program writes.
                 overwrites=[identity] if shortcut is None else [],
-                tactic=in_words(config),
+                tactic=on_one_line(config),
             )
 
         gpu = self.tactics.gpu
         layer = Layer(
-            key=f"bottleneck {in_words(spec)} {precision}",
+            key=f"bottleneck {on_one_line(spec)} {precision}",
             chosen=lambda: chosen,
             interpreted=configs_interpreted.bottleneck(spec),
             candidates=lambda: sorted(
@@ -130,16 +130,16 @@ class BlockRules:
             ),
             step=step,
             libraries={},
-            values=planner.value,
+            values=builder.value,
         )
-        return planner.append(node, self.tactics.decide(layer))
+        return builder.append(node, self.tactics.decide(layer))
 
-    def stem(self, planner: Planner, node: fx.Node) -> bool:
+    def stem(self, builder: PlanBuilder, node: fx.Node) -> bool:
         """Convolution and max-pool; of pixels as they come, their normalisation too."""
         view = Stem.of(node)
-        fact, filters, uint8 = planner.facts[view.x], view.filters, view.takes_bytes
+        fact, filters, uint8 = builder.facts[view.x], view.filters, view.takes_bytes
         assert filters is not None
-        spec = view.spec(planner.facts)
+        spec = view.spec(builder.facts)
         precision = self.arithmetic.of_convolution(filters.dtype)
         gpu = self.tactics.gpu
         reason = stem_configs.supports(spec)
@@ -152,13 +152,13 @@ class BlockRules:
         if filters.dtype not in FLOATING or fact.dtype != wanted:
             reason = f"the kernels do not take {fact.dtype} with weights of {filters.dtype}"
         if reason is not None:
-            planner.remark(node, "convolution and max-pool", reason)
+            builder.remark(node, "convolution and max-pool", reason)
             return False
-        form = f"stem of {in_words(spec)}, {precision}"
-        packed = planner.weight(view.weight, form, lambda w: pack_stem(w, spec, precision))
-        vectors = [planner.bias(each) for each in (view.bias, view.scale, view.shift)]
-        image = planner.pixels(view.x) if uint8 else planner.input(view.x)
-        out = planner.output(node)
+        form = f"stem of {on_one_line(spec)}, {precision}"
+        packed = builder.weight(view.weight, form, lambda w: pack_stem(w, spec, precision))
+        vectors = [builder.bias(each) for each in (view.bias, view.scale, view.shift)]
+        image = builder.pixels(view.x) if uint8 else builder.input(view.x)
+        out = builder.output(node)
 
         def step(config: stem_configs.StemConfig) -> KernelStep:
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
@@ -175,14 +175,14 @@ class BlockRules:
                     *normalisation,
                 )
 
-            return planner.kernel_step(
+            return builder.kernel_step(
                 *(node, [image], [out], calls),
                 constants=(packed, *vectors),
-                tactic=in_words(config),
+                tactic=on_one_line(config),
             )
 
         layer = Layer(
-            key=f"stem {in_words(spec)} {precision} {view.activation}",
+            key=f"stem {on_one_line(spec)} {precision} {view.activation}",
             chosen=lambda: chosen,
             candidates=lambda: sorted(
                 stem_configs.candidates(spec, precision, gpu),
@@ -191,20 +191,20 @@ class BlockRules:
             interpreted=configs_interpreted.stem(spec),
             step=step,
             libraries={},
-            values=planner.value,
+            values=builder.value,
         )
-        return planner.append(node, self.tactics.decide(layer))
+        return builder.append(node, self.tactics.decide(layer))
 
-    def pool_linear(self, planner: Planner, node: fx.Node) -> bool:
+    def pool_linear(self, builder: PlanBuilder, node: fx.Node) -> bool:
         """The classifier on mean channels."""
         view = PoolLinear.of(node)
-        fact, filters = planner.facts[view.x], view.filters
+        fact, filters = builder.facts[view.x], view.filters
         if filters is None or fact.dtype not in FLOATING or filters.dtype != fact.dtype:
             return False
-        spec = view.spec(planner.facts)
-        rows = planner.weight(view.weight, "rows", pack_linear)
-        shift = planner.bias(view.bias)
-        image, out = planner.input(view.x), planner.output(node)
+        spec = view.spec(builder.facts)
+        rows = builder.weight(view.weight, "rows", pack_linear)
+        shift = builder.bias(view.bias)
+        image, out = builder.input(view.x), builder.output(node)
 
         def step(config: PoolLinearConfig) -> KernelStep:
             def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
@@ -217,20 +217,20 @@ class BlockRules:
                     config,
                 )
 
-            return planner.kernel_step(
-                *(node, [image], [out], calls), constants=(rows, shift), tactic=in_words(config)
+            return builder.kernel_step(
+                *(node, [image], [out], calls), constants=(rows, shift), tactic=on_one_line(config)
             )
 
         layer = Layer(
-            key=f"pool_linear {in_words(spec)} {fact.dtype} {view.activation}",
+            key=f"pool_linear {on_one_line(spec)} {fact.dtype} {view.activation}",
             chosen=lambda: choose_pool_linear(spec, self.tactics.gpu),
             interpreted=configs_interpreted.pool_linear(spec),
             candidates=lambda: pool_linear_candidates(spec, self.tactics.gpu),
             step=step,
             libraries={},
-            values=planner.value,
+            values=builder.value,
         )
-        return planner.append(node, self.tactics.decide(layer))
+        return builder.append(node, self.tactics.decide(layer))
 
 
 def _read(tensors: Mapping[str, Any], weight: Constant | None) -> Any:

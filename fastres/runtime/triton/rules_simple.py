@@ -23,40 +23,40 @@ from fastres.kernels.launch.pooling import (
     global_avg_pool_calls,
     max_pool2d_calls,
 )
-from fastres.runtime.triton.plan_builder import Planner, Rule
+from fastres.runtime.triton.plan_builder import PlanBuilder, Rule
 
 aten = torch.ops.aten
 
 
-def add_relu(planner: Planner, node: fx.Node) -> bool:
+def add_relu(builder: PlanBuilder, node: fx.Node) -> bool:
     """``relu(x + y)``, into ``x`` or ``y`` if nobody reads it later."""
     x, y = AddRelu.of(node).args
-    facts = [planner.facts[each] for each in (x, y, node)]
+    facts = [builder.facts[each] for each in (x, y, node)]
     if len({(fact.shape, fact.dtype) for fact in facts}) != 1 or facts[0].dtype not in FLOATING:
         return False
-    first, second = planner.input(x), planner.input(y)
-    out = planner.output(node)
+    first, second = builder.input(x), builder.input(y)
+    out = builder.output(node)
 
     def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
         return add_relu_calls(tensors[first], tensors[second], tensors[out.name])
 
-    step = planner.kernel_step(
+    step = builder.kernel_step(
         node, [first, second], [out], calls, overwrites=[first, second], tactic="one pass"
     )
-    return planner.append(node, step)
+    return builder.append(node, step)
 
 
-def scale_shift(planner: Planner, node: fx.Node) -> bool:
+def scale_shift(builder: PlanBuilder, node: fx.Node) -> bool:
     """``activation(x * scale + shift)`` per channel, into ``x`` if nobody reads it later."""
     view = ScaleShift.of(node)
-    fact = planner.facts[view.x]
+    fact = builder.facts[view.x]
     factors = [constant(each) for each in (view.scale, view.shift)]
     if fact.dtype not in FLOATING or fact.dim() not in (2, 4):
         return False  # with other ranks, channels are not innermost in our layout
     if any(factor is None or factor.dtype not in FLOATING for factor in factors):
         return False
-    image, out = planner.input(view.x), planner.output(node)
-    multiplier, addend = planner.bias(view.scale), planner.bias(view.shift)
+    image, out = builder.input(view.x), builder.output(node)
+    multiplier, addend = builder.bias(view.scale), builder.bias(view.shift)
     assert multiplier is not None and addend is not None
 
     def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
@@ -68,7 +68,7 @@ def scale_shift(planner: Planner, node: fx.Node) -> bool:
             view.activation,
         )
 
-    step = planner.kernel_step(
+    step = builder.kernel_step(
         node,
         [image],
         [out],
@@ -77,15 +77,15 @@ def scale_shift(planner: Planner, node: fx.Node) -> bool:
         overwrites=[image],
         tactic="one pass",
     )
-    return planner.append(node, step)
+    return builder.append(node, step)
 
 
-def max_pool2d(planner: Planner, node: fx.Node) -> bool:
+def max_pool2d(builder: PlanBuilder, node: fx.Node) -> bool:
     """Largest value under each window."""
-    return _pool(planner, node, lambda x, out, *window: max_pool2d_calls(x, out, *window))
+    return _pool(builder, node, lambda x, out, *window: max_pool2d_calls(x, out, *window))
 
 
-def avg_pool2d(planner: Planner, node: fx.Node) -> bool:
+def avg_pool2d(builder: PlanBuilder, node: fx.Node) -> bool:
     """Mean under each window: ATen's operator, whose last arguments may be left out."""
     given = list(arguments(node)[1:])
     defaults = [None, [], [0, 0], False, True, None]
@@ -93,35 +93,35 @@ def avg_pool2d(planner: Planner, node: fx.Node) -> bool:
     for axis in (0, 1, 2):
         if len(window[axis]) == 1:
             window[axis] = [window[axis][0]] * 2
-    return _pool(planner, node, lambda x, out, *_: avg_pool2d_calls(x, out, *window))
+    return _pool(builder, node, lambda x, out, *_: avg_pool2d_calls(x, out, *window))
 
 
-def _pool(planner: Planner, node: fx.Node, launch: Any) -> bool:
+def _pool(builder: PlanBuilder, node: fx.Node, launch: Any) -> bool:
     x, *window = arguments(node)
-    fact = planner.facts[x]
+    fact = builder.facts[x]
     if fact.dim() != 4 or fact.dtype not in FLOATING:
         return False
-    given, out = planner.input(x), planner.output(node)
+    given, out = builder.input(x), builder.output(node)
 
     def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
         found: list[KernelCall] = launch(tensors[given], tensors[out.name], *window)
         return found
 
-    return planner.append(node, planner.kernel_step(node, [given], [out], calls, tactic="one pass"))
+    return builder.append(node, builder.kernel_step(node, [given], [out], calls, tactic="one pass"))
 
 
-def global_avg_pool(planner: Planner, node: fx.Node) -> bool:
+def global_avg_pool(builder: PlanBuilder, node: fx.Node) -> bool:
     """Mean over height and width."""
     x = GlobalAvgPool.of(node).x
-    fact = planner.facts[x]
+    fact = builder.facts[x]
     if fact.dim() != 4 or fact.dtype not in FLOATING or 0 in fact.shape[2:]:
         return False
-    given, out = planner.input(x), planner.output(node)
+    given, out = builder.input(x), builder.output(node)
 
     def calls(tensors: Mapping[str, Any]) -> list[KernelCall]:
         return global_avg_pool_calls(tensors[given], tensors[out.name])
 
-    return planner.append(node, planner.kernel_step(node, [given], [out], calls, tactic="one pass"))
+    return builder.append(node, builder.kernel_step(node, [given], [out], calls, tactic="one pass"))
 
 
 SIMPLE_RULES: Mapping[Any, Rule] = {

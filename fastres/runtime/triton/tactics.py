@@ -25,9 +25,9 @@ from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.tuning.fusing import why_library
 from fastres.kernels.tuning.gpus import Gpu
 from fastres.runtime.triton.device import CannotCompile, CannotRecord
+from fastres.runtime.triton.packed_weights import PackedWeights
 from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, fetch
 from fastres.runtime.triton.tuning_cache import TuningCache
-from fastres.runtime.triton.weights import Weights
 from fastres.runtime.triton.workspace import Workspace
 
 CANDIDATES = 24
@@ -115,7 +115,7 @@ class Tuner:
     def __init__(
         self,
         workspace: Workspace,
-        weights: Weights,
+        weights: PackedWeights,
         cache: TuningCache,
         console: Console | None = None,
         compile_ahead: Callable[[Sequence[KernelCall]], None] | None = None,

@@ -18,7 +18,7 @@ CHUNK = 32 << 20
 ALIGNMENT = 4096
 
 
-class Pages:
+class HugePages:
     """Keeps copies of tensors side by side in huge pages where the system has them.
 
     The memory is given back with the last tensor in it.

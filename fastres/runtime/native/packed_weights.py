@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastres.dtypes import BY_DTYPE
 from fastres.runtime.native import pack
-from fastres.runtime.native.pages import Pages
+from fastres.runtime.native.huge_pages import HugePages
 from fastres.system import forking
 
 
@@ -30,13 +30,13 @@ class Panels:
     firsts: Tensor | None = None
 
 
-class PackedPanels:
+class PackedWeights:
     """The packed weights of one model; made on first use, kept as long as this object."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
         self._lock = forking.lock()
-        self._pages = Pages()
+        self._pages = HugePages()
 
     def weight(
         self,

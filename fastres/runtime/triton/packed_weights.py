@@ -12,26 +12,28 @@ from fastres.runtime.triton.plan import Constant
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class PackedWeight:
     """A made weight, with what it was made from: as long as it lives, their addresses are taken."""
 
     tensor: Tensor
     sources: tuple[Tensor, ...]
 
 
-class Weights:
+class PackedWeights:
     """The forms made so far; one lives as long as an executable holds it."""
 
     def __init__(self) -> None:
-        self._forms: weakref.WeakValueDictionary[Hashable, Form] = weakref.WeakValueDictionary()
+        self._made: weakref.WeakValueDictionary[Hashable, PackedWeight] = (
+            weakref.WeakValueDictionary()
+        )
 
-    def get(self, module: fx.GraphModule, constant: Constant) -> Form:
+    def get(self, module: fx.GraphModule, constant: Constant) -> PackedWeight:
         """A constant of ``module`` in the form that a kernel reads."""
         # Detached, so that the memory stays though somebody gives the weight another (.data = ...).
         sources = tuple(getattr(module, name).detach() for name in constant.sources)
         key = (constant.form, *((s.data_ptr(), s.shape, s.stride(), s.dtype) for s in sources))
-        found = self._forms.get(key)
+        found = self._made.get(key)
         if found is None:
-            found = Form(constant.make(*sources), sources)
-            self._forms[key] = found
+            found = PackedWeight(constant.make(*sources), sources)
+            self._made[key] = found
         return found
