@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import fastres
-from fastres.bench import revision
+from fastres.bench import record, revision
 from fastres.system import target
 
 WAYS = ("optimize", "load")
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     low, high = min(ratios), max(ratios)
     print(f"load answers {statistics.median(ratios):.1f}x sooner ({low:.1f} to {high:.1f})")
     if given.json is not None:
-        record = {
+        tree = {
             "schema": "fastres.cold_load",
             "version": 1,
             "model": given.model,
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment": target.environment(),
             "processes": told,
         }
-        given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write_tree(tree, given.json)
     return 0
 
 

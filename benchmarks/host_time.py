@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 import fastres
-from fastres.bench import measure, revision
+from fastres.bench import measure, record, revision
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.tuning.gpus import Gpu, by_name
 from fastres.optimized import OptimizedModule
@@ -157,14 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{high:.1f})"
         )
     if given.json is not None:
-        record = {
+        tree = {
             "schema": "fastres.host_time",
             "version": 1,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
             "rows": rows,
         }
-        given.json.write_text(json.dumps(record, indent=1) + "\n")
+        record.write_tree(tree, given.json)
     return int(any(row["added_us"] > LIMIT_US for row in rows))
 
 

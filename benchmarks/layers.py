@@ -14,7 +14,6 @@ convolutions, layouts' changes among it, is in nobody's row.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import sys
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 import fastres
 from benchmarks import native, openvino_layers
-from fastres.bench import measure, revision
+from fastres.bench import measure, record, revision
 from fastres.runtime.native.library import Library, load
 from fastres.system import target
 from fastres.workload import inputs, model_source
@@ -269,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(measured(model, images, precision, given.threads, plan))
         show(found[-1], given.batch, given.threads, console)
     if given.json is not None:
-        record = {
+        tree = {
             "schema": "fastres.layers",
             "version": 1,
             "model": given.model,
@@ -280,7 +279,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment": target.environment(),
             "precisions": [asdict(each) for each in found],
         }
-        given.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write_tree(tree, given.json)
     return int(not found)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres.bench import process_memory, revision
+from fastres.bench import process_memory, record, revision
 from fastres.system import target
 from fastres.workload import model_source
 
@@ -75,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(ends)}; at most {LIMIT >> 20} MiB are accepted"
     )
     if given.json is not None:
-        result = {
+        tree = {
             "schema": "fastres.memory",
             "version": 1,
             "revision": revision.of_fastres(),
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "shapes": shapes(given.shapes),
             "resident_bytes": found,
         }
-        given.json.write_text(json.dumps(result) + "\n")
+        record.write_tree(tree, given.json)
     return int(growth > LIMIT)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 import fastres
-from fastres.bench import measure, revision
+from fastres.bench import measure, record, revision
 from fastres.system import target
 from fastres.workload import inputs, model_source
 
@@ -119,14 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"({ratio.low - 1:.1%} to {ratio.high - 1:.1%})"
             )
     if given.json is not None:
-        result = {
+        tree = {
             "schema": "fastres.overhead",
             "version": 1,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
             "rows": rows,
         }
-        given.json.write_text(json.dumps(result, indent=1) + "\n")
+        record.write_tree(tree, given.json)
     return int(any(row["share"] > LIMIT for row in rows))
 
 

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fastres.bench import record
 from fastres.system import versions
 
 SCHEMA = "fastres.versions"
@@ -74,8 +75,7 @@ def keep(new: dict[str, Any], path: Path = RECORD) -> None:
     names = ("python", *PACKAGES)
     others = [each for each in rows(path) if any(each[name] != new[name] for name in names)]
     found = sorted([*others, new], key=lambda each: versions.release(each["torch"]))
-    lines = ",\n".join(f"  {json.dumps(each)}" for each in found)
-    path.write_text(f'{{\n "schema": "{SCHEMA}",\n "version": 1,\n "rows": [\n{lines}\n ]\n}}\n')
+    record.write_tree({"schema": SCHEMA, "version": 1, "rows": found}, path)
 
 
 def table(path: Path = RECORD) -> str:

@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,6 +22,7 @@ from onnx.external_data_helper import ExternalDataInfo, convert_model_to_externa
 
 from fastres.errors import ArtifactError, OptionError
 from fastres.export.metadata import CHECKSUM
+from fastres.system import files
 
 LIMIT = 2**31 - 2**20
 """Bytes that one protobuf file may have, less room for what is not weights."""
@@ -43,14 +41,12 @@ def folder_beside(path: Path) -> Iterator[Path]:
     parent = path.parent
     if not parent.is_dir():
         raise OptionError(f"{path}: there is no directory {parent}")
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=parent))
-    except OSError as error:
-        raise OptionError(f"{path}: cannot write to {parent}: {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(files.folder_beside(path))
+        except OSError as error:
+            raise OptionError(f"{path}: cannot write to {parent}: {error.strerror}") from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def weight_bytes(proto: ModelProto) -> int:
@@ -82,7 +78,7 @@ def write(proto: ModelProto, file: Path, external: bool) -> Path | None:
     onnx.save_model(proto, str(file))
     for each in (file, data):
         if each is not None and each.exists():
-            _sync(each)
+            files.flush(each)
     return data if data is not None and data.exists() else None
 
 
@@ -111,7 +107,7 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
         file.replace(path)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be written: {error.strerror}") from error
-    _sync(path.parent)
+    files.flush(path.parent)
     for other in old:
         if data is None or other.name != data.name:
             other.unlink(missing_ok=True)
@@ -121,15 +117,6 @@ def _is_ours(data: Path, path: Path) -> bool:
     return (
         re.fullmatch(re.escape(_plain(path.name)) + r"\.[0-9a-f]{12}\.data", data.name) is not None
     )
-
-
-def _sync(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # Windows opens no directory
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read(path: Path) -> ModelProto:

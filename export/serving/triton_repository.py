@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -31,7 +29,7 @@ from fastres.export.serving.running import Place, Session
 from fastres.export.serving.session import session
 from fastres.export.serving.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
-from fastres.system.files import as_path, refuse_null
+from fastres.system.files import as_path, folder_beside, refuse_null
 from fastres.system.plain_tensors import refuse_watched
 from fastres.system.threads import safe_threads
 
@@ -169,22 +167,23 @@ def _next(home: Path) -> int:
 @contextlib.contextmanager
 def _workshop(directory: Path) -> Iterator[Path]:
     """A folder inside the repository, gone afterwards; the repository too if it was made here."""
-    try:
-        refuse_null(directory)
-        existed = directory.exists()
-        directory.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".fastres.", dir=directory))
-    except OSError as error:
-        raise OptionError(
-            f"{directory}: cannot be written to: {error.strerror or error}"
-        ) from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            refuse_null(directory)
+            if not directory.exists():
+                directory.mkdir(parents=True, exist_ok=True)
+                stack.callback(_remove_if_empty, directory)
+            folder = stack.enter_context(folder_beside(directory / "fastres"))
+        except OSError as error:
+            raise OptionError(
+                f"{directory}: cannot be written to: {error.strerror or error}"
+            ) from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not existed:
-            with contextlib.suppress(OSError):  # not empty: the model is in it
-                directory.rmdir()
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty: the model is in it
+        directory.rmdir()
 
 
 def _labels(loaded: Session) -> list[str] | None:

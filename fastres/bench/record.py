@@ -1,20 +1,21 @@
 """What a bench found out, complete enough to print its tables again: JSON of a stated version.
 
-No absolute path gets into a record; it may be published as it is.
+No absolute path gets into a record; it may be published as it is. `text_of` and `write_tree` are
+how every record is written, those of ``benchmarks/`` too.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fastres.bench import measure
 from fastres.errors import OptionError
+from fastres.system.files import replacing
 
 SCHEMA = "fastres.bench"
 VERSION = 1
@@ -135,9 +136,7 @@ def to_json(record: Record) -> str:
             into["key"] = row.key
             if row.samples_ns:
                 into["summary"] = asdict(measure.summarise(row.samples_ns))
-    text = json.dumps(anonymous_record(tree), indent=1, allow_nan=False)
-    # One number per line would make the thousands of times most of the file.
-    return re.sub(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]", _on_one_line, text) + "\n"
+    return text_of(tree)
 
 
 def from_json(text: str, name: str = "the record") -> Record:
@@ -180,17 +179,31 @@ def from_json(text: str, name: str = "the record") -> Record:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write the record, all of it or nothing: to a file beside it, which then takes its name."""
-    text = to_json(record)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".json.part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write the record, all of it or nothing."""
+    _replace(path, to_json(record))
+
+
+def text_of(tree: Any) -> str:
+    """A record of any schema as text: lists on one line each, and no absolute paths.
+
+    One number per line would make the thousands of times most of the file. A list of anything but
+    numbers is on one line if it fits there, and a list of objects never is.
+
+    Raises:
+        ValueError: it holds a number that JSON has no form for.
+        TypeError: it holds something that is no JSON at all.
+    """
+    return _indented(anonymous_record(tree), "") + "\n"
+
+
+def write_tree(tree: Any, path: Path) -> None:
+    """Write a record of any schema, all of it or nothing."""
+    _replace(path, text_of(tree))
+
+
+def _replace(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> Record:
@@ -222,8 +235,39 @@ def anonymous_record(tree: Any) -> Any:
     return tree
 
 
-def _on_one_line(match: re.Match[str]) -> str:
-    return "[" + re.sub(r"\s+", " ", match[1]) + "]"
+_WIDTH = 100
+"""Characters of a line that lists of texts may take."""
+
+
+def _indented(value: Any, indent: str) -> str:
+    """JSON, one space of indentation a level, of which the first line is already indented."""
+    inner = indent + " "
+    if isinstance(value, dict) and value:
+        start, end = "{}"
+        items = [f"{json.dumps(str(key))}: {_indented(v, inner)}" for key, v in value.items()]
+    elif isinstance(value, list) and not _on_one_line(value, indent):
+        start, end = "[]"
+        items = [_indented(each, inner) for each in value]
+    else:
+        return json.dumps(value, allow_nan=False)
+    lines = f",\n{inner}".join(items)
+    return f"{start}\n{inner}{lines}\n{indent}{end}"
+
+
+def _on_one_line(value: list[Any], indent: str) -> bool:
+    leaves = list(_leaves(value))
+    if any(isinstance(leaf, dict) for leaf in leaves):
+        return False
+    numbers = all(isinstance(leaf, (int, float)) for leaf in leaves)
+    return numbers or len(indent + json.dumps(value)) <= _WIDTH
+
+
+def _leaves(value: list[Any]) -> Iterator[Any]:
+    for each in value:
+        if isinstance(each, list):
+            yield from _leaves(each)
+        else:
+            yield each
 
 
 def _row(tree: dict[str, Any]) -> Row:

@@ -34,7 +34,7 @@ def as_path(value: object) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
     """A context with a temporary file, which takes the place of ``path`` at the end.
 
     The file exists and is empty at first. Where the block raises, it is removed and ``path`` is as
@@ -43,6 +43,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     replaced. What a process that was killed has left behind goes with the next one that writes
     there.
 
+    Args:
+        path: of the file.
+        mode: the permissions of a new file, less those that the process's umask withholds.
+
     Raises:
         OSError: the folder is missing or must not be written to, ``path`` is a folder or a device,
             and such.
@@ -50,16 +54,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     refuse_null(Path(path))
     target = Path(os.path.realpath(path))
     refuse_special(target)
-    with _folder_beside(target) as folder:
+    with folder_beside(target) as folder:
         temporary = folder / target.name
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         old = target if target.exists() else temporary
-        mode = stat.S_IMODE(old.stat().st_mode)
+        permissions = stat.S_IMODE(old.stat().st_mode)
         yield temporary
-        temporary.chmod(mode)  # a library may have put a private file in its place
-        _flush(temporary)
+        temporary.chmod(permissions)  # a library may have put a private file in its place
+        flush(temporary)
         temporary.replace(target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
 def refuse_special(path: Path) -> None:
@@ -88,8 +92,12 @@ def refuse_null(path: Path) -> None:
 
 
 @contextmanager
-def _folder_beside(target: Path) -> Iterator[Path]:
-    """A hidden folder next to ``target``, gone afterwards; others of dead processes go, too."""
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A hidden folder next to ``target``, gone afterwards; others of dead processes go, too.
+
+    Raises:
+        OSError: the folder that both lie in is missing or must not be written to.
+    """
     prefix = f".{target.name[:100]}."
     for left in target.parent.glob(f"{_literal(prefix)}*{_SUFFIX}"):
         with _held(left) as free:
@@ -131,10 +139,11 @@ def _held(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have a file, or a folder's list of names, written to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with contextlib.suppress(PermissionError):  # Windows opens no folder
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

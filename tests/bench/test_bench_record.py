@@ -21,6 +21,8 @@ from fastres.bench.record import Batch
 from fastres.errors import OptionError
 
 PUBLISHED = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+MOST_LINES = 4000
+"""Of a record: what a person can still page through, and a change of it be looked at."""
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -71,11 +73,59 @@ def test_an_interrupted_write_leaves_the_old_file(
 
     path = tmp_path / "record.json"
     path.write_text("old")
-    monkeypatch.setattr("os.replace", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record.write(sample(), path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lists_are_on_one_line() -> None:
+    long = ["sixty characters, and two of these are more than a line has"] * 2
+    tree = {
+        "times": list(range(1000)),
+        "pairs": ((1, 2.5), (3, -1e-05)),
+        "names": ["a, b", "[ 1,  2 ]", None, True],
+        "sentences": long,
+        "rows": [{"of": [1, 2]}, [{"inner": []}]],
+        "nothing": {},
+    }
+    text = record.text_of(tree)
+    assert json.loads(text) == json.loads(json.dumps(tree))
+    assert (
+        text.replace(str(list(range(1000))), "[0 to 999]")
+        == f"""{{
+ "times": [0 to 999],
+ "pairs": [[1, 2.5], [3, -1e-05]],
+ "names": ["a, b", "[ 1,  2 ]", null, true],
+ "sentences": [
+  "{long[0]}",
+  "{long[1]}"
+ ],
+ "rows": [
+  {{
+   "of": [1, 2]
+  }},
+  [
+   {{
+    "inner": []
+   }}
+  ]
+ ],
+ "nothing": {{}}
+}}
+"""
+    )
+
+
+def test_what_json_has_no_form_for_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    for value in (math.inf, [math.nan], {"in": [{"a": [1.0, math.nan]}]}):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            record.write_tree({"value": value}, path)
+    with pytest.raises(TypeError):
+        record.write_tree({"value": {1, 2}}, path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def damaged(**changes: Any) -> str:
@@ -134,13 +184,15 @@ def test_no_record_holds_paths_or_hosts() -> None:
 
 
 def published() -> list[Path]:
-    return sorted(PUBLISHED.glob("*.json"))
+    return sorted(PUBLISHED.rglob("*.json"))
 
 
 @pytest.mark.parametrize("path", published(), ids=lambda path: path.name)
 def test_published_records(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert_fit_to_be_published(text)
+    assert text == record.text_of(json.loads(text)), "not as record.write_tree writes it"
+    assert text.count("\n") <= MOST_LINES
     if json.loads(text)["schema"] == record.SCHEMA:
         assert table.markdown(record.read(path), "eager-fp32")
 

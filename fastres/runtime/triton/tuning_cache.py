@@ -15,7 +15,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import FastresWarning
+from fastres.system.files import replacing
 
 try:
     import fcntl
@@ -171,16 +171,11 @@ class TuningCache:
 
     def _write(self, path: Path) -> None:
         content = {"format": FORMAT, **asdict(self.identity), "entries": self._entries}
-        # In the same folder, so that the rename cannot cross file systems; for the owner alone.
-        handle, name = tempfile.mkstemp(prefix=path.stem, suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1, sort_keys=True)
-            Path(name).replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        with (
+            replacing(path, mode=0o600) as temporary,
+            temporary.open("w", encoding="utf-8") as file,
+        ):
+            json.dump(content, file, indent=1, sort_keys=True)
 
 
 def _refuse_foreign(folder: Path) -> None:
