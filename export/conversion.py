@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fastres.capture.capture import as_arguments, in_eval_mode
-from fastres.capture.pipeline import around
+from fastres.capture.pipeline import with_preprocessing
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
 from fastres.export.report import OnnxReport, Source
@@ -183,7 +183,7 @@ def _optimised(
         warnings.simplefilter("ignore", FastresWarning)
         chosen = {"engine": "eager", **options}
         fast = optimize(evaluated, example_input, precision=precision, **chosen)
-    reference = around(evaluated, fast.preprocessing)
+    reference = with_preprocessing(evaluated, fast.preprocessing)
     return fast, Source(reference, metadata.weights_sha256(evaluated))
 
 

@@ -135,7 +135,7 @@ class Sizes:
             if limit.symbol in images
         ]
         told += [
-            f"the model's code decides by {named(str(guard.condition))} ({guard.place})"
+            f"the model's code decides by {named(str(guard.condition))} ({guard.location})"
             for guard in self.contract.guards
             if isinstance(guard.condition, Expression) and guard.condition.symbols & set(images)
         ]

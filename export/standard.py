@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fastres.capture.export_program import dynamic_sizes, with_batch
+from fastres.capture.export_program import dynamic_sizes, with_batch_of_two
 from fastres.errors import VerificationError
 from fastres.ir import ops
 from fastres.optimized import OptimizedModule
@@ -35,7 +35,7 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
         OptionError: something watches this thread's calls (a fake mode, say).
     """
     refuse_watched("to_standard")
-    args, kwargs = with_batch(*fast.example)
+    args, kwargs = with_batch_of_two(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))
     with torch.no_grad(), warnings.catch_warnings():
@@ -52,7 +52,7 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
 
 def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
     """Both run the same ATen operators on the same weights: the answers are bitwise equal."""
-    args, kwargs = with_batch(*fast.example)
+    args, kwargs = with_batch_of_two(*fast.example)
     generator = torch.Generator().manual_seed(0)
 
     def image(leaf: object) -> object:

@@ -25,7 +25,7 @@ from fastres.accuracy.sample import (
 )
 from fastres.artifact.recipe import Recipe, record
 from fastres.capture import pipeline
-from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
+from fastres.capture.capture import Captured, capture, in_eval_mode, model_dtype
 from fastres.capture.contract import Contract
 from fastres.capture.diagnose import eager_fault
 from fastres.capture.export_program import import_ahead
@@ -123,7 +123,9 @@ def optimize(
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
     refuse_watched("optimize")
-    surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    surroundings = pipeline.requested_preprocessing(
+        input_format, transforms, resize, softmax, top_k, labels
+    )
     import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
     model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
@@ -148,10 +150,10 @@ def _optimize(
     with _stage(report, "capture"):
         example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
-        example = pipeline.example(evaluated, surroundings, example_input)
-        captured = capture(pipeline.around(evaluated, surroundings), example)
+        example = pipeline.example_for(evaluated, surroundings, example_input)
+        captured = capture(pipeline.with_preprocessing(evaluated, surroundings), example)
     report.notes += [*told, *captured.notes, *pipeline.notes(surroundings)]
-    own = own_dtype(evaluated)
+    own = model_dtype(evaluated)
     recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
     with _stage(report, "passes"), torch.inference_mode(False), torch.no_grad():

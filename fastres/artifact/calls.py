@@ -31,7 +31,7 @@ def contract_to_json(contract: Contract) -> dict[str, Any]:
     """
     return {
         "inputs": [_input_to_json(wanted) for wanted in contract.inputs],
-        "guards": [[size_to_json(g.condition), g.place] for g in contract.guards],
+        "guards": [[size_to_json(g.condition), g.location] for g in contract.guards],
         "limits": [[limit.symbol, limit.lower, limit.upper] for limit in contract.limits],
     }
 

@@ -73,7 +73,7 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
             "named": {name: argument_to_json(value) for name, value in node.kwargs.items()},
             "module": module,
             "source": str(node.meta.get("source") or ""),
-            "asked": bool(node.meta.get("asked")),
+            "asked": bool(node.meta.get("added")),
         }
     except ArtifactError as error:
         raise ArtifactError(f"module {module or '(the model itself)'}: {error}") from error
@@ -171,7 +171,7 @@ class _Builder:
         if source:
             node.meta["source"] = text(source, where)
         if of_type(asked, bool, where):
-            node.meta["asked"] = True
+            node.meta["added"] = True
 
     def _append(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any, where: str

@@ -64,7 +64,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
         if idle(node):
             node.replace_all_uses_with(arguments(node)[0])
             module.graph.erase_node(node)
-        elif not node.meta.get("asked"):
+        elif not node.meta.get("added"):
             context.report.notes.append(
                 f"{module_of(node)}: {node.target} is active in eval mode too, as in the model"
                 if idle is _in_eval_mode

@@ -75,7 +75,7 @@ def _rename(module: fx.GraphModule) -> None:
 
 def _stays_wide(node: fx.Node) -> bool:
     """Whether a node is the softmax that ``optimize`` adds: probabilities are float32 or more."""
-    return bool(node.meta.get("asked")) and node.target is aten.softmax.int
+    return bool(node.meta.get("added")) and node.target is aten.softmax.int
 
 
 def _is_boundary(node: fx.Node) -> bool:
@@ -188,5 +188,5 @@ def _list(node: fx.Node, context: Context) -> None:
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )
-    elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("asked"):
+    elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("added"):
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

@@ -35,7 +35,7 @@ from fastres.passes.context import Context
 def run(module: fx.GraphModule, context: Context) -> None:
     """Fold the normalisation that ``optimize`` was asked to add, and say whether it could be."""
     for node in module.graph.find_nodes(op="call_function", target=ops.scale_shift):
-        if not node.meta.get("asked"):
+        if not node.meta.get("added"):
             continue
         _own_constants(node)
         conv: Any = next(iter(node.users))

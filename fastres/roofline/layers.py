@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastres.capture.capture import capture, in_eval_mode, own_dtype
+from fastres.capture.capture import capture, in_eval_mode, model_dtype
 from fastres.errors import OptionError
 from fastres.ir import ops
 from fastres.ir.graph import aliases, arguments, label
@@ -71,7 +71,7 @@ def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModu
     evaluated, _ = in_eval_mode(model)
     with torch.no_grad():
         captured = capture(evaluated, None)
-        own = own_dtype(evaluated)
+        own = model_dtype(evaluated)
         rewrite(captured.module, Report(type(model).__name__), own, dtype or own)
     return captured.module
 

@@ -22,7 +22,7 @@ def _speaks(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_torch_logs() -> Iterator[None]:
     """A context in which torch's shape functions and capture log nothing, in this thread."""
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_speaks)  # again and again is once
