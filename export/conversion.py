@@ -22,7 +22,7 @@ from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.system.files import as_path, refuse_special
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 OPSET = 18
@@ -90,7 +90,7 @@ def to_onnx(
         VerificationError: the file's answers are not the model's. No file is written, and one that
             was there is untouched; the message names the first tensor that differs.
     """
-    refuse_watched("to_onnx")
+    refuse_under_tracing("to_onnx")
     target_file = _checked_path(path)
     flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
     _check_options(opset, precision, *flags)
@@ -191,7 +191,7 @@ def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     """The flattened arguments whose shapes and plain values the file gets."""
     if example_input is None:
         return list(fast.internals.example)
-    example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
+    example_input = pytree.tree_map(partial(materialized, name="example_input"), example_input)
     args, kwargs = as_arguments(example_input)
     try:
         return fast.internals.flatten(args, kwargs)

@@ -19,7 +19,7 @@ from fastres.capture.export_program import dynamic_sizes, with_batch_of_two
 from fastres.errors import VerificationError
 from fastres.ir import ops
 from fastres.optimized import OptimizedModule
-from fastres.system.plain_tensors import refuse_watched
+from fastres.system.plain_tensors import refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 
@@ -34,7 +34,7 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
         VerificationError: the program answers differently from ``fast``'s own graph.
         OptionError: something watches this thread's calls (a fake mode, say).
     """
-    refuse_watched("to_standard")
+    refuse_under_tracing("to_standard")
     args, kwargs = with_batch_of_two(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))

@@ -48,7 +48,7 @@ from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.system.device import checked_device
-from fastres.system.plain_tensors import oddity, refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing, why_not_plain
 from fastres.system.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
 
@@ -122,7 +122,7 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
-    refuse_watched("optimize")
+    refuse_under_tracing("optimize")
     surroundings = pipeline.requested_preprocessing(
         input_format, transforms, resize, softmax, top_k, labels
     )
@@ -148,7 +148,7 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
-        example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
+        example_input = pytree.tree_map(partial(materialized, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
         example = pipeline.example_for(evaluated, surroundings, example_input)
         captured = capture(pipeline.with_preprocessing(evaluated, surroundings), example)
@@ -220,7 +220,7 @@ def _refuse_without_values(model: nn.Module) -> None:
                 f"{name} is on the meta device and has no values: load the weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
             )
-        found = oddity(tensor)
+        found = why_not_plain(tensor)
         if found is not None:
             raise ModelError(
                 f"{name} is no plain tensor: {found}; give the model weights that lie in memory"

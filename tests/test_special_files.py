@@ -247,12 +247,12 @@ def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None
         killed.kill()
         killed.wait()
         assert len(list(tmp_path.iterdir())) == 2
-        with files.replacing(target) as temporary:
+        with files.atomic_write(target) as temporary:
             temporary.write_text("whole")
         left = [path for path in tmp_path.iterdir() if path != target]
         assert len(left) == 1  # of the process that still lives
         other.kill()
-    with files.replacing(target) as temporary:
+    with files.atomic_write(target) as temporary:
         temporary.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 

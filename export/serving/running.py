@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 KEPT_RUNS = 1000
@@ -131,7 +131,7 @@ class Session:
             OptionError: something watches or rewrites the calls of this thread (a fake mode, a
                 transformation of torch.func), which ONNX Runtime knows nothing of.
         """
-        refuse_watched("a session of ONNX Runtime")
+        refuse_under_tracing("a session of ONNX Runtime")
         given = self._arguments(args, kwargs)
         began = time.perf_counter()
         results = self._run(given)
@@ -177,7 +177,7 @@ class Session:
                 f"got a {type(value).__name__} for {place.name!r}, expected a tensor: {place}"
             )
         try:
-            tensor: Tensor = settled(value, place.name)
+            tensor: Tensor = materialized(value, place.name)
         except OptionError as error:  # ONNX Runtime reads memory by its address
             raise InputError(str(error)) from error
         wrong = tensor.dtype != place.dtype or tensor.dim() != len(place.sizes)

@@ -32,7 +32,7 @@ from fastres.export.serving.session import session
 from fastres.export.serving.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
 from fastres.system.files import as_path, refuse_null
-from fastres.system.plain_tensors import refuse_watched
+from fastres.system.plain_tensors import refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 
@@ -126,7 +126,7 @@ def triton_server(
         tensorrt=tensorrt,
         threads=threads,
     )
-    refuse_watched("triton_server")
+    refuse_under_tracing("triton_server")
     repository = as_path(directory)
     home = repository / name
     if os.path.lexists(home / str(version)):

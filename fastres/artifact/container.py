@@ -20,7 +20,7 @@ from fastres.artifact import stored
 from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.strict import count, of_type, text
 from fastres.errors import ArtifactError
-from fastres.system.files import replacing
+from fastres.system.files import atomic_write
 from fastres.system.target import cpu_threads
 
 FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ def write(
         "description_sha256": _digest(description.encode()),
     }
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             stored.write(temporary, tensors, metadata)
             check(temporary)
     except OSError as error:

@@ -28,7 +28,7 @@ from fastres.artifact.strict import count, fields, items, of_type, parse, text
 from fastres.errors import ArtifactError, OptionError
 from fastres.passes import rewrite
 from fastres.report import Report
-from fastres.system.plain_tensors import oddity
+from fastres.system.plain_tensors import why_not_plain
 
 _FIELDS = (
     "graph", "values", "hints", "dtype", "device", "constants", "state", "shared", "notes",
@@ -250,7 +250,7 @@ def _check(name: str, value: Any, expected: Expected | None) -> None:
         return
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise OptionError(f"{name}: expected a dense tensor with values, got {_kind(value)}")
-    found = oddity(value)
+    found = why_not_plain(value)
     if found is not None:
         raise OptionError(f"{name}: expected a plain tensor in memory: {found}")
     if tuple(value.shape) != expected.shape:

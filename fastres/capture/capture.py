@@ -42,6 +42,7 @@ from fastres.ir.graph import (
 from fastres.system import forking
 from fastres.system.device import move
 from fastres.system.torch_logs import silence_torch_logs
+from fastres.system.versions import STATE_WRITES
 
 TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
@@ -359,13 +360,6 @@ STATE_CHANGES = (
 )
 
 
-_WRITES = {
-    getattr(OutputKind, name)
-    for name in ("BUFFER_MUTATION", "PARAMETER_MUTATION")
-    if hasattr(OutputKind, name)  # the second since torch 2.9
-}
-
-
 def _user_outputs(
     output: fx.Node, signature: ExportGraphSignature, values: dict[fx.Node, fx.Node]
 ) -> tuple[Any, ...]:
@@ -378,7 +372,7 @@ def _user_outputs(
     assert isinstance(results, (tuple, list))
     outputs: list[Any] = []
     for spec, result in zip(signature.output_specs, results, strict=True):
-        if spec.kind in _WRITES:
+        if spec.kind in STATE_WRITES:
             raise CaptureError(STATE_CHANGES.format(module="the model"))
         if spec.kind == OutputKind.USER_OUTPUT:
             outputs.append(values[result] if isinstance(result, fx.Node) else result)

@@ -42,7 +42,7 @@ def _add_dtype_and_device(node: fx.Node, value: Tensor) -> None:
 
 
 def _promotes_to_default_dtype(node: fx.Node, value: Tensor, read: list[fx.Node]) -> bool:
-    """Whether ``node`` gives integer tensors torch's default dtype, or compares them with a float."""
+    """Whether ``node`` promotes integers to torch's default dtype, or compares them to floats."""
     operands = [*node.args, *node.kwargs.values()]
     if any(isinstance(argument, torch.dtype) for argument in operands):
         return False

@@ -1,4 +1,4 @@
-"""Drop what does nothing in inference: dropout in eval mode, clones, casts to the same dtype.
+"""Remove nodes that do nothing in inference: dropout, clones, casts to the same dtype.
 
 Identity modules and empty ``nn.Sequential`` leave nothing in a captured graph to begin with.
 """
@@ -53,7 +53,7 @@ _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
 
 
 def run(module: fx.GraphModule, context: Context) -> None:
-    """Remove idle nodes; a dropout that is active in inference too is left and said so."""
+    """Remove idle nodes; a dropout that is active in eval mode too stays, with a note."""
     for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)  # capture's own check, which would count as a reader

@@ -17,7 +17,7 @@ from typing import Any
 
 from fastres.errors import OptionError
 from fastres.predict.results import Result, as_text
-from fastres.system.files import refuse_special, replacing
+from fastres.system.files import atomic_write, refuse_special
 
 COLUMNS = ("image", "rank", "class", "label", "probability", "error")
 """Of CSV and Parquet; ``rank`` counts from 1, the likeliest."""
@@ -69,7 +69,7 @@ def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, 
         OptionError: the file cannot be written; one that was there is as it was.
     """
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             _WRITERS[kind](temporary, results, about)
     except OSError as error:
         raise OptionError(f"--{kind} {path}: cannot be written: {error}") from error
