@@ -112,7 +112,10 @@ def to_onnx(
     from fastres.export.write import write_checked
 
     return write_checked(
-        *(fast, source, example, target_file),
+        fast,
+        source,
+        example,
+        target_file,
         dynamic_size=dynamic_size,
         opset=opset,
         io_dtype=torch.float32 if float32_io else dtype,

@@ -89,7 +89,8 @@ def convert(
     graph = helper.make_graph(
         builder.nodes,
         fast.report.model or "model",
-        *(taken, given),
+        taken,
+        given,
         initializer=list(builder.initializers.values()),
         value_info=infos,
     )

@@ -46,7 +46,9 @@ def _ordinary(b: Builder, node: fx.Node, padding: Any, settings: dict[str, Any])
         before = after = _spread(padding, count)
     return b.emit(
         "Conv",
-        *(b.tensor(x), _named(b, node, 1, "weight"), _named(b, node, 2, "bias")),
+        b.tensor(x),
+        _named(b, node, 1, "weight"),
+        _named(b, node, 2, "bias"),
         part="",
         strides=_spread(settings["stride"], count),
         pads=[*before, *after],
@@ -62,7 +64,9 @@ def _transposed(
     sides = _spread(padding, count)
     return b.emit(
         "ConvTranspose",
-        *(b.tensor(arguments(node)[0]), _named(b, node, 1, "weight"), _named(b, node, 2, "bias")),
+        b.tensor(arguments(node)[0]),
+        _named(b, node, 1, "weight"),
+        _named(b, node, 2, "bias"),
         part="",
         strides=_spread(settings["stride"], count),
         pads=[*sides, *sides],

@@ -42,7 +42,9 @@ def convolve(
     shape: dict[str, Any] = {} if kernel is None else {"kernel_shape": kernel}
     return b.emit(
         "Conv",
-        *(x, weight, bias),
+        x,
+        weight,
+        bias,
         part=part,
         **shape,
         strides=list(stride),

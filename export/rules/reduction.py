@@ -81,7 +81,9 @@ def _topk(b: Builder, node: fx.Node) -> list[str]:
     axis = b.argument(2, "dim", -1) % b.rank(x)
     largest, ordered = b.argument(3, "largest", True), b.argument(4, "sorted", True)
     values, indices = b.emit_many(
-        *("TopK", b.tensor(x), b.integers(count)),
+        "TopK",
+        b.tensor(x),
+        b.integers(count),
         results=2,
         axis=axis,
         largest=int(largest),

@@ -207,8 +207,12 @@ class Session:
         for place, value in zip(self.inputs, given, strict=True):
             _, element = next(t for t in _TYPES.values() if t[0] == place.dtype)
             binding.bind_input(
-                *(place.name, value.device.type, value.device.index or 0, element),
-                *(tuple(value.shape), value.data_ptr()),
+                place.name,
+                value.device.type,
+                value.device.index or 0,
+                element,
+                tuple(value.shape),
+                value.data_ptr(),
             )
             if value.is_cuda:  # the session has a stream of its own
                 torch.cuda.current_stream(value.device).synchronize()
@@ -223,8 +227,12 @@ class Session:
             result = torch.empty(shapes[index], dtype=place.dtype, device=device)
             _, element = next(t for t in _TYPES.values() if t[0] == place.dtype)
             binding.bind_output(
-                *(place.name, device.type, device.index or 0, element),
-                *(tuple(result.shape), result.data_ptr()),
+                place.name,
+                device.type,
+                device.index or 0,
+                element,
+                tuple(result.shape),
+                result.data_ptr(),
             )
             results.append(result)
         self._execute(binding, given)

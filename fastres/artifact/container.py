@@ -102,9 +102,9 @@ class File:
             raise ArtifactError(f"the tensor {ascii(name)[:80]} is not described")
         shape = [count(size, "tensors") for size in of_type(parts[1], list, "tensors")]
         text(parts[2], "tensors")
-        given = self._stored.shape(name)
-        if given != shape:
-            raise ArtifactError(f"the tensor {name} is {given}, expected {shape}")
+        data = self._stored.shape(name)
+        if data != shape:
+            raise ArtifactError(f"the tensor {name} is {data}, expected {shape}")
         found = self._stored.tensor(name)
         if found.dtype != dtype_from_json(parts[0], "tensors"):
             raise ArtifactError(f"the tensor {name} is {found.dtype}, expected {parts[0]}")

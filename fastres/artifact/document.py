@@ -119,8 +119,8 @@ class Description:
         ArtifactError: it does not describe a model.
     """
 
-    def __init__(self, given: str) -> None:
-        values = dict(zip(_FIELDS, fields(parse(given), _FIELDS, "the description"), strict=True))
+    def __init__(self, data: str) -> None:
+        values = dict(zip(_FIELDS, fields(parse(data), _FIELDS, "the description"), strict=True))
         self._values = values
         self.weights = of_type(values["weights"], dict, "weights")
         self.report = report_from_json(values["report"])
@@ -133,8 +133,8 @@ class Description:
     @property
     def device(self) -> str:
         """Where the model ran that was saved."""
-        wanted = (w.device for w in self.contract.inputs if isinstance(w, TensorInput))
-        return str(next(wanted, "cpu"))
+        device = (w.device for w in self.contract.inputs if isinstance(w, TensorInput))
+        return str(next(device, "cpu"))
 
     def parts(
         self,
@@ -183,17 +183,17 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
-def _preprocessing(given: Any) -> Preprocessing | None:
-    if given is None:
+def _preprocessing(data: Any) -> Preprocessing | None:
+    if data is None:
         return None
     try:
-        return Preprocessing.from_dict(of_type(given, dict, "preprocessing"))
+        return Preprocessing.from_dict(of_type(data, dict, "preprocessing"))
     except (OptionError, TypeError, ValueError) as error:
         raise ArtifactError(f"preprocessing: {error}") from error
 
 
-def _recipe(given: Any) -> str:
-    return of_type(given, str, "recipe")
+def _recipe(data: Any) -> str:
+    return of_type(data, str, "recipe")
 
 
 def _check_counts(parts: Parts) -> None:

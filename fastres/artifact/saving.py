@@ -34,21 +34,21 @@ def _read_back(parts: Parts, path: Path) -> None:
     file = File(path)
     description = Description(file.description)
     device = torch.device(description.device)
-    found = description.parts(file.tensors(description.weights), device, options_from_json)
-    kept: list[Any] = [
-        (found.module.code, parts.module.code),
-        (found.contract, parts.contract),
-        (found.in_spec, parts.in_spec),
-        (found.out_spec, parts.out_spec),
-        (str(found.signature), str(parts.signature)),
-        (found.report, parts.report),
-        (found.preprocessing, parts.preprocessing),
-        (options_to_json(found.options), options_to_json(parts.options)),
+    loaded = description.parts(file.tensors(description.weights), device, options_from_json)
+    compared: list[Any] = [
+        (loaded.module.code, parts.module.code),
+        (loaded.contract, parts.contract),
+        (loaded.in_spec, parts.in_spec),
+        (loaded.out_spec, parts.out_spec),
+        (str(loaded.signature), str(parts.signature)),
+        (loaded.report, parts.report),
+        (loaded.preprocessing, parts.preprocessing),
+        (options_to_json(loaded.options), options_to_json(parts.options)),
     ]
-    for got, wanted in kept:
-        if got != wanted:
+    for actual, expected in compared:
+        if actual != expected:
             raise ArtifactError(
-                f"what was written does not read back as it was ({str(got)[:200]} instead of "
-                f"{str(wanted)[:200]}); nothing was left behind. This is a defect of fastres: "
+                f"what was written does not read back as it was ({str(actual)[:200]} instead of "
+                f"{str(expected)[:200]}); nothing was left behind. This is a defect of fastres: "
                 "please report it"
             )

@@ -1,4 +1,4 @@
-"""What a bench found out, complete enough to print its tables again: JSON of a stated version.
+"""The results of one run of the bench, from which its tables can be printed again: versioned JSON.
 
 No absolute path gets into a record; it may be published as it is.
 """
@@ -23,14 +23,14 @@ Status = Literal["timed", "failed", "unavailable"]
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """What a process of its own showed.
+class ColdStart:
+    """Cold start and peak memory of a peer, measured in a process of its own.
 
     Attributes:
         cold_seconds: from the model built in memory to its first answer: imports, conversion or
             compilation with an empty cache, and the first call.
         cached_seconds: the same in a second process that finds the first one's cache; None for
-            contenders that leave none.
+            peers that leave none.
         export_seconds: of these, for writing the model in another runtime's form; or None.
         peak_bytes: the process's largest resident size from the model built to a few calls later.
         before_bytes: its resident size with the model built, Python and torch included.
@@ -49,10 +49,10 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one precision at one batch size.
+    """One peer in one precision at one batch size.
 
     Attributes:
-        name, title: of the contender.
+        name, title: of the peer.
         precision: what it computed in.
         status: "timed"; "failed", it answered wrongly or not at all; "unavailable", it does not
             exist here or not in this precision.
@@ -73,7 +73,7 @@ class Row:
     error: float | None = None
     error_ratio: float | None = None
     top1: float | None = None
-    fresh: Fresh | None = None
+    fresh: ColdStart | None = None
     samples_ns: tuple[int, ...] = ()
 
     @property
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """All contenders at one batch size.
+    """All peers at one batch size.
 
     Attributes:
         batch: images per call.
@@ -130,11 +130,11 @@ def to_json(record: Record) -> str:
         ValueError: it holds something that JSON has no form for.
     """
     tree = {"schema": SCHEMA, "version": VERSION, **asdict(record)}
-    for batch, written in zip(record.batches, tree["batches"], strict=True):
-        for row, into in zip(batch.rows, written["rows"], strict=True):
-            into["key"] = row.key
+    for batch, batch_json in zip(record.batches, tree["batches"], strict=True):
+        for row, row_json in zip(batch.rows, batch_json["rows"], strict=True):
+            row_json["key"] = row.key
             if row.samples_ns:
-                into["summary"] = asdict(measure.summarise(row.samples_ns))
+                row_json["summary"] = asdict(measure.summarise(row.samples_ns))
     text = json.dumps(anonymous_record(tree), indent=1, allow_nan=False)
     # One number per line would make the thousands of times most of the file.
     return re.sub(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]", _on_one_line, text) + "\n"
@@ -159,12 +159,12 @@ def from_json(text: str, name: str = "the record") -> Record:
     try:
         batches = tuple(
             Batch(
-                one["batch"],
-                one["images_checked"],
-                one["others_share"],
-                tuple(map(_row, one["rows"])),
+                batch["batch"],
+                batch["images_checked"],
+                batch["others_share"],
+                tuple(map(_row, batch["rows"])),
             )
-            for one in tree["batches"]
+            for batch in tree["batches"]
         )
         return Record(
             tree["created"],
@@ -226,13 +226,13 @@ def _on_one_line(match: re.Match[str]) -> str:
     return "[" + re.sub(r"\s+", " ", match[1]) + "]"
 
 
-def _row(tree: dict[str, Any]) -> Row:
-    fields = {k: v for k, v in tree.items() if k not in ("key", "summary")}
+def _row(row: dict[str, Any]) -> Row:
+    fields = {k: v for k, v in row.items() if k not in ("key", "summary")}
     if fields["status"] not in ("timed", "failed", "unavailable"):
         raise ValueError(f"status {fields['status']!r}")
     if (fields["status"] == "timed") != bool(fields["samples_ns"]):
         raise ValueError(f"{fields['name']}: timed rows, and no others, have times")
     fields["notes"] = tuple(fields["notes"])
     fields["samples_ns"] = tuple(fields["samples_ns"])
-    fields["fresh"] = None if fields["fresh"] is None else Fresh(**fields["fresh"])
+    fields["fresh"] = None if fields["fresh"] is None else ColdStart(**fields["fresh"])
     return Row(**fields)

@@ -16,8 +16,21 @@ from fastres.kernels.tuning.gpus import Architecture
 
 _FILE_WIDTH = 240
 _COLUMNS = (
-    *("layer", "kernel", "in", "tile", "warps", "stages", "registers", "spills", "shared"),
-    *("occupancy", "products", "copies", "loop", "issue", "budgets"),
+    "layer",
+    "kernel",
+    "in",
+    "tile",
+    "warps",
+    "stages",
+    "registers",
+    "spills",
+    "shared",
+    "occupancy",
+    "products",
+    "copies",
+    "loop",
+    "issue",
+    "budgets",
 )
 _LEFT = {"layer", "kernel", "in", "tile", "products", "copies", "loop", "budgets"}
 _LEGEND = (

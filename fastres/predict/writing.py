@@ -112,8 +112,12 @@ def _parquet(path: Path, results: Sequence[Result], about: Mapping[str, Any]) ->
     from pyarrow import parquet
 
     types = (
-        *(pyarrow.string(), pyarrow.int32(), pyarrow.int32()),
-        *(pyarrow.string(), pyarrow.float64(), pyarrow.string()),
+        pyarrow.string(),
+        pyarrow.int32(),
+        pyarrow.int32(),
+        pyarrow.string(),
+        pyarrow.float64(),
+        pyarrow.string(),
     )
     schema = pyarrow.schema(
         list(zip(COLUMNS, types, strict=True)), metadata={"fastres": json.dumps(about)}

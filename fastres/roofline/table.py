@@ -14,7 +14,14 @@ _FUSION = {
     "all blocks": "every block fused that fits: fewest launches and bytes",
 }
 _HEADER = (
-    *("layer", "operator", "MB", "GFLOP", "floor us", "modelled us", "limit", "launches"),
+    "layer",
+    "operator",
+    "MB",
+    "GFLOP",
+    "floor us",
+    "modelled us",
+    "limit",
+    "launches",
     "configuration",
 )
 _SUMMARY = ("plan", "launches", "us", "images/s", "MB", "fewer bytes")
