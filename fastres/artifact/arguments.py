@@ -1,4 +1,4 @@
-"""What an operation is given, as JSON, and whether its schema takes that.
+"""Arguments of operators as JSON, and whether an operator's schema accepts them.
 
 Numbers, booleans, texts, lists and null are themselves. What JSON lacks is an object with one name:
 ``{"node": "conv1"}``, ``{"dtype": "float32"}``, ``{"device": "cpu"}``, ``{"layout": "strided"}``,
@@ -155,7 +155,7 @@ def accepts(kind: str, value: Any, kind_of: Callable[[fx.Node], str]) -> bool:
 
 
 _NUMBERS = {"int", "float", "bool", "number", "Tensor"}
-"""A number is taken where a tensor is wanted: torch wraps it."""
+"""Types of a schema that accept a number: torch wraps it where a tensor is expected."""
 
 
 def _accepts_nothing(value: Any) -> bool:

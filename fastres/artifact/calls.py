@@ -1,4 +1,4 @@
-"""What a model takes, as JSON: contract, signature, and the call that it was captured with."""
+"""Contract, signature and captured example of a model, as JSON and back."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def _input_from_json(entry: dict[str, Any]) -> Any:
         return _plain_from_json(value, where)
     name, dtype, device, sizes = fields(entry, ("name", "dtype", "device", "sizes"), where)
     dimensions = tuple(dimension_from_json(size, where) for size in of_type(sizes, list, where))
-    device_ = device_from_json(device, where)
-    return TensorInput(text(name, where), dtype_from_json(dtype, where), device_, dimensions)
+    tensor_device = device_from_json(device, where)
+    return TensorInput(text(name, where), dtype_from_json(dtype, where), tensor_device, dimensions)
 
 
 def _guard(entry: list[Any]) -> Guard:
@@ -158,8 +158,8 @@ def signature_from_json(data: Any) -> inspect.Signature:
         kind_name = of_type(kind, str, where)
         if kind_name not in _KINDS:
             raise ArtifactError(f"{where}: {ascii(kind_name)[:40]} is no kind of parameter")
-        name_ = identifier(name, where)
-        parameters.append(inspect.Parameter(name_, _KINDS[kind_name], default=default))
+        parameter_name = identifier(name, where)
+        parameters.append(inspect.Parameter(parameter_name, _KINDS[kind_name], default=default))
     try:
         return inspect.Signature(parameters)
     except ValueError as error:

@@ -32,7 +32,7 @@ _METADATA = {"format", "format_version", "description", "description_sha256"}
 def write(
     path: str | os.PathLike[str], description: str, tensors: Mapping[str, Tensor], check: Any
 ) -> None:
-    """Write the file whole, or leave what was there.
+    """Write the file atomically: on an error, the file that was there before stays.
 
     Args:
         tensors: on the CPU, dense, without shared memory.
@@ -58,7 +58,7 @@ def write(
 
 
 class File:
-    """A file that was opened and whose header makes sense.
+    """An opened file whose header is valid.
 
     Attributes:
         description: its JSON text, as it was written.
@@ -77,7 +77,7 @@ class File:
             raise ArtifactError("its description does not have the checksum it was written with")
 
     def tensors(self, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-        """All tensors, in memory of their own and held against their checksums.
+        """All tensors, in newly allocated memory, after comparing their checksums.
 
         Args:
             expected: what :func:`tensors_to_json` wrote.

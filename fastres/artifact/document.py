@@ -1,4 +1,4 @@
-"""What a saved model consists of, and its description in JSON.
+"""The parts of a saved model, and their description in JSON.
 
 =============  ================================================================================
 field          holds
@@ -54,7 +54,7 @@ _FIELDS = (
 
 @dataclass
 class Parts:
-    """Everything that an optimised model is made of.
+    """The parts of an optimised model, which a file holds.
 
     Attributes:
         module: the fused graph; weights are its buffers.
@@ -113,7 +113,7 @@ def _plain(name: str, value: Tensor) -> Tensor:
 
 
 class Description:
-    """A description taken apart.
+    """A parsed and checked description.
 
     Raises:
         ArtifactError: it does not describe a model.
@@ -132,9 +132,9 @@ class Description:
 
     @property
     def device(self) -> str:
-        """Where the model ran that was saved."""
-        device = (w.device for w in self.contract.inputs if isinstance(w, TensorInput))
-        return str(next(device, "cpu"))
+        """The device that the saved model's first tensor input was on."""
+        devices = (each.device for each in self.contract.inputs if isinstance(each, TensorInput))
+        return str(next(devices, "cpu"))
 
     def parts(
         self,
@@ -197,7 +197,7 @@ def _recipe(data: Any) -> str:
 
 
 def _check_counts(parts: Parts) -> None:
-    """Inputs and outputs are as many everywhere."""
+    """Check that graph, contract, structures and example agree on how many inputs and outputs."""
     nodes = parts.module.graph.nodes
     inputs = sum(node.op == "placeholder" for node in nodes)
     (output,) = (node for node in nodes if node.op == "output")

@@ -43,7 +43,7 @@ _STRING_CHOICES: dict[str, tuple[str, ...]] = {
 """What the arguments of fastres's operators that are texts may be."""
 
 MAX_BITS = 256
-"""Of a number computed from sizes, which have 63."""
+"""Bits of a number computed from sizes, which themselves have 63."""
 
 
 def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def graph_from_json(
     """The graph that :func:`graph_to_json` wrote, with these constants as buffers.
 
     Args:
-        device: where what the graph makes itself belongs, given where it was made.
+        device: maps the device on which the graph created tensors to the one it is to use.
 
     Raises:
         ArtifactError: a name, an operator or an argument is not what it may be.
@@ -113,7 +113,13 @@ def graph_from_json(
 
 @dataclass(frozen=True)
 class _Value:
-    """What a node's value is: a schema's type or ``"number"``, the bits it may have, its items."""
+    """The kind of a node's value.
+
+    Attributes:
+        kind: a type of schemas, or ``"number"`` for arithmetic on sizes.
+        bits: of a number, how many it can have at most.
+        items: of a list or tuple, the kinds of its items.
+    """
 
     kind: str
     bits: int = 0
@@ -153,9 +159,9 @@ class _Builder:
 
     def argument(self, data: Any, where: str) -> Any:
         """An argument, with its devices replaced."""
-        argument_ = argument_from_json(data, self.nodes, where)
+        parsed = argument_from_json(data, self.nodes, where)
         return fx.node.map_aggregate(
-            argument_,
+            parsed,
             lambda value: self.device(value) if isinstance(value, torch.device) else value,
         )
 
@@ -186,7 +192,7 @@ class _Builder:
         return node
 
     def _checked(self, target: Any, args: list[Any], kwargs: dict[str, Any], where: str) -> _Value:
-        """What a call of ``target`` gives.
+        """The value that a call of ``target`` returns.
 
         Raises:
             ArtifactError: its schema does not take these arguments.

@@ -1,4 +1,4 @@
-"""What capture knows about the values of a graph (dtype, symbolic sizes), as JSON and back.
+"""Dtype and symbolic sizes of a graph's values, as capture found them: to JSON and back.
 
 The passes ask about shapes for every image size. Torch answers with fake tensors whose sizes are
 sympy expressions; they are written down as plain trees and made again without tracing anything.

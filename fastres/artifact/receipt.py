@@ -17,7 +17,7 @@ LONGEST_SENTENCE = 10_000
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """A receipt, whole."""
+    """A receipt with all of its fields."""
     plain = {**asdict(report), "found": dict(report.found), "done": dict(report.done)}
     if report.check is not None:  # an error may be infinite
         plain["check"] = {name: argument_to_json(v) for name, v in asdict(report.check).items()}
@@ -69,7 +69,7 @@ def _remarks(data: Any, where: str) -> list[Remark]:
 
 
 def notes_from_json(data: Any, where: str) -> list[str]:
-    """Sentences."""
+    """A list of sentences."""
     return [text(note, where, LONGEST_SENTENCE) for note in items(data, str, where)]
 
 

@@ -1,4 +1,4 @@
-"""What makes an optimised model again from other weights: the captured graph, before any pass.
+"""The captured graph before any pass, from which an optimised model is made with other weights.
 
 The passes decide by the weights too (does a folded weight fit float16? is a shift zero, so that it
 may be folded past padding?). So new weights go through the same passes on the same captured graph,
@@ -66,7 +66,7 @@ def record(
         module: the captured graph; its constants share memory with the model's.
         model: the user's model.
         model_dtype: the model's dtype.
-        notes: what capture had to say.
+        notes: capture's notes for the receipt.
 
     Raises:
         ArtifactError: the graph holds what no file can hold, or the model has no state dict.
@@ -82,7 +82,7 @@ def record(
     constants: dict[str, str | None] = {}
     stored: dict[str, Tensor] = {}
     for constant, value in module.named_buffers(recurse=False):
-        # Of several names for one tensor, that after which capture called it.
+        # Of several names for one tensor, the one that capture named the constant after.
         found = names.get(_identity(constant, value), [])
         same = [name for name in found if name.replace(".", "_") == constant]
         constants[constant] = next(iter(same or found), None)
@@ -106,7 +106,7 @@ def record(
 
 
 def _identity(name: str, value: Tensor) -> Any:
-    """Equal for two names of one tensor; an empty one has no memory to know it by."""
+    """A key that is equal for two names of one tensor; an empty tensor has its name instead."""
     if not value.numel():
         return name.replace(".", "_"), value.shape
     return value.data_ptr(), value.dtype, value.shape, value.stride()
@@ -118,15 +118,16 @@ def _expected_to_json(value: Tensor) -> Any:
 
 
 class ReadRecipe:
-    """A recipe taken apart and checked.
+    """A parsed and checked recipe.
 
     Raises:
         ArtifactError: it does not describe a captured graph.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        values_ = fields(parse(recipe.document), _FIELDS, "recipe")
-        graph, values, hints, dtype, device, constants, state, shared, notes = values_
+        graph, values, hints, dtype, device, constants, state, shared, notes = fields(
+            parse(recipe.document), _FIELDS, "recipe"
+        )
         self.model_dtype = dtype_from_json(dtype, "recipe.dtype")
         self.device = _available_device(device_from_json(device, "recipe.device"))
         self.notes = notes_from_json(notes, "recipe.notes")
@@ -213,7 +214,7 @@ class ReadRecipe:
 
 
 def _available_device(device: torch.device) -> torch.device:
-    """Where the passes run: as in ``optimize``, if that device is here."""
+    """The recipe's device, on which ``optimize`` ran the passes; the CPU where it is missing."""
     available = device.type == "cpu" or (
         device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
     )
@@ -277,7 +278,7 @@ def _kind(value: Any) -> str:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Bit by bit, so that NaN is NaN."""
+    """Whether two tensors have the same bits, so that NaN equals NaN."""
     x, y = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return a is b or torch.equal(x, y)
 

@@ -1,4 +1,4 @@
-"""Writing a model to a file, and reading back what was written before it is given its name."""
+"""Write a model to a file; it is read back and compared before it gets its final name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save(parts: Parts, path: str | os.PathLike[str], made_by: dict[str, str]) ->
 
 
 def _read_back(parts: Parts, path: Path) -> None:
-    """The file says what it should: the same program on the same weights, for the same inputs."""
+    """Check that the file describes the same program, weights, inputs and options as ``parts``."""
     file = File(path)
     description = Description(file.description)
     device = torch.device(description.device)

@@ -13,7 +13,7 @@ from fastres.capture.symbols import FUNCTIONS, Expression
 from fastres.errors import ArtifactError
 
 LARGEST = 2**63
-"""Beyond all sizes."""
+"""No size is as large: torch's sizes have 63 bits."""
 
 
 def size_to_json(size: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files of safetensors: written with the same bytes each time, read into memory of our own.
+"""Files of safetensors: written deterministically, read into allocated memory instead of mapped.
 
 The library maps a file, and a file that is written over while it is mapped ends the process. Here
 every byte is read once, from one opened file: what is written over meanwhile has another checksum.
@@ -26,10 +26,20 @@ MAX_HEADER_BYTES = 2**26
 """Bytes of the header of safetensors, which holds the description: 64 MiB. A ResNet-50 has 0.2."""
 
 _DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
-    **{"BOOL": torch.bool, "C64": torch.complex64},
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -70,7 +80,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 class Stored:
-    """An opened file whose header makes sense.
+    """An opened safetensors file whose header is valid.
 
     Attributes:
         metadata: texts by name.
@@ -115,11 +125,11 @@ class Stored:
 
     @property
     def names(self) -> set[str]:
-        """Of the tensors."""
+        """The tensors' names."""
         return set(self._entries)
 
     def shape(self, name: str) -> list[int]:
-        """Of a tensor."""
+        """The shape of a tensor."""
         return self._entries[name].shape
 
     def tensor(self, name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""JSON that came from a file, taken apart with every type checked."""
+"""Reading untrusted JSON: every type, length and name is checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_NAME_LENGTH = 1000
 _DUNDER = re.compile("__.*__$")
 
 MAX_DEPTH = 50
-"""Lists and objects inside each other; a real file has a dozen."""
+"""Levels of nested lists and objects; a real file has a dozen."""
 
 
 def parse(text: str) -> Any:

@@ -20,7 +20,7 @@ _MAPPINGS: dict[str, type[Any]] = {"dict": dict, "ordered_dict": OrderedDict}
 
 
 class _Leaf:
-    """Stands for a leaf, where a plain value could be a container's."""
+    """A leaf of a structure, as a type that no container is."""
 
 
 def structure_to_json(spec: pytree.TreeSpec, what: str) -> Any:
