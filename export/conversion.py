@@ -163,11 +163,14 @@ def _optimised(
     model: nn.Module, example_input: Any, precision: str | None, options: dict[str, Any]
 ) -> tuple[OptimizedModule, Source]:
     if isinstance(model, OptimizedModule):
-        own = str(model.dtype).removeprefix("torch.")
-        if precision is not None and {"fp32": "float32", "fp16": "float16"}[precision] != own:
+        dtype_name = str(model.dtype).removeprefix("torch.")
+        if (
+            precision is not None
+            and {"fp32": "float32", "fp16": "float16"}[precision] != dtype_name
+        ):
             raise OptionError(
-                f"precision={precision!r}, but this optimised model computes in {own}: give the "
-                f"model that it was made from, or optimise that with precision={precision!r}"
+                f"precision={precision!r}, but this optimised model computes in {dtype_name}: give "
+                f"the model that it was made from, or optimise that with precision={precision!r}"
             )
         if options:
             raise OptionError(
@@ -178,8 +181,8 @@ def _optimised(
         raise OptionError(
             f"model is a {type(model).__name__}: expected an nn.Module or what optimize() returned"
         )
-    evaluated, told = in_eval_mode(model)
-    for sentence in told:
+    evaluated, notes = in_eval_mode(model)
+    for sentence in notes:
         warnings.warn(sentence, FastresWarning, stacklevel=3)
     with warnings.catch_warnings():
         # What stays with torch in an optimised model is no loss here: it is translated, or refused.

@@ -64,9 +64,9 @@ def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
 
     args, kwargs = pytree.tree_map(image, (args, kwargs))
     with torch.no_grad():
-        wanted = fast.graph_module(*pytree.tree_leaves((args, kwargs)))
-        got = pytree.tree_leaves(program.module()(*args, **kwargs))
-    for y, z in zip(wanted, got, strict=True):
+        expected = fast.graph_module(*pytree.tree_leaves((args, kwargs)))
+        actual = pytree.tree_leaves(program.module()(*args, **kwargs))
+    for y, z in zip(expected, actual, strict=True):
         if isinstance(y, Tensor) and not torch.equal(y, z):
             raise VerificationError(
                 f"the exported program differs by {float((y - z).abs().max()):.2e} from the "

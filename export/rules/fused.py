@@ -69,14 +69,14 @@ def _conv2d(b: Builder, node: fx.Node) -> str:
 def _scale_shift(b: Builder, node: fx.Node) -> str:
     """Computed in the dtype of its constants, as its definition does."""
     x, scale, shift, activation = arguments(node)
-    given = b.tensor(x)
+    x_name = b.tensor(x)
     over = [1, -1] + [1] * (b.rank(x) - 2)
     module = node.meta.get("module") or node.name
     factors = b.constant(b.weight_of(scale).reshape(over), f"{module}.scale")
     offsets = b.constant(b.weight_of(shift).reshape(over), f"{module}.shift")
-    wide = b.cast(given, b.dtype(factors))
+    wide = b.cast(x_name, b.dtype(factors))
     y = b.emit("Add", b.emit("Mul", wide, factors, part=""), offsets)
-    return b.cast(activate(b, y, activation), b.dtype(given))
+    return b.cast(activate(b, y, activation), b.dtype(x_name))
 
 
 def _add_relu(b: Builder, node: fx.Node) -> str:
@@ -144,8 +144,8 @@ def _mean(b: Builder, x: str, keepdim: bool) -> str:
 def _classify(b: Builder, node: fx.Node, x: str, rank: int) -> str:
     _, weight, bias, activation = arguments(node)
     if rank == 2:
-        given = (x, _named(b, node, 1, "weight"), _named(b, node, 2, "bias"))
-        y = b.emit("Gemm", *given, part="", transB=1)
+        gemm_inputs = (x, _named(b, node, 1, "weight"), _named(b, node, 2, "bias"))
+        y = b.emit("Gemm", *gemm_inputs, part="", transB=1)
     else:
         module = node.meta.get("module") or node.name
         transposed = b.constant(b.weight_of(weight).t().contiguous(), f"{module}.weight")

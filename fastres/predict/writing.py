@@ -41,7 +41,7 @@ def check(kind: str, path: Path) -> None:
         raise OptionError(f"--{kind} {path}: cannot be written: {error}") from error
 
 
-def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
+def check_no_overwrite(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
     """Find out before the work whether a file would replace another, or one that is read.
 
     Raises:
@@ -50,10 +50,10 @@ def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
     # Path.resolve() raises for a link that leads to itself.
     known = {os.path.realpath(path): "is read here" for path in read}
     for kind, path in outputs.items():
-        place = os.path.realpath(path)
-        if place in known:
-            raise OptionError(f"--{kind} {path}: this file {known[place]}; give another name")
-        known[place] = f"is --{kind} already"
+        resolved = os.path.realpath(path)
+        if resolved in known:
+            raise OptionError(f"--{kind} {path}: this file {known[resolved]}; give another name")
+        known[resolved] = f"is --{kind} already"
 
 
 def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, Any]) -> None:
