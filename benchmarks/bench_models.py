@@ -1,7 +1,7 @@
 """Whole models at batch 1, for watching one machine over time: ``--benchmark-autosave --compare``.
 
 To compare with other runtimes, or on a noisy machine, use ``python -m fastres.bench``: there the
-contenders take turns.
+peers take turns.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def test_model(
     images = pool[:1]
     job = Job(model, images, precision, target.cpu_threads(), tmp_path, tmp_path / "cache")
     ready = WAYS[way](job)
-    error = gate.relative_error(gate.collect(ready.call, [images]), gate.oracle(model, images))
+    error = gate.relative_error(
+        gate.collect(ready.call, [images]), gate.float64_outputs(model, images)
+    )
     assert error < gate.ABSOLUTE[precision]
     benchmark(ready.call, images)

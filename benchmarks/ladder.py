@@ -36,7 +36,7 @@ import fastres
 from benchmarks import native
 from fastres.bench import measure, record, run, settings, table
 from fastres.bench.peers import catalogue, torch_peers
-from fastres.bench.peers.peer import OURS, Contender, Job, Ready
+from fastres.bench.peers.peer import FASTRES_BOUND, Job, Peer, Ready
 from fastres.bench.record import Batch
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant
@@ -100,19 +100,29 @@ def _without(precision: str, device: str) -> str | None:
 
 RUNGS = (
     (catalogue.REFERENCE, "fp32"),
-    (Contender("channels-last", "+ channels-last", torch_peers.channels_last), "fp32"),
-    (Contender("folded", "+ BatchNorm folded", folded, bound=OURS), "fp32"),
-    (Contender("fused", "+ bias, add, ReLU fused", fused, bound=OURS), "fp32"),
-    (Contender("prepacked", "+ weights prepacked", prepacked, bound=OURS), "fp32"),
-    (Contender("planned", "+ planned (fastres)", planned, bound=OURS), "fp32"),
+    (Peer("channels-last", "+ channels-last", torch_peers.channels_last), "fp32"),
+    (Peer("folded", "+ BatchNorm folded", folded, bound=FASTRES_BOUND), "fp32"),
+    (Peer("fused", "+ bias, add, ReLU fused", fused, bound=FASTRES_BOUND), "fp32"),
+    (Peer("prepacked", "+ weights prepacked", prepacked, bound=FASTRES_BOUND), "fp32"),
+    (Peer("planned", "+ planned (fastres)", planned, bound=FASTRES_BOUND), "fp32"),
     (
-        Contender(
-            "own-kernels", "+ own kernels (fastres)", own_kernels, refuses=_without, bound=OURS
+        Peer(
+            "own-kernels",
+            "+ own kernels (fastres)",
+            own_kernels,
+            refuses=_without,
+            bound=FASTRES_BOUND,
         ),
         "fp32",
     ),
-    (Contender("native", "+ Winograd (fastres)", winograd, refuses=_without, bound=OURS), "fp32"),
-    (Contender("native", "+ bfloat16 (fastres)", winograd, refuses=_without, bound=OURS), "bf16"),
+    (
+        Peer("native", "+ Winograd (fastres)", winograd, refuses=_without, bound=FASTRES_BOUND),
+        "fp32",
+    ),
+    (
+        Peer("native", "+ bfloat16 (fastres)", winograd, refuses=_without, bound=FASTRES_BOUND),
+        "bf16",
+    ),
 )
 
 

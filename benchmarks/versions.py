@@ -27,14 +27,23 @@ SCHEMA = "fastres.versions"
 RECORD = Path(__file__).parent / "results" / "versions.json"
 
 LANE = (
-    *("tests/test_versions.py", "tests/test_ops.py", "tests/test_engine.py"),
-    *("tests/test_capture_errors.py", "tests/test_optimized_module.py"),
-    *("tests/passes/test_fuse.py", "tests/passes/test_fold_batch_norm.py"),
-    *("tests/passes/test_normalise.py", "tests/artifact/test_artifact_round_trip.py"),
-    *("tests/artifact/test_refresh.py", "tests/kernels/test_gpu_executable.py"),
-    *("tests/kernels/test_gpu_tactics.py", "tests/kernels/test_cuda_recording.py"),
-    *("tests/kernels/test_compile_pool.py", "tests/kernels/test_elementwise_kernel.py"),
-    *("tests/kernels/test_inspection.py", "tests/bench/test_gpu_day.py"),
+    "tests/test_versions.py",
+    "tests/test_ops.py",
+    "tests/test_engine.py",
+    "tests/test_capture_errors.py",
+    "tests/test_optimized_module.py",
+    "tests/passes/test_fuse.py",
+    "tests/passes/test_fold_batch_norm.py",
+    "tests/passes/test_normalise.py",
+    "tests/artifact/test_artifact_round_trip.py",
+    "tests/artifact/test_refresh.py",
+    "tests/kernels/test_gpu_executable.py",
+    "tests/kernels/test_gpu_tactics.py",
+    "tests/kernels/test_cuda_recording.py",
+    "tests/kernels/test_compile_pool.py",
+    "tests/kernels/test_elementwise_kernel.py",
+    "tests/kernels/test_inspection.py",
+    "tests/bench/test_gpu_day.py",
 )
 
 WITHOUT = ("torchvisions_resnets", "a_fault_in_each_stage")

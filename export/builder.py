@@ -55,7 +55,7 @@ class Builder(Facts):
         self.initializers: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
         self._dtypes: dict[str, torch.dtype] = {}
-        self._taken: set[str] = set()
+        self._names: set[str] = set()
         self._weights: dict[str, str] = {}
         self._published: dict[str, str] = {}
 
@@ -145,10 +145,10 @@ class Builder(Facts):
         suffix = operator if part is None else part
         name = self.unique(f"{self.base}/{suffix}" if suffix else self.base)
         names = [name, *(self.unique(f"{name}:{index}") for index in range(1, results))]
-        given = list(inputs)
-        while given and not given[-1]:
-            given.pop()
-        self.nodes.append(helper.make_node(operator, given, names, name=name, **attributes))
+        operands = list(inputs)
+        while operands and not operands[-1]:
+            operands.pop()
+        self.nodes.append(helper.make_node(operator, operands, names, name=name, **attributes))
         for result in names:
             self._dtypes[result] = dtype or self._dtypes[inputs[0]]
         return names
@@ -169,38 +169,40 @@ class Builder(Facts):
     def input(self, name: str, dtype: torch.dtype) -> str:
         """Register a graph input."""
         self._dtypes[name] = dtype
-        self._taken.add(name)
+        self._names.add(name)
         return name
 
     def unique(self, name: str) -> str:
         """``name``, or numbered if it is taken."""
         free, number = name, 0
-        while free in self._taken:
+        while free in self._names:
             number += 1
             free = f"{name}_{number}"
-        self._taken.add(free)
+        self._names.add(free)
         return free
 
     # Names that users see.
 
     def publish(self, value: str, name: str) -> str:
         """Give a value the name of an output; inputs, constants and what has one are copied."""
-        free = self.unique(name)
-        made = {result for node in self.nodes for result in node.output}
-        if value in made and value not in self._published:
-            self._published[value] = free
+        published = self.unique(name)
+        computed = {result for node in self.nodes for result in node.output}
+        if value in computed and value not in self._published:
+            self._published[value] = published
             for node in self.nodes:
                 for field in (node.input, node.output):
-                    for index, given in enumerate(field):
-                        if given == value:
-                            field[index] = free
+                    for index, field_name in enumerate(field):
+                        if field_name == value:
+                            field[index] = published
         else:
-            given = self.name(value)
+            field_name = self.name(value)
             self.nodes.append(
-                helper.make_node("Identity", [given], [free], name=f"{free}/Identity")
+                helper.make_node(
+                    "Identity", [field_name], [published], name=f"{published}/Identity"
+                )
             )
-        self._dtypes[free] = self._dtypes[value]
-        return free
+        self._dtypes[published] = self._dtypes[value]
+        return published
 
     def name(self, value: str) -> str:
         """What a value is called in the file."""
@@ -240,20 +242,20 @@ class Builder(Facts):
         Open sizes are the source's where it has such ones, copied from the same place or looked up;
         one may be what is left over, and others come from the fused graph's own arithmetic.
         """
-        wanted: list[int | str] = []
+        sizes: list[int | str] = []
         for axis, size in enumerate(self.shape(node)):
             places = [a for a in range(self.rank(source)) if self.same_size(node, axis, source, a)]
             if size is not None:
-                wanted.append(size)
+                sizes.append(size)
             elif axis in places:
-                wanted.append(0)
+                sizes.append(0)
             elif places:
-                wanted.append(self.size_of(source, places[0]))
-            elif -1 not in wanted:
-                wanted.append(-1)
+                sizes.append(self.size_of(source, places[0]))
+            elif -1 not in sizes:
+                sizes.append(-1)
             else:
-                wanted.append(self._written_size(axis))
-        return self.emit("Reshape", self.tensor(source), self.as_sizes(wanted))
+                sizes.append(self._written_size(axis))
+        return self.emit("Reshape", self.tensor(source), self.as_sizes(sizes))
 
     def reshape_like(self, name: str, node: fx.Node) -> str:
         """A value in the shape of another node's."""

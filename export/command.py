@@ -31,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 1 if the file's answers were not the model's, or 2 for arguments that cannot be.
     """
-    given = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        report, random = _run(given)
+        report, random = _run(options)
     except VerificationError as error:
         print(f"fastres export: {error}", file=sys.stderr)
         return 1
@@ -46,30 +46,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(given: argparse.Namespace) -> tuple[OnnxReport, bool]:
-    chosen = model_source.named(given.depth, given.model)
-    if given.classes is not None and given.classes < 1:
-        raise OptionError(f"--classes {given.classes}: expected a number of at least 1")
-    labels = None if given.labels is None else label_files.read(given.labels)
+def _run(options: argparse.Namespace) -> tuple[OnnxReport, bool]:
+    chosen = model_source.named(options.depth, options.model)
+    if options.classes is not None and options.classes < 1:
+        raise OptionError(f"--classes {options.classes}: expected a number of at least 1")
+    labels = None if options.labels is None else label_files.read(options.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
-        model = model_source.build(chosen, given.seed, given.classes)
-        if given.weights is not None:
-            checkpoint.load_into(model, given.weights)
+        model = model_source.build(chosen, options.seed, options.classes)
+        if options.weights is not None:
+            checkpoint.load_into(model, options.weights)
         progress.show("optimising, writing and checking", 0.2)
         report = to_onnx(
             model,
-            given.out,
-            example_input=_example(model, given.size),
-            dynamic_size=given.dynamic_size or None,
-            opset=given.opset,
-            precision=given.precision,
-            float32_io=given.float32_io,
-            external_data=given.external_data,
+            options.out,
+            example_input=_example(model, options.size),
+            dynamic_size=options.dynamic_size or None,
+            opset=options.opset,
+            precision=options.precision,
+            float32_io=options.float32_io,
+            external_data=options.external_data,
             labels=labels,
-            openvino=given.openvino,
+            openvino=options.openvino,
         )
-    return report, chosen.has_random_weights and given.weights is None
+    return report, chosen.has_random_weights and options.weights is None
 
 
 def _example(model: nn.Module, size: int) -> torch.Tensor:

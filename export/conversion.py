@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fastres.capture.capture import as_arguments, in_eval_mode
-from fastres.capture.pipeline import around
+from fastres.capture.pipeline import with_preprocessing
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
 from fastres.export.report import OnnxReport, Source
@@ -22,7 +22,7 @@ from fastres.export.requirements import need_onnx, need_onnxruntime
 from fastres.optimization import optimize
 from fastres.optimized import OptimizedModule
 from fastres.system.files import as_path, refuse_special
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 OPSET = 18
@@ -90,7 +90,7 @@ def to_onnx(
         VerificationError: the file's answers are not the model's. No file is written, and one that
             was there is untouched; the message names the first tensor that differs.
     """
-    refuse_watched("to_onnx")
+    refuse_under_tracing("to_onnx")
     target_file = _checked_path(path)
     flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
     _check_options(opset, precision, *flags)
@@ -112,7 +112,10 @@ def to_onnx(
     from fastres.export.write import write_checked
 
     return write_checked(
-        *(fast, source, example, target_file),
+        fast,
+        source,
+        example,
+        target_file,
         dynamic_size=dynamic_size,
         opset=opset,
         io_dtype=torch.float32 if float32_io else dtype,
@@ -160,11 +163,14 @@ def _optimised(
     model: nn.Module, example_input: Any, precision: str | None, options: dict[str, Any]
 ) -> tuple[OptimizedModule, Source]:
     if isinstance(model, OptimizedModule):
-        own = str(model.dtype).removeprefix("torch.")
-        if precision is not None and {"fp32": "float32", "fp16": "float16"}[precision] != own:
+        dtype_name = str(model.dtype).removeprefix("torch.")
+        if (
+            precision is not None
+            and {"fp32": "float32", "fp16": "float16"}[precision] != dtype_name
+        ):
             raise OptionError(
-                f"precision={precision!r}, but this optimised model computes in {own}: give the "
-                f"model that it was made from, or optimise that with precision={precision!r}"
+                f"precision={precision!r}, but this optimised model computes in {dtype_name}: give "
+                f"the model that it was made from, or optimise that with precision={precision!r}"
             )
         if options:
             raise OptionError(
@@ -175,15 +181,15 @@ def _optimised(
         raise OptionError(
             f"model is a {type(model).__name__}: expected an nn.Module or what optimize() returned"
         )
-    evaluated, told = in_eval_mode(model)
-    for sentence in told:
+    evaluated, notes = in_eval_mode(model)
+    for sentence in notes:
         warnings.warn(sentence, FastresWarning, stacklevel=3)
     with warnings.catch_warnings():
         # What stays with torch in an optimised model is no loss here: it is translated, or refused.
         warnings.simplefilter("ignore", FastresWarning)
         chosen = {"engine": "eager", **options}
         fast = optimize(evaluated, example_input, precision=precision, **chosen)
-    reference = around(evaluated, fast.preprocessing)
+    reference = with_preprocessing(evaluated, fast.preprocessing)
     return fast, Source(reference, metadata.weights_sha256(evaluated))
 
 
@@ -191,7 +197,7 @@ def _example(fast: OptimizedModule, example_input: Any) -> list[Any]:
     """The flattened arguments whose shapes and plain values the file gets."""
     if example_input is None:
         return list(fast.internals.example)
-    example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
+    example_input = pytree.tree_map(partial(materialized, name="example_input"), example_input)
     args, kwargs = as_arguments(example_input)
     try:
         return fast.internals.flatten(args, kwargs)

@@ -1,4 +1,4 @@
-"""What is known of a fused graph's values for every input that a file takes.
+"""Facts about a fused graph's values that hold for every input that a file takes.
 
 The graph is run on fake tensors of several sizes. A tensor's size that is the same in all of them
 is a number. What the model computes from sizes is one if everything that it is computed from is: a
@@ -47,8 +47,10 @@ class Facts:
     def argument(self, index: int, name: str = "", default: Any = None) -> Any:
         """An argument of the current node, positional or by name, as the fused graph has it."""
         assert self._node is not None
-        given = arguments(self._node)
-        return given[index] if len(given) > index else self._node.kwargs.get(name, default)
+        positional = arguments(self._node)
+        return (
+            positional[index] if len(positional) > index else self._node.kwargs.get(name, default)
+        )
 
     def fact(self, node: fx.Node) -> Any:
         """A fake tensor, a number or another plain value, for one of the inputs tried."""

@@ -26,7 +26,7 @@ _CAST = torch.ops.aten.to.dtype
 
 @dataclass
 class Converted:
-    """An ONNX model and what stands for what in it.
+    """An ONNX model, and which of its tensors are which values of the fused graph.
 
     Attributes:
         proto: the model, weights included.
@@ -73,7 +73,7 @@ def convert(
             builder.values[node] = value
             if isinstance(value, str) and isinstance(builder.fact(node), Tensor):
                 traced.append((node, value))
-    outputs, given, notes = _outputs(builder, fast, sizes, io_dtype)
+    outputs, output_infos, notes = _outputs(builder, fast, sizes, io_dtype)
     traced = [(node, builder.name(value)) for node, value in traced]
     known = {name for _, name in (*inputs, *outputs)} | set(builder.initializers)
     infos = [
@@ -81,7 +81,7 @@ def convert(
         for name, node in {name: node for node, name in traced}.items()
         if name not in known
     ]
-    taken = [
+    input_infos = [
         _info(name, builder.dtype(name), sizes.shape(fast.internals.contract.inputs[index]))
         for index, name in inputs
     ]
@@ -89,7 +89,8 @@ def convert(
     graph = helper.make_graph(
         builder.nodes,
         fast.report.model or "model",
-        *(taken, given),
+        input_infos,
+        output_infos,
         initializer=list(builder.initializers.values()),
         value_info=infos,
     )
@@ -106,7 +107,7 @@ def convert(
 def _probes(
     module: fx.GraphModule, example: Sequence[Any], sizes: Sizes
 ) -> list[dict[fx.Node, Any]]:
-    """What every value is for several inputs: what never differs is a constant of the file.
+    """The fake value of every node for several inputs; sizes that never differ are constants.
 
     Sets the steps and the spread of ``sizes`` to the first that the model takes.
     """
@@ -140,10 +141,10 @@ _NO_BATCH = (
 def _probe(
     module: fx.GraphModule, sizes: Sizes, example: Sequence[Any], batch: int, by: int, device: str
 ) -> dict[fx.Node, Any] | None:
-    """What every value is for one input; None where the model does not take it."""
+    """The fake value of every node for one input; None where the model does not accept it."""
     inputs = sizes.inputs(example, batch, by, device)
     with contextlib.suppress(InputError):  # a Linear on flattened pixels, say
-        return propagate(module, inputs) if sizes.takes(inputs) else None
+        return propagate(module, inputs) if sizes.accepts(inputs) else None
     return None
 
 
@@ -153,16 +154,18 @@ def _inputs(
     """Register the tensors that the file takes; plain arguments are built in."""
     found: list[tuple[int, str]] = []
     placeholders = fast.graph_module.graph.find_nodes(op="placeholder")
-    for index, (node, wanted) in enumerate(
+    for index, (node, expected) in enumerate(
         zip(placeholders, fast.internals.contract.inputs, strict=True)
     ):
-        if not isinstance(wanted, TensorInput):
-            b.values[node] = wanted
+        if not isinstance(expected, TensorInput):
+            b.values[node] = expected
             continue
-        if wanted.dtype not in ELEMENT_TYPES:
-            raise ModelError(f"input {wanted.name!r} is {wanted.dtype}, which a file cannot hold")
-        floating = wanted.dtype.is_floating_point and io_dtype is not None
-        name = b.input(wanted.name, io_dtype if floating and io_dtype else wanted.dtype)
+        if expected.dtype not in ELEMENT_TYPES:
+            raise ModelError(
+                f"input {expected.name!r} is {expected.dtype}, which a file cannot hold"
+            )
+        floating = expected.dtype.is_floating_point and io_dtype is not None
+        name = b.input(expected.name, io_dtype if floating and io_dtype else expected.dtype)
         found.append((index, name))
         b.values[node] = name
     for index, name in found:  # after all inputs have their names
@@ -215,13 +218,13 @@ def _outputs(
             continue
         b.begin(output)
         value = _boundary(b, result, io_dtype)
-        given = b.publish(value, name)
-        outputs.append((index, given))
+        published = b.publish(value, name)
+        outputs.append((index, published))
         shape = [
-            f"{given}_size_{axis}" if size is None else size
+            f"{published}_size_{axis}" if size is None else size
             for axis, size in enumerate(_shape(b, fast, sizes, result))
         ]
-        infos.append(_info(given, b.dtype(given), shape))
+        infos.append(_info(published, b.dtype(published), shape))
     if not outputs:
         raise ModelError("the model returns no tensor: there is nothing to export")
     return outputs, infos, notes
@@ -244,9 +247,9 @@ def _shape(
     """Sizes of a value: numbers, the names of inputs' open sizes that they equal, or None."""
     named: list[tuple[str, fx.Node, int]] = []
     placeholders = fast.graph_module.graph.find_nodes(op="placeholder")
-    for wanted, placeholder in zip(fast.internals.contract.inputs, placeholders, strict=True):
-        if isinstance(wanted, TensorInput):
-            for axis, size in enumerate(sizes.shape(wanted)):
+    for expected, placeholder in zip(fast.internals.contract.inputs, placeholders, strict=True):
+        if isinstance(expected, TensorInput):
+            for axis, size in enumerate(sizes.shape(expected)):
                 if isinstance(size, str):
                     named.append((size, placeholder, axis))
 
@@ -254,7 +257,9 @@ def _shape(
         fixed = b.size(node, axis)
         if fixed is not None:
             return fixed
-        equal = (name for name, other, place in named if b.same_size(node, axis, other, place))
+        equal = (
+            name for name, other, other_axis in named if b.same_size(node, axis, other, other_axis)
+        )
         return next(equal, None)
 
     return [described(axis) for axis in range(b.rank(node))]
@@ -282,16 +287,16 @@ def _info(name: str, dtype: torch.dtype, shape: Sequence[int | str | None]) -> V
 def _drop_unused(proto: ModelProto) -> None:
     """Remove nodes whose results nobody reads, and constants that are left over."""
     graph = proto.graph
-    wanted = {output.name for output in graph.output}
+    used = {output.name for output in graph.output}
     kept = []
     for node in reversed(graph.node):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
+        if used & set(node.output):
+            used |= set(node.input)
             kept.append(node)
-    made = {name for node in kept for name in node.output}
+    computed = {name for node in kept for name in node.output}
     _keep(graph.node, kept[::-1])
-    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in wanted])
-    _keep(graph.value_info, [info for info in graph.value_info if info.name in made])
+    _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in used])
+    _keep(graph.value_info, [info for info in graph.value_info if info.name in computed])
 
 
 def _keep(field: Any, items: list[Any]) -> None:

@@ -32,7 +32,7 @@ _CHUNK = 1 << 22
 
 
 @contextlib.contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
+def temporary_folder(path: Path) -> Iterator[Path]:
     """A new folder next to ``path``, gone afterwards whatever happens.
 
     Raises:
@@ -43,7 +43,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
         raise OptionError(f"{path}: there is no directory {parent}")
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(files.folder_beside(path))
+            folder = stack.enter_context(files.temporary_folder(path))
         except OSError as error:
             raise OptionError(f"{path}: cannot write to {parent}: {error.strerror}") from error
         yield folder
@@ -97,7 +97,7 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
         ArtifactError: the place cannot be written to.
     """
     try:
-        old = [other for other in path.parent.iterdir() if _is_ours(other, path)]
+        old = [other for other in path.parent.iterdir() if _is_fastres_file(other, path)]
         if path.exists():
             mode = stat.S_IMODE(path.stat().st_mode)
             for each in filter(None, (data, file)):
@@ -113,7 +113,7 @@ def publish(file: Path, data: Path | None, path: Path) -> None:
             other.unlink(missing_ok=True)
 
 
-def _is_ours(data: Path, path: Path) -> bool:
+def _is_fastres_file(data: Path, path: Path) -> bool:
     return (
         re.fullmatch(re.escape(_plain(path.name)) + r"\.[0-9a-f]{12}\.data", data.name) is not None
     )
@@ -146,8 +146,8 @@ def read(path: Path) -> ModelProto:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise _damaged(path, _first_line(error)) from error
-    wanted = {prop.key: prop.value for prop in proto.metadata_props}.get(CHECKSUM)
-    if wanted is not None and checksum(proto, path.parent) != wanted:
+    required = {prop.key: prop.value for prop in proto.metadata_props}.get(CHECKSUM)
+    if required is not None and checksum(proto, path.parent) != required:
         raise _damaged(path, "its contents are not those that fastres wrote (checksum)")
     return proto
 
@@ -186,15 +186,15 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
         item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"{name} has an unknown dtype {tensor.data_type}") from error
-    wanted = math.prod(tensor.dims) * item
+    expected = math.prod(tensor.dims) * item
     if tensor.data_location == TensorProto.EXTERNAL:
-        _check_external(path, tensor, wanted)
+        _check_external(path, tensor, expected)
     elif tensor.HasField("raw_data"):
         got = len(tensor.raw_data)
         packed = tensor.data_type in _PACKED
-        if got != wanted and not (packed and got <= wanted):
-            raise _damaged(path, f"{name} {list(tensor.dims)} has {got} bytes, expected {wanted}")
-    elif wanted > LIMIT:
+        if got != expected and not (packed and got <= expected):
+            raise _damaged(path, f"{name} {list(tensor.dims)} has {got} bytes, expected {expected}")
+    elif expected > LIMIT:
         raise _damaged(path, f"{name} has the shape {list(tensor.dims)} and no data")
 
 
@@ -202,20 +202,20 @@ _PACKED = {TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1}
 """Dtypes of which a byte holds two."""
 
 
-def _check_external(path: Path, tensor: TensorProto, wanted: int) -> None:
+def _check_external(path: Path, tensor: TensorProto, expected: int) -> None:
     """Weights may only lie in a regular file below the model's own directory."""
     try:
         info = ExternalDataInfo(tensor)
-        offset, length = int(info.offset or 0), int(info.length or wanted)
+        offset, length = int(info.offset or 0), int(info.length or expected)
     except (ValueError, TypeError) as error:
         raise _damaged(path, f"{tensor.name}: {_first_line(error)}") from error
     data = _external_file(path, info.location)
     size = data.stat().st_size
-    if length != wanted or offset < 0 or offset + length > size:
+    if length != expected or offset < 0 or offset + length > size:
         raise _damaged(
             path,
             f"{tensor.name} is said to be {length} bytes from {offset} on in {data.name}, which "
-            f"has {size}; its shape {list(tensor.dims)} needs {wanted}",
+            f"has {size}; its shape {list(tensor.dims)} needs {expected}",
         )
 
 

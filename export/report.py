@@ -71,8 +71,8 @@ class OnnxReport:
             f"  {counted}",
         ]
         lines += [
-            f"  {name}: error {ours:.2e} against float64, {ratio:.2f}x PyTorch's own"
-            for name, (ours, _, ratio) in self.errors.items()
+            f"  {name}: error {error:.2e} against float64, {ratio:.2f}x PyTorch's own"
+            for name, (error, _, ratio) in self.errors.items()
         ]
         if self.images:
             lines.append(f"  first choice as in float64 on {self.agreeing} of {self.images} images")

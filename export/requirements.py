@@ -1,4 +1,4 @@
-"""The packages that ONNX needs: are they there, and is ONNX Runtime there once.
+"""The packages that ONNX needs: whether they are installed, and ONNX Runtime only once.
 
 ``onnxruntime`` and ``onnxruntime-gpu`` hold the same module. Installed side by side, the files of
 one overwrite those of the other, and removing either leaves a broken rest; pip does not notice.

@@ -68,9 +68,9 @@ class Sizes:
         """Whether a height or width is open."""
         return bool(set(self.open) - set(self.batch))
 
-    def shape(self, wanted: TensorInput) -> list[int | str | None]:
+    def shape(self, tensor_input: TensorInput) -> list[int | str | None]:
         """A tensor input's dimensions: numbers, names of open sizes, None for other open ones."""
-        return [self._dimension(size) for size in wanted.sizes]
+        return [self._dimension(size) for size in tensor_input.sizes]
 
     def _dimension(self, size: Any) -> int | str | None:
         if not isinstance(size, Expression):
@@ -89,26 +89,26 @@ class Sizes:
         those of ``values``.
         """
         chosen = self.chosen(batch, grow)
-        given: list[Any] = []
-        for wanted, value in zip(self.contract.inputs, values, strict=True):
-            if not isinstance(wanted, TensorInput):
-                given.append(value)
+        arguments: list[Any] = []
+        for tensor_input, value in zip(self.contract.inputs, values, strict=True):
+            if not isinstance(tensor_input, TensorInput):
+                arguments.append(value)
                 continue
-            shape = [s if isinstance(s, int) else _number(s, chosen) for s in wanted.sizes]
-            given.append(torch.empty(shape, dtype=wanted.dtype, device=device))
-        return given
+            shape = [s if isinstance(s, int) else _number(s, chosen) for s in tensor_input.sizes]
+            arguments.append(torch.empty(shape, dtype=tensor_input.dtype, device=device))
+        return arguments
 
     def chosen(self, batch: int, grow: int) -> dict[str, int]:
         """Every symbol's value with ``batch`` images, by ``grow`` pixels larger."""
         chosen = dict(self.known)
         images = [name for name in self.open if name not in self.batch]
-        for place, name in enumerate(name for name in self.open if name in self.batch):
-            chosen[name] = batch + place * self.spread.batches
-        for place, name in enumerate(images):
-            chosen[name] += grow * (1 + 2 * (place % self.spread.kinds))
+        for index, name in enumerate(name for name in self.open if name in self.batch):
+            chosen[name] = batch + index * self.spread.batches
+        for index, name in enumerate(images):
+            chosen[name] += grow * (1 + 2 * (index % self.spread.kinds))
         return chosen
 
-    def takes(self, inputs: Sequence[Any]) -> bool:
+    def accepts(self, inputs: Sequence[Any]) -> bool:
         """Whether the contract allows these sizes."""
         on_meta = [leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in inputs]
         try:
@@ -118,7 +118,7 @@ class Sizes:
         return True
 
     def conditions(self) -> list[str]:
-        """A sentence for every decision of the model's own code on an open height or width.
+        """A sentence for every condition of the model's code on an open height or width.
 
         An optimised model refuses other sizes; a file has no such check.
         """
@@ -127,22 +127,24 @@ class Sizes:
         def named(text: str) -> str:
             return re.sub(r"\w+", lambda word: images.get(word[0], word[0]), text)
 
-        told = [
+        sentences = [
             f"{images[limit.symbol]} is meant to be {limit.lower} to {limit.upper}"
-            if limit.upper < _ENDLESS
+            if limit.upper < _NO_LIMIT
             else f"{images[limit.symbol]} is meant to be at least {limit.lower}"
             for limit in self.contract.limits
             if limit.symbol in images
         ]
-        told += [
-            f"the model's code decides by {named(str(guard.condition))} ({guard.place})"
+        sentences += [
+            f"the model's code decides by {named(str(guard.condition))} ({guard.location})"
             for guard in self.contract.guards
             if isinstance(guard.condition, Expression) and guard.condition.symbols & set(images)
         ]
-        return [f"{each}, and the file does not look: give it no other images" for each in told]
+        return [
+            f"{each}, and the file does not look: give it no other images" for each in sentences
+        ]
 
 
-_ENDLESS = 2**31
+_NO_LIMIT = 2**31
 
 FIXED = (
     "dynamic_size=True, but this model fixes its image size (by a Linear on flattened pixels, by "
@@ -171,10 +173,10 @@ def sizes_of(contract: Contract, example: Sequence[Any], dynamic_size: bool) -> 
     known: dict[str, int] = {}
     batch: list[str] = []
     names: list[str] = []
-    for wanted, value in zip(contract.inputs, example, strict=True):
-        if not isinstance(wanted, TensorInput):
+    for tensor_input, value in zip(contract.inputs, example, strict=True):
+        if not isinstance(tensor_input, TensorInput):
             continue
-        for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
+        for axis, (size, got) in enumerate(zip(tensor_input.sizes, value.shape, strict=True)):
             if not isinstance(size, Expression):
                 continue
             unknown = sorted(size.symbols - set(known))

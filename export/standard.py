@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fastres.capture.export_program import dynamic_sizes, with_batch
+from fastres.capture.export_program import dynamic_sizes, with_batch_of_two
 from fastres.errors import VerificationError
 from fastres.ir import ops
 from fastres.optimized import OptimizedModule
-from fastres.system.plain_tensors import refuse_watched
+from fastres.system.plain_tensors import refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 
@@ -34,8 +34,8 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
         VerificationError: the program answers differently from ``fast``'s own graph.
         OptionError: something watches this thread's calls (a fake mode, say).
     """
-    refuse_watched("to_standard")
-    args, kwargs = with_batch(*fast.example)
+    refuse_under_tracing("to_standard")
+    args, kwargs = with_batch_of_two(*fast.example)
     arguments = inspect.signature(fast.forward).bind(*args, **kwargs).arguments
     sizes = dynamic_sizes(dict(arguments))
     with torch.no_grad(), warnings.catch_warnings():
@@ -52,7 +52,7 @@ def to_standard(fast: OptimizedModule) -> ExportedProgram:
 
 def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
     """Both run the same ATen operators on the same weights: the answers are bitwise equal."""
-    args, kwargs = with_batch(*fast.example)
+    args, kwargs = with_batch_of_two(*fast.example)
     generator = torch.Generator().manual_seed(0)
 
     def image(leaf: object) -> object:
@@ -64,9 +64,9 @@ def _compare(fast: OptimizedModule, program: ExportedProgram) -> None:
 
     args, kwargs = pytree.tree_map(image, (args, kwargs))
     with torch.no_grad():
-        wanted = fast.graph_module(*pytree.tree_leaves((args, kwargs)))
-        got = pytree.tree_leaves(program.module()(*args, **kwargs))
-    for y, z in zip(wanted, got, strict=True):
+        expected = fast.graph_module(*pytree.tree_leaves((args, kwargs)))
+        actual = pytree.tree_leaves(program.module()(*args, **kwargs))
+    for y, z in zip(expected, actual, strict=True):
         if isinstance(y, Tensor) and not torch.equal(y, z):
             raise VerificationError(
                 f"the exported program differs by {float((y - z).abs().max()):.2e} from the "

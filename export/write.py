@@ -48,7 +48,7 @@ def write_checked(
     _check_labels(converted.proto, metadata)
     seconds["translate"] = time.perf_counter() - began
     beyond = model_file.weight_bytes(converted.proto) > model_file.LIMIT
-    with model_file.folder_beside(path) as folder:
+    with model_file.temporary_folder(path) as folder:
         file = folder / path.name
         began = time.perf_counter()
         try:

@@ -20,7 +20,7 @@ from fastres.options import Options
 from fastres.runtime.autocast import without_autocast
 from fastres.system.device import checked_device
 from fastres.system.files import as_path
-from fastres.system.plain_tensors import refuse_watched
+from fastres.system.plain_tensors import refuse_under_tracing
 from fastres.system.threads import preparing
 
 
@@ -53,7 +53,7 @@ def load(
         OptionError: device, engine or threads is none.
         TargetError: the device or the engine is not there.
     """
-    refuse_watched("load")
+    refuse_under_tracing("load")
     path = as_path(path)
     place = checked_device(device)
     Options(engine=engine, threads=threads, device=place)

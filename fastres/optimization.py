@@ -25,7 +25,7 @@ from fastres.accuracy.sample import (
 )
 from fastres.artifact.recipe import Recipe, record
 from fastres.capture import pipeline
-from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
+from fastres.capture.capture import Captured, capture, in_eval_mode, model_dtype
 from fastres.capture.contract import Contract
 from fastres.capture.diagnose import eager_fault
 from fastres.capture.export_program import import_ahead
@@ -48,7 +48,7 @@ from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
 from fastres.system.device import checked_device
-from fastres.system.plain_tensors import oddity, refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing, why_not_plain
 from fastres.system.threads import preparing
 from fastres.transforms import InputFormat, Preprocessing
 
@@ -122,8 +122,10 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise OptionError(f"model is a {type(model).__name__}: expected an nn.Module")
     buckets = tuple(batch_buckets) if isinstance(batch_buckets, Sequence) else batch_buckets
-    refuse_watched("optimize")
-    surroundings = pipeline.asked(input_format, transforms, resize, softmax, top_k, labels)
+    refuse_under_tracing("optimize")
+    surroundings = pipeline.requested_preprocessing(
+        input_format, transforms, resize, softmax, top_k, labels
+    )
     import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
     model, left_out = unwrapped(model)
     options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
@@ -146,12 +148,12 @@ def _optimize(
 ) -> tuple[OptimizedModule, list[str]]:
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
-        example_input = pytree.tree_map(partial(settled, name="example_input"), example_input)
+        example_input = pytree.tree_map(partial(materialized, name="example_input"), example_input)
         evaluated, told = in_eval_mode(model)
-        example = pipeline.example(evaluated, surroundings, example_input)
-        captured = capture(pipeline.around(evaluated, surroundings), example)
+        example = pipeline.example_for(evaluated, surroundings, example_input)
+        captured = capture(pipeline.with_preprocessing(evaluated, surroundings), example)
     report.notes += [*told, *captured.notes, *pipeline.notes(surroundings)]
-    own = own_dtype(evaluated)
+    own = model_dtype(evaluated)
     recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
     with _stage(report, "passes"), torch.inference_mode(False), torch.no_grad():
@@ -218,7 +220,7 @@ def _refuse_without_values(model: nn.Module) -> None:
                 f"{name} is on the meta device and has no values: load the weights first "
                 "(model.to_empty(device='cpu'), then load_state_dict)"
             )
-        found = oddity(tensor)
+        found = why_not_plain(tensor)
         if found is not None:
             raise ModelError(
                 f"{name} is no plain tensor: {found}; give the model weights that lie in memory"

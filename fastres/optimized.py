@@ -41,7 +41,7 @@ from fastres.runtime.nonfinite import NonFinite
 from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
 from fastres.system import forking
 from fastres.system.files import as_path
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import preparing, safe_threads
 from fastres.transforms import Preprocessing
 from fastres.version import __version__
@@ -211,8 +211,8 @@ class OptimizedModule(nn.Module):
             OptionError: an argument has no values in memory, or something watches this thread's
                 calls.
         """
-        refuse_watched("intermediate")
-        flat = [settled(value, "an argument") for value in flat]
+        refuse_under_tracing("intermediate")
+        flat = [materialized(value, "an argument") for value in flat]
         tapped = _with_taps(self.graph_module)
         nodes = output_nodes(tapped.graph)
         try:
@@ -238,7 +238,7 @@ class OptimizedModule(nn.Module):
                 result in a container class of the user's own, an operator that is not torch's).
             OptionError: something watches this thread's calls (a fake mode, say).
         """
-        refuse_watched("save")
+        refuse_under_tracing("save")
         versions = {"fastres": __version__, "torch": torch.__version__}
         save(self._parts(), as_path(path), versions)
 
@@ -265,7 +265,7 @@ class OptimizedModule(nn.Module):
             VerificationError: the answers differ from those of the captured graph.
             ArtifactError: there is no captured graph, or it was read from a file and is damaged.
         """
-        refuse_watched("refresh")
+        refuse_under_tracing("refresh")
         with preparing(), _REFITTING:
             if isinstance(self._recipe, str):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
@@ -313,7 +313,7 @@ class OptimizedModule(nn.Module):
         Raises:
             ModelError: a tensor has no values in memory; the old ones are kept.
         """
-        refuse_watched("load_state_dict")
+        refuse_under_tracing("load_state_dict")
         own = dict(self.named_buffers())
         given = dict(state_dict)
         for name, value in given.items():
@@ -352,12 +352,12 @@ class OptimizedModule(nn.Module):
         raise ModelError(f"torch.jit.script cannot compile an optimised model: {INSTEAD}")
 
     def __reduce__(self) -> Any:
-        refuse_watched("copying an optimised model")
+        refuse_under_tracing("copying an optimised model")
         return _restore, (self._signature, self.__getstate__())
 
     @safe_threads()
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        refuse_watched("copying an optimised model")
+        refuse_under_tracing("copying an optimised model")
         made = _restore(self._signature, copy.deepcopy(self.__getstate__(), memo))
         memo[id(self)] = made
         return made
@@ -382,7 +382,7 @@ class OptimizedModule(nn.Module):
         self._runner = self._make_runner()
 
     def _make_runner(self) -> Runner:
-        refuse_watched("copying an optimised model or giving it weights")
+        refuse_under_tracing("copying an optimised model or giving it weights")
         check_weights(self.graph_module)
         engine, self._passed_over = choose(self._options, self.graph_module)
         return Runner(self.graph_module, self._contract, engine, self._options.threads)

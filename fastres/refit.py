@@ -71,7 +71,7 @@ def refit(
     read = ReadRecipe(recipe)
     state = read.checked(state_dict)
     report = Report(old.model, notes=list(read.notes))
-    dtype = options.dtype(read.own)
+    dtype = options.dtype(read.model_dtype)
     device = torch.device(old.device)
     try:
         with without_autocast():
@@ -126,7 +126,9 @@ def _compare(
     arguments = on_device(sample, str(read.device))
     with torch.no_grad(), without_autocast():
         exact, plain = (
-            Recorder(captured, read.own, dtype).run(*cast_copy(arguments, read.own, dtype))
+            Recorder(captured, read.model_dtype, dtype).run(
+                *cast_copy(arguments, read.model_dtype, dtype)
+            )
             for dtype in (torch.float64, precision)
         )
         ours = runner(sample)

@@ -22,7 +22,7 @@ from fastres.capture.capture import refuse_torchscript
 from fastres.capture.wrappers import unwrapped
 from fastres.errors import OptionError
 from fastres.optimized import OptimizedModule
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 
@@ -86,7 +86,7 @@ def verify(
             model, or something watches this thread's calls (a fake mode, say).
         CaptureError: ``model`` is TorchScript, or cannot be captured.
     """
-    refuse_watched("verify")
+    refuse_under_tracing("verify")
     if not isinstance(fast, OptimizedModule):
         raise OptionError(f"fast is a {type(fast).__name__}: expected what optimize() returned")
     if not bound > 0:
@@ -101,7 +101,7 @@ def verify(
     model, _ = unwrapped(model)
     refuse_torchscript(model)
     batches = [data] if isinstance(data, Tensor) else list(data)
-    batches = pytree.tree_map(partial(settled, name="data"), batches)
+    batches = pytree.tree_map(partial(materialized, name="data"), batches)
     if not batches:
         raise OptionError("data has no batch: pass a tensor [N, C, H, W] or an iterable of them")
     comparison = compare(model, fast, batches)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastres.bench.record import Batch, Fresh, Record, Row
+from fastres.bench.record import Batch, ColdStart, Record, Row
 from fastres.system import target
 
 
 def sample() -> Record:
     """A record with every kind of row."""
-    fresh = Fresh(1.25, 0.5, None, 700 << 20, 600 << 20, "VmHWM")
-    exported = Fresh(4.0, None, 3.0, 900 << 20, 600 << 20, "VmHWM")
+    fresh = ColdStart(1.25, 0.5, None, 700 << 20, 600 << 20, "VmHWM")
+    exported = ColdStart(4.0, None, 3.0, 900 << 20, 600 << 20, "VmHWM")
     eager = Row(
         name="eager",
         title="torch eager NCHW",

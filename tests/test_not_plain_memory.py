@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastres
 from fastres.errors import FastresError, InputError, ModelError, OptionError
-from fastres.system.plain_tensors import is_ordinary
+from fastres.system.plain_tensors import is_plain_call
 from fastres.system.target import most_threads
 
 # torch's forward-mode differentiation compiles some of its rules in a way that it warns of.
@@ -463,11 +463,11 @@ def test_more_threads_than_there_can_be(threads: int) -> None:
 
 def test_ordinary_calls() -> None:
     x = batch()
-    assert is_ordinary([x, 3, None, x[:, :, ::2], x[:0], x.bfloat16(), nn.Parameter(x)])
+    assert is_plain_call([x, 3, None, x[:, :, ::2], x[:0], x.bfloat16(), nn.Parameter(x)])
     for context in (torch.no_grad, torch.inference_mode, lambda: torch.device("meta")):
         with context():
-            assert is_ordinary([x])
+            assert is_plain_call([x])
     with torch.autocast("cpu"):
-        assert is_ordinary([x])
+        assert is_plain_call([x])
     with torch.inference_mode():
-        assert is_ordinary([torch.randn(2, 3)])
+        assert is_plain_call([torch.randn(2, 3)])

@@ -232,8 +232,8 @@ def test_two_files_of_one_model_are_the_same(tmp_path: Path) -> None:
 @not_under_sanitizers
 def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom fastres.system.files import replacing\n"
-        "with replacing(sys.argv[1]) as temporary:\n"
+        "import sys, time\nfrom fastres.system.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as temporary:\n"
         "    temporary.write_text('half')\n    print('there', flush=True)\n    time.sleep(100)\n"
     )
     target = tmp_path / "we[ir]d*.fastres"
@@ -247,12 +247,12 @@ def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None
         killed.kill()
         killed.wait()
         assert len(list(tmp_path.iterdir())) == 2
-        with files.replacing(target) as temporary:
+        with files.atomic_write(target) as temporary:
             temporary.write_text("whole")
         left = [path for path in tmp_path.iterdir() if path != target]
         assert len(left) == 1  # of the process that still lives
         other.kill()
-    with files.replacing(target) as temporary:
+    with files.atomic_write(target) as temporary:
         temporary.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 

@@ -123,8 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stages.run(
             given.name,
             Options(
-                *(options.folder, earlier, given.key, given.at_most, given.autotune),
-                *(given.fault, given.again),
+                options.folder,
+                earlier,
+                given.key,
+                given.at_most,
+                given.autotune,
+                given.fault,
+                given.again,
             ),
         )
     names = [name for name in given.only if name not in given.skip]

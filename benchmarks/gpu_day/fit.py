@@ -148,7 +148,13 @@ def spec_of(key: str) -> ConvSpec | None:
         return None
     n, h, w, c, r, stride = (int(found[i]) for i in range(1, 7))
     return ConvSpec(
-        *(n, c, h, w, int(found[8]), r, r),
+        n,
+        c,
+        h,
+        w,
+        int(found[8]),
+        r,
+        r,
         stride=(stride, stride),
         padding=(r // 2,) * 4,
         groups=int(found[7] or 1),

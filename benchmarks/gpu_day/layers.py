@@ -66,8 +66,13 @@ def specs() -> list[tuple[str, ConvSpec]]:
     both = [each for pair in zip(every, wider, strict=True) for each in dict.fromkeys(pair)]
     for batch, shape in itertools.product(BATCHES, both):
         spec = ConvSpec(
-            *(batch, shape.channels, shape.height, shape.width, shape.filters),
-            *(shape.kernel, shape.kernel),
+            batch,
+            shape.channels,
+            shape.height,
+            shape.width,
+            shape.filters,
+            shape.kernel,
+            shape.kernel,
             stride=(shape.stride,) * 2,
             padding=(shape.padding,) * 4,
         )
@@ -152,8 +157,18 @@ def conv_calls(
         images, answer = x.permute(0, 3, 1, 2), out.permute(0, 3, 1, 2)
         calls.append(
             conv2d_calls(
-                *(images, packed, bias, None, answer, spec, "none", "relu", config, "fp16"),
-                *(scratch, counting),
+                images,
+                packed,
+                bias,
+                None,
+                answer,
+                spec,
+                "none",
+                "relu",
+                config,
+                "fp16",
+                scratch,
+                counting,
             )
         )
         sets.append((images, packed, bias, answer))
@@ -265,7 +280,10 @@ def layers(most: int | None = None) -> list[Job]:
 
 
 SECTIONS = (
-    *("SpeedOfLight", "WarpStateStats", "MemoryWorkloadAnalysis", "Occupancy"),
+    "SpeedOfLight",
+    "WarpStateStats",
+    "MemoryWorkloadAnalysis",
+    "Occupancy",
     "InstructionStats",
 )
 

@@ -119,7 +119,7 @@ def _order(autotune: bool) -> list[tuple[str, Network]]:
 
 
 def models(autotune: bool = False) -> list[Job]:
-    """All contenders for the first model and precision; others without torch.compile."""
+    """All peers for the first model and precision; others without torch.compile."""
     jobs = []
     for contender, (model, precision, batch) in _order(autotune):
         arguments = {"model": model, "precision": precision, "batch": batch}

@@ -15,8 +15,19 @@ from benchmarks.gpu_day.results import Record, Results, is_wrong
 LINES = 60
 WIDTH = 150
 NAMES = (
-    *("facts", "engine", "kernels", "small", "networks", "tests", "warm", "amx", "compile"),
-    *("models", "layers", "amx_layers", "ncu"),
+    "facts",
+    "engine",
+    "kernels",
+    "small",
+    "networks",
+    "tests",
+    "warm",
+    "amx",
+    "compile",
+    "models",
+    "layers",
+    "amx_layers",
+    "ncu",
 )
 """Stages, as the page shows them."""
 

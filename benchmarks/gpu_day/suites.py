@@ -15,9 +15,19 @@ from benchmarks.gpu_day.settings import REHEARSED
 CPUINFO = Path("/proc/cpuinfo")
 
 PYTEST = (
-    *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:benchmark"),
-    *("-p", "no:cacheprovider", "-p", "benchmarks.gpu_day.report_tests"),
-    *("-W", "ignore::FutureWarning"),
+    sys.executable,
+    "-m",
+    "pytest",
+    "-q",
+    "--tb=short",
+    "-p",
+    "no:benchmark",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "benchmarks.gpu_day.report_tests",
+    "-W",
+    "ignore::FutureWarning",
 )
 
 FAULTY = "def test_put_in_on_purpose() -> None:\n    assert 1 == 2\n"

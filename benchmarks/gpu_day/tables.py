@@ -18,13 +18,13 @@ COLUMNS = {
     models.OVERHEAD: "reduce-overhead",
     models.AUTOTUNE: "max-autotune",
 }
-"""Contenders by their names in results, and as headings."""
+"""Peers by their names in results, and as headings."""
 
 Times = Mapping[str, Mapping[str, Any]]
 
 
 def times_of(records: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str, int], Times]:
-    """Contenders' times by model, precision and batch, in the order of the record."""
+    """Peers' times by model, precision and batch, in the order of the record."""
     found: dict[tuple[str, str, int], Times] = {}
     for key, record in records.items():
         parts = re.match(r"(\S+) (\S+) (\d+): (.+)$", key)

@@ -1,3 +1,3 @@
-"""The check of a file that was written: the model and ONNX Runtime on the same inputs."""
+"""The check of a written file: ONNX Runtime's outputs against the model's."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a written ONNX file give the model's answers? Looked at before anybody gets the file.
+"""The check of a written ONNX file against the model, before it gets its final name.
 
 The yardstick is that of :mod:`fastres.accuracy`: the error against float64 may be at most twice
 the error that PyTorch itself makes in the same precision, or a few units in the last place.
@@ -22,12 +22,12 @@ from fastres.errors import TargetError, VerificationError
 from fastres.export.check.compare import (
     Checked,
     compare,
+    empty_result,
     floor_of,
     judge,
-    nothing_yet,
 )
 from fastres.export.check.reference import Reference, Values
-from fastres.export.check.runner import Differs, feed, runner, viewer
+from fastres.export.check.runner import OutputsDiffer, feed, runner, viewer
 from fastres.export.graph import Converted
 from fastres.export.sizes import Sizes
 from fastres.ir import ops
@@ -36,20 +36,22 @@ from fastres.ir.graph import module_of
 BATCHES = (1, 2, 7)
 """How many images are tried: one, an even and an odd number."""
 
-LEVELS, LEVELS_SHARE = 2, 0.05
-"""How far resized bytes may be from PyTorch's, and how many of them: sums that lie within their own
-rounding of a half go either way."""
+BYTE_TOLERANCE, DIFFERING_SHARE = 2, 0.05
+"""Largest difference of resized bytes from PyTorch's, and the share of them that may differ at all.
+
+A sum that lies within its own rounding error of a half may be rounded up or down.
+"""
 
 
 def check(
     file: Path, converted: Converted, reference: Reference, sizes: Sizes, example: Sequence[Any]
 ) -> Checked:
-    """Check the form of a file and its answers.
+    """Check that a file is valid ONNX and that its outputs are the model's.
 
     Args:
         file: the written file.
         converted: what it was written from.
-        reference: what it is to answer like.
+        reference: computes the expected outputs.
         sizes: which sizes are open.
         example: the flattened arguments of the export.
 
@@ -57,7 +59,7 @@ def check(
         VerificationError: anything differs; it names the first tensor that does.
     """
     proto = check_form(file)
-    checked = nothing_yet(converted, reference)
+    checked = empty_result(converted, reference)
     checked.operators = dict(Counter(node.op_type for node in proto.graph.node).most_common())
     checked.done.append("onnx.checker with full shape inference")
     run = runner(file)
@@ -67,27 +69,27 @@ def check(
     for batch, grow in samples(sizes, example):
         inputs = sizes.inputs(example, batch, grow)
         flat = random_arguments(inputs, "cpu", seed=batch, example=example)
-        given = feed(flat, converted, proto)
-        taken: dict[str, Tensor] = {}
+        feeds = feed(flat, converted, proto)
+        resized_images: dict[str, Tensor] = {}
         try:
             if look is not None:
-                taken = _resized(reference, flat, resized, look(given))
-            compare(checked, converted, run(given), *reference.answers(flat, taken))
+                resized_images = _resized(reference, flat, resized, look(feeds))
+            compare(checked, converted, run(feeds), *reference.outputs(flat, resized_images))
             judge(checked, BOUND)
-        except Differs as error:
-            found = first_difference(file, converted, reference, flat, taken)
+        except OutputsDiffer as error:
+            difference = first_difference(file, converted, reference, flat, resized_images)
             shapes = ", ".join(str(list(leaf.shape)) for leaf in flat if isinstance(leaf, Tensor))
             raise VerificationError(
-                f"the exported file differs from the model on {shapes}: {error}. {found}. No file "
-                "was written"
+                f"the exported file differs from the model on {shapes}: {error}. {difference}. No "
+                "file was written"
             ) from error
         tried.append(_shape_of(flat))
     checked.outputs = [each for each in checked.outputs if each.sums != ErrorSums(each.sums.floor)]
     checked.done.append(f"ONNX Runtime on the CPU at {', '.join(tried)}, against float64")
     if look is not None:
         checked.done.append(
-            f"resized bytes within {LEVELS} of PyTorch's, at most {LEVELS_SHARE:.0%} of them not "
-            "equal; what follows compared on the same bytes"
+            f"resized bytes within {BYTE_TOLERANCE} of PyTorch's, at most {DIFFERING_SHARE:.0%} of "
+            "them not equal; what follows compared on the same bytes"
         )
     return checked
 
@@ -98,23 +100,28 @@ def _resized(
     resized: Sequence[tuple[fx.Node, str]],
     seen: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The file's resized images, if they are PyTorch's but for some roundings of bytes.
+    """The file's resized images, if they are PyTorch's up to the rounding of some bytes.
 
-    Everything behind them is then compared on the file's own.
+    All operators after the resizing are then compared on these images.
     """
     graph = Values(reference.fast, reference.dtype)
-    graph.answer(flat)
-    taken = {}
+    graph.run_flat(flat)
+    images = {}
     for node, name in resized:
-        ours, wanted = seen[name], graph.kept[node.name]
-        if ours.shape != wanted.shape:
-            raise Differs(f"{name} is {list(ours.shape)}, expected {list(wanted.shape)}")
-        if not wanted.is_floating_point():
-            apart = (ours.int() - wanted.int()).abs()
-            if int(apart.max()) > LEVELS or float((apart > 0).double().mean()) > LEVELS_SHARE:
-                raise Differs(f"{name} holds other pixels, by up to {int(apart.max())} of 255")
-            taken[node.name] = ours
-    return taken
+        actual, expected = seen[name], graph.kept[node.name]
+        if actual.shape != expected.shape:
+            raise OutputsDiffer(f"{name} is {list(actual.shape)}, expected {list(expected.shape)}")
+        if not expected.is_floating_point():
+            difference = (actual.int() - expected.int()).abs()
+            if (
+                int(difference.max()) > BYTE_TOLERANCE
+                or float((difference > 0).double().mean()) > DIFFERING_SHARE
+            ):
+                raise OutputsDiffer(
+                    f"{name} holds other pixels, by up to {int(difference.max())} of 255"
+                )
+            images[node.name] = actual
+    return images
 
 
 def _shape_of(flat: Sequence[Any]) -> str:
@@ -124,15 +131,19 @@ def _shape_of(flat: Sequence[Any]) -> str:
 
 
 def samples(sizes: Sizes, example: Sequence[Any]) -> list[tuple[int, int]]:
-    """(images, pixels larger) of every run: several batches, and a second size where it may vary.
+    """The inputs to run: pairs of batch size and pixels by which images exceed the example's.
+
+    Several batch sizes, and a second image size where it may vary.
 
     Raises:
         VerificationError: the model takes none of them.
     """
-    wanted = [*((batch, 0) for batch in BATCHES), *((2, by) for by in sizes.steps[:1])]
-    taken = [each for each in wanted if sizes.takes(sizes.inputs(example, *each))]
-    shapes = [[getattr(leaf, "shape", None) for leaf in sizes.inputs(example, *s)] for s in taken]
-    distinct = [s for index, s in enumerate(taken) if shapes[index] not in shapes[:index]]
+    candidates = [*((batch, 0) for batch in BATCHES), *((2, by) for by in sizes.steps[:1])]
+    accepted = [each for each in candidates if sizes.accepts(sizes.inputs(example, *each))]
+    shapes = [
+        [getattr(leaf, "shape", None) for leaf in sizes.inputs(example, *s)] for s in accepted
+    ]
+    distinct = [s for index, s in enumerate(accepted) if shapes[index] not in shapes[:index]]
     if not distinct:
         raise VerificationError(f"the model takes none of the batches {BATCHES}: it was not tried")
     return distinct
@@ -160,39 +171,39 @@ def first_difference(
     converted: Converted,
     reference: Reference,
     flat: Sequence[Any],
-    taken: dict[str, Tensor],
+    resized_images: dict[str, Tensor],
 ) -> str:
-    """A sentence on the first tensor of a file that is not the fused graph's."""
+    """A sentence that names the first tensor in a file that differs from the fused graph's."""
     try:
-        seen, look = viewer(file, [name for _, name in converted.traced])
+        visible, look = viewer(file, [name for _, name in converted.traced])
         proto = onnx.load_model(str(file), load_external_data=False)
-        answers = look(feed(flat, converted, proto))
-    except (Differs, VerificationError) as error:
+        values = look(feed(flat, converted, proto))
+    except (OutputsDiffer, VerificationError) as error:
         return f"Its values cannot be looked at: {error}"
     exact, plain = (Values(reference.fast, d) for d in (torch.float64, reference.dtype))
     for graph in (exact, plain):
-        graph.answer(flat, taken)
+        graph.run_flat(flat, resized_images)
     floor = floor_of(reference)
     for node, name in converted.traced:
-        if name not in seen or node.name in taken:
+        if name not in visible or node.name in resized_images:
             continue
-        ours, y64, eager = answers[name], exact.kept[node.name], plain.kept[node.name]
+        actual, y64, eager = values[name], exact.kept[node.name], plain.kept[node.name]
         where = f"The first tensor that differs is {name!r} ({module_of(node)}, {node.target})"
-        if ours.shape != y64.shape:
-            return f"{where}: {list(ours.shape)}, expected {list(y64.shape)}"
+        if actual.shape != y64.shape:
+            return f"{where}: {list(actual.shape)}, expected {list(y64.shape)}"
         if not y64.is_floating_point():
             continue
-        one = ErrorSums(floor)
-        one.add(ours, y64, eager)
-        if not one.ratio <= LAYER_SLACK * BOUND:
-            return f"{where}: error {one.error:.2e}, PyTorch's {one.eager_error:.2e}"
+        sums = ErrorSums(floor)
+        sums.add(actual, y64, eager)
+        if not sums.ratio <= LAYER_SLACK * BOUND:
+            return f"{where}: error {sums.error:.2e}, PyTorch's {sums.eager_error:.2e}"
     return "Every tensor is the fused graph's, so the fused graph is not the model's"
 
 
 def check_openvino(
     file: Path, converted: Converted, reference: Reference, flat: Sequence[Any]
 ) -> str:
-    """Load a file in OpenVINO and hold its answers to those of float64, as for ONNX Runtime.
+    """Load a file in OpenVINO and compare its outputs with float64, as for ONNX Runtime.
 
     A single run is compared, and OpenVINO chooses its own algorithms, so the bound is
     :data:`~fastres.accuracy.bounds.LAYER_SLACK` times the usual one.
@@ -217,11 +228,11 @@ def check_openvino(
         results = compiled(feed(flat, converted, proto))
     except RuntimeError as error:
         raise VerificationError(f"OpenVINO does not run the exported file: {error}") from error
-    checked = nothing_yet(converted, reference)
+    checked = empty_result(converted, reference)
     try:
         got = [results[index] for index in range(len(converted.outputs))]
-        compare(checked, converted, got, *reference.answers(flat))
+        compare(checked, converted, got, *reference.outputs(flat))
         judge(checked, LAYER_SLACK * BOUND)
-    except Differs as error:
+    except OutputsDiffer as error:
         raise VerificationError(f"OpenVINO answers differently from the model: {error}") from error
     return f"OpenVINO on the CPU at {_shape_of(flat)}, against float64"

@@ -1,4 +1,4 @@
-"""Errors of a file's answers, summed over runs, and the verdict on them."""
+"""Errors of a file's outputs, summed over runs, and whether they are within the bound."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from fastres.accuracy.bounds import EXPORT_FLOOR, NUMBERS_AGREE
 from fastres.accuracy.relative_error import ErrorSums
 from fastres.export.check.reference import Reference
-from fastres.export.check.runner import Differs
+from fastres.export.check.runner import OutputsDiffer
 from fastres.export.graph import Converted
 
 
@@ -45,12 +45,12 @@ class Checked:
 
 
 def floor_of(reference: Reference) -> float:
-    """What PyTorch's own error counts as at least."""
+    """The least that PyTorch's own error counts as, so that no ratio is to an error near zero."""
     return EXPORT_FLOOR * torch.finfo(reference.dtype).eps
 
 
-def nothing_yet(converted: Converted, reference: Reference) -> Checked:
-    """Sums of zero, for the outputs of a file."""
+def empty_result(converted: Converted, reference: Reference) -> Checked:
+    """The result before any run: sums of zero for each output of the file."""
     floor = floor_of(reference)
     surroundings = reference.fast.preprocessing
     ranked = surroundings is not None and surroundings.top_k is not None
@@ -58,36 +58,36 @@ def nothing_yet(converted: Converted, reference: Reference) -> Checked:
 
 
 def compare(
-    checked: Checked, converted: Converted, got: list[Any], wanted: list[Any], eager: list[Any]
+    checked: Checked, converted: Converted, got: list[Any], expected: list[Any], eager: list[Any]
 ) -> None:
-    """Add one run's answers.
+    """Add the errors of one run.
 
     Args:
         checked: the sums.
         converted: which results the outputs are.
         got: the file's outputs, as arrays.
-        wanted, eager: the reference's flattened results in float64 and in the file's precision.
+        expected, eager: the reference's flattened results in float64 and in the file's precision.
 
     Raises:
         Differs: a shape, whole numbers, or a first choice is another.
     """
     ranked = checked.ranked
     first = True
-    for (index, name), into, value in zip(converted.outputs, checked.outputs, got, strict=True):
-        y64, plain = wanted[index], eager[index]
-        ours = torch.from_numpy(np.asarray(value))
-        if tuple(ours.shape) != tuple(y64.shape):
-            raise Differs(f"{name} is {list(ours.shape)}, expected {list(y64.shape)}")
+    for (index, name), output, value in zip(converted.outputs, checked.outputs, got, strict=True):
+        y64, eager_value = expected[index], eager[index]
+        actual = torch.from_numpy(np.asarray(value))
+        if tuple(actual.shape) != tuple(y64.shape):
+            raise OutputsDiffer(f"{name} is {list(actual.shape)}, expected {list(y64.shape)}")
         if not y64.is_floating_point():
-            if ours.numel() and float((ours == y64).double().mean()) < NUMBERS_AGREE:
-                raise Differs(f"{name} holds other numbers")
+            if actual.numel() and float((actual == y64).double().mean()) < NUMBERS_AGREE:
+                raise OutputsDiffer(f"{name} holds other numbers")
             if ranked and y64.dim() == 2:
                 checked.images += len(y64)
-                checked.agreeing += int((ours[:, 0] == y64[:, 0]).sum())
+                checked.agreeing += int((actual[:, 0] == y64[:, 0]).sum())
             continue
-        into.sums.add(ours, y64, plain)
+        output.sums.add(actual, y64, eager_value)
         if first and not ranked and y64.dim() >= 2 and y64.numel():
-            _count_first_choices(checked, name, ours.double(), y64)
+            _count_first_choices(checked, name, actual.double(), y64)
         first = False
 
 
@@ -99,19 +99,23 @@ def judge(checked: Checked, bound: float) -> None:
     """
     for each in checked.outputs:
         if not each.sums.ratio <= bound:
-            raise Differs(
+            raise OutputsDiffer(
                 f"{each.name} has an error of {each.sums.error:.2e} against float64, "
                 f"{each.sums.ratio:.1f}x PyTorch's own ({each.sums.eager_error:.2e}); "
                 f"{bound:g}x is allowed"
             )
 
 
-def _count_first_choices(checked: Checked, name: str, ours: Tensor, y64: Tensor) -> None:
-    """A first choice may be another only where float64 itself is undecided within the error."""
-    flat, flat64 = ours.flatten(1), y64.flatten(1)
-    chosen, right = flat.argmax(1), flat64.argmax(1)
+def _count_first_choices(checked: Checked, name: str, actual: Tensor, y64: Tensor) -> None:
+    """Count the images whose largest output is float64's.
+
+    Raises:
+        OutputsDiffer: it is another, and float64's lead is larger than the error could explain.
+    """
+    flat, flat64 = actual.flatten(1), y64.flatten(1)
+    chosen, expected = flat.argmax(1), flat64.argmax(1)
     checked.images += len(chosen)
-    checked.agreeing += int((chosen == right).sum())
-    lead = flat64.gather(1, right[:, None]) - flat64.gather(1, chosen[:, None])
+    checked.agreeing += int((chosen == expected).sum())
+    lead = flat64.gather(1, expected[:, None]) - flat64.gather(1, chosen[:, None])
     if bool((lead[:, 0] > 2 * (flat - flat64).abs().amax(1)).any()):
-        raise Differs(f"{name} has another first choice than float64")
+        raise OutputsDiffer(f"{name} has another first choice than float64")

@@ -33,18 +33,20 @@ class Values(fx.Interpreter):
         self._taken: Mapping[str, Tensor] = {}
         self._original = {new.name: old.name for old, new in mapping.items()}
         if dtype == torch.float64:
-            for own in (torch.float32, torch.float16, torch.bfloat16):
+            for model_dtype in (torch.float32, torch.float16, torch.bfloat16):
                 for node in graph.nodes:
-                    retype_node(node, own, dtype)
+                    retype_node(node, model_dtype, dtype)
 
-    def answer(self, flat: Sequence[Any], taken: Mapping[str, Tensor] | None = None) -> list[Any]:
+    def run_flat(
+        self, flat: Sequence[Any], replacements: Mapping[str, Tensor] | None = None
+    ) -> list[Any]:
         """The flattened results.
 
         Args:
             flat: the arguments.
-            taken: values, by name, that are taken instead of computed.
+            replacements: values, by name, that are taken instead of computed.
         """
-        self._taken = {name: value.to(self._device) for name, value in (taken or {}).items()}
+        self._taken = {name: value.to(self._device) for name, value in (replacements or {}).items()}
         with torch.no_grad():
             return on_device(list(self.run(*on_device(copied(flat), self._device))), "cpu")
 
@@ -62,7 +64,7 @@ class Values(fx.Interpreter):
 
 
 class Reference:
-    """What the file is to answer like.
+    """Reference outputs for the file's: in float64 and in its own precision.
 
     Args:
         fast: the optimised model that was exported.
@@ -74,29 +76,30 @@ class Reference:
         self.fast = fast
         self.dtype = fast.dtype
         dtypes = (torch.float64, self.dtype)
-        self._twins = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
+        self._models = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
         weights = () if model is None else model.state_dict().values()
         self._device = str(next((tensor.device for tensor in weights), "cpu"))
         self._graphs = [Values(fast, dtype) for dtype in dtypes]
 
-    def answers(
-        self, flat: Sequence[Any], taken: Mapping[str, Tensor] | None = None
+    def outputs(
+        self, flat: Sequence[Any], replacements: Mapping[str, Tensor] | None = None
     ) -> tuple[list[Any], list[Any]]:
-        """Flattened results for flattened arguments: in float64, and by PyTorch as it is.
+        """Flattened results for flattened arguments: in float64, and in the file's precision.
 
-        With values ``taken`` from the file, the fused graph answers, as only that has them.
+        With ``replacements`` (values of nodes by name, taken from the file) they are the fused
+        graph's, which alone has these nodes; otherwise the model's, where it is known.
         """
-        if taken or not self._twins:
-            exact, plain = (graph.answer(flat, taken) for graph in self._graphs)
+        if replacements or not self._models:
+            exact, plain = (graph.run_flat(flat, replacements) for graph in self._graphs)
             return exact, plain
-        given = on_device(copied(flat), self._device)
-        args, kwargs = pytree.tree_unflatten(given, self.fast.internals.in_spec)
+        inputs = on_device(copied(flat), self._device)
+        args, kwargs = pytree.tree_unflatten(inputs, self.fast.internals.in_spec)
         with torch.no_grad():
-            answers = [pytree.tree_leaves(twin((args, kwargs))) for twin in self._twins]
-        exact, plain = (on_device(each, "cpu") for each in answers)
+            results = [pytree.tree_leaves(model((args, kwargs))) for model in self._models]
+        exact, plain = (on_device(each, "cpu") for each in results)
         return exact, plain
 
 
 def copied(flat: Sequence[Any]) -> list[Any]:
-    """The same arguments in memory of their own: a model may write to them."""
+    """The arguments with cloned tensors: a model may write to them."""
     return [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]

@@ -1,4 +1,4 @@
-"""Running a file that was just written: its answers, and the values inside of it."""
+"""Run a written file in ONNX Runtime: its outputs, and its intermediate values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fastres.export.requirements import need_onnxruntime
 from fastres.system import target
 
 
-class Differs(Exception):
-    """Raised inside: something in the file's answers is not the model's."""
+class OutputsDiffer(Exception):
+    """Raised inside the check: a tensor of the file differs from the reference."""
 
 
 def runner(file: Path, optimise: bool = True) -> Callable[[dict[str, Any]], list[Any]]:
@@ -39,11 +39,11 @@ def runner(file: Path, optimise: bool = True) -> Callable[[dict[str, Any]], list
     except Exception as error:  # ONNX Runtime's own types have no common base
         raise VerificationError(f"ONNX Runtime does not load the exported file: {error}") from error
 
-    def run(given: dict[str, Any]) -> list[Any]:
+    def run(feeds: dict[str, Any]) -> list[Any]:
         try:
-            return list(session.run(None, given))
+            return list(session.run(None, feeds))
         except Exception as error:  # likewise
-            raise Differs(f"ONNX Runtime fails: {str(error).splitlines()[0]}") from error
+            raise OutputsDiffer(f"ONNX Runtime fails: {str(error).splitlines()[0]}") from error
 
     return run
 
@@ -74,9 +74,9 @@ def viewer(
         VerificationError: ONNX Runtime does not load the copy.
     """
     proto = onnx.load_model(str(file))
-    made = {name for node in proto.graph.node for name in node.output}
+    computed = {name for node in proto.graph.node for name in node.output}
     there = {output.name for output in proto.graph.output}
-    seen = [name for name in names if name in made]
+    seen = [name for name in names if name in computed]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in seen if name not in there)
     outputs = [output.name for output in proto.graph.output]
     copy = file.with_name(f"{file.name}.values.onnx")
@@ -85,8 +85,8 @@ def viewer(
     onnx.save_model(proto, str(copy), save_as_external_data=True, location=f"{copy.name}.data")
     run = runner(copy, optimise=False)
 
-    def look(given: dict[str, Any]) -> dict[str, Tensor]:
-        answers = dict(zip(outputs, run(given), strict=True))
-        return {name: torch.from_numpy(np.array(answers[name])) for name in seen}
+    def look(feeds: dict[str, Any]) -> dict[str, Tensor]:
+        values = dict(zip(outputs, run(feeds), strict=True))
+        return {name: torch.from_numpy(np.array(values[name])) for name in seen}
 
     return seen, look

@@ -1,4 +1,4 @@
-"""Comparisons, and values chosen by them."""
+"""Comparisons, and selections by them: ``where``, ``masked_fill``, ``threshold``."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _compared(operator: str) -> Callable[[Builder, fx.Node], str]:
 
 def _where(b: Builder, node: fx.Node) -> str:
     condition, *choices = arguments(node)
-    given = b.tensor(condition)
-    if b.dtype(given) != torch.bool:
+    mask = b.tensor(condition)
+    if b.dtype(mask) != torch.bool:
         raise b.refusal("its condition is no comparison")
     dtype = b.fact(node).dtype
-    return b.emit("Where", given, *(b.tensor(choice, dtype) for choice in choices), dtype=dtype)
+    return b.emit("Where", mask, *(b.tensor(choice, dtype) for choice in choices), dtype=dtype)
 
 
 def _masked_fill(b: Builder, node: fx.Node) -> str:
@@ -47,14 +47,11 @@ def _masked_fill(b: Builder, node: fx.Node) -> str:
 
 
 def _threshold(b: Builder, node: fx.Node) -> str:
-    """``x`` where it is beyond the threshold, else ``value``; NaN, which is beyond nothing, stays.
-
-    Torch asks whether ``x`` is at most the threshold.
-    """
+    """``value`` where ``x <= threshold``, else ``x``; as in torch, NaN is not <= and stays."""
     x, threshold, value = arguments(node)
-    given = b.tensor(x)
-    at_most = b.emit("LessOrEqual", given, b.tensor(threshold, b.dtype(given)), dtype=torch.bool)
-    return b.emit("Where", at_most, b.tensor(value, b.dtype(given)), given, dtype=b.dtype(given))
+    x_name = b.tensor(x)
+    at_most = b.emit("LessOrEqual", x_name, b.tensor(threshold, b.dtype(x_name)), dtype=torch.bool)
+    return b.emit("Where", at_most, b.tensor(value, b.dtype(x_name)), x_name, dtype=b.dtype(x_name))
 
 
 def _both(operator: str) -> Callable[[Builder, fx.Node], str]:

@@ -27,7 +27,7 @@ def _named(b: Builder, node: fx.Node, index: int, role: str) -> str:
     return b.tensor(argument, hint=f"{node.meta.get('module') or node.name}.{role}")
 
 
-def _ordinary(b: Builder, node: fx.Node, padding: Any, settings: dict[str, Any]) -> str:
+def _plain_convolution(b: Builder, node: fx.Node, padding: Any, settings: dict[str, Any]) -> str:
     x = arguments(node)[0]
     count = b.rank(node) - 2
     if b.rank(x) != b.rank(b.argument(1)):
@@ -46,7 +46,9 @@ def _ordinary(b: Builder, node: fx.Node, padding: Any, settings: dict[str, Any])
         before = after = _spread(padding, count)
     return b.emit(
         "Conv",
-        *(b.tensor(x), _named(b, node, 1, "weight"), _named(b, node, 2, "bias")),
+        b.tensor(x),
+        _named(b, node, 1, "weight"),
+        _named(b, node, 2, "bias"),
         part="",
         strides=_spread(settings["stride"], count),
         pads=[*before, *after],
@@ -62,7 +64,9 @@ def _transposed(
     sides = _spread(padding, count)
     return b.emit(
         "ConvTranspose",
-        *(b.tensor(arguments(node)[0]), _named(b, node, 1, "weight"), _named(b, node, 2, "bias")),
+        b.tensor(arguments(node)[0]),
+        _named(b, node, 1, "weight"),
+        _named(b, node, 2, "bias"),
         part="",
         strides=_spread(settings["stride"], count),
         pads=[*sides, *sides],
@@ -78,7 +82,7 @@ def _conv(b: Builder, node: fx.Node) -> str:
         "dilation": b.argument(5, "dilation", 1),
         "groups": b.argument(6, "groups", 1),
     }
-    return _ordinary(b, node, b.argument(4, "padding", 0), settings)
+    return _plain_convolution(b, node, b.argument(4, "padding", 0), settings)
 
 
 def _conv_transpose(b: Builder, node: fx.Node) -> str:
@@ -96,7 +100,7 @@ def _convolution(b: Builder, node: fx.Node) -> str:
     settings = {"stride": stride, "dilation": dilation, "groups": groups}
     if transposed:
         return _transposed(b, node, settings, padding, beyond)
-    return _ordinary(b, node, padding, settings)
+    return _plain_convolution(b, node, padding, settings)
 
 
 _Rule = Callable[[Builder, fx.Node], str]

@@ -53,7 +53,9 @@ def convolve(
     shape: dict[str, Any] = {} if kernel is None else {"kernel_shape": kernel}
     return b.emit(
         "Conv",
-        *(x, weight, bias),
+        x,
+        weight,
+        bias,
         part=part,
         **shape,
         strides=list(stride),
@@ -158,8 +160,8 @@ def _mean(b: Builder, x: str, keepdim: bool) -> str:
 def _classify(b: Builder, view: Linear | PoolLinear, x: str, rank: int) -> str:
     node = view.node
     if rank == 2:
-        given = (x, _named(b, node, 1, "weight"), _named(b, node, 2, "bias"))
-        y = b.emit("Gemm", *given, part="", transB=1)
+        gemm_inputs = (x, _named(b, node, 1, "weight"), _named(b, node, 2, "bias"))
+        y = b.emit("Gemm", *gemm_inputs, part="", transB=1)
     else:
         module = node.meta.get("module") or node.name
         transposed = b.constant(b.weight_of(view.weight).t().contiguous(), f"{module}.weight")

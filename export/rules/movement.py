@@ -95,9 +95,9 @@ def _stack(b: Builder, node: fx.Node) -> str:
     return b.emit("Concat", *names, axis=axis)
 
 
-def _pieces(b: Builder, node: fx.Node, x: fx.Node, axis: int) -> list[str]:
-    """Split along an axis into what the fused graph's results measure there."""
-    sizes = [int(piece.shape[axis]) for piece in b.fact(node)]
+def _split_along(b: Builder, node: fx.Node, x: fx.Node, axis: int) -> list[str]:
+    """Split ``x`` along an axis into the sizes that the results of ``node`` have."""
+    sizes = [int(part.shape[axis]) for part in b.fact(node)]
     if b.size(x, axis) is None:
         raise b.refusal("it splits a size that depends on the input")
     if len(sizes) == 1:
@@ -108,7 +108,7 @@ def _pieces(b: Builder, node: fx.Node, x: fx.Node, axis: int) -> list[str]:
 
 def _split(b: Builder, node: fx.Node) -> list[str]:
     x = arguments(node)[0]
-    return _pieces(b, node, x, b.argument(2, "dim", 0) % b.rank(x))
+    return _split_along(b, node, x, b.argument(2, "dim", 0) % b.rank(x))
 
 
 def _unbind(b: Builder, node: fx.Node) -> list[str]:
@@ -139,10 +139,10 @@ def _expand(b: Builder, node: fx.Node) -> str:
 def _repeat(b: Builder, node: fx.Node) -> str:
     x, times = arguments(node)
     added = b.rank(node) - b.rank(x)
-    given = b.tensor(x)
+    x_name = b.tensor(x)
     if added:
-        given = b.emit("Unsqueeze", given, b.integers(*range(added)))
-    return b.emit("Tile", given, b.as_sizes([b.scalar(count) for count in times]))
+        x_name = b.emit("Unsqueeze", x_name, b.integers(*range(added)))
+    return b.emit("Tile", x_name, b.as_sizes([b.scalar(count) for count in times]))
 
 
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
@@ -168,7 +168,7 @@ def _padded(
     b: Builder, node: fx.Node, x: fx.Node, sides: Sequence[int | str], mode: Any, value: Any
 ) -> str:
     """torch lists (before, after) from the last dimension on; ONNX all befores, then all afters."""
-    given, rank = b.tensor(x), b.rank(x)
+    image, rank = b.tensor(x), b.rank(x)
     before: list[int | str] = [0] * rank
     after: list[int | str] = [0] * rank
     for index, (first, second) in enumerate(zip(sides[::2], sides[1::2], strict=True)):
@@ -179,27 +179,27 @@ def _padded(
     if mode != "constant" and len(known) < len(sides):
         raise b.refusal("it repeats the image by a padding that depends on the input")
     if mode == "circular":
-        return _wrapped(b, x, given, [b.number(n) for n in before], [b.number(n) for n in after])
+        return _wrapped(b, x, image, [b.number(n) for n in before], [b.number(n) for n in after])
     if mode != "constant" and min(known) < 0:
         raise b.refusal("it cuts off with a padding that repeats the image")
-    fill = b.tensor(value or 0.0, b.dtype(given)) if mode == "constant" else ""
-    return b.emit("Pad", given, b.as_sizes([*before, *after]), fill, mode=_MODES[mode])
+    fill = b.tensor(value or 0.0, b.dtype(image)) if mode == "constant" else ""
+    return b.emit("Pad", image, b.as_sizes([*before, *after]), fill, mode=_MODES[mode])
 
 
-def _wrapped(b: Builder, x: fx.Node, given: str, before: list[int], after: list[int]) -> str:
-    """The image goes on with its other end; ONNX has that from version 19 on, runtimes later."""
+def _wrapped(b: Builder, x: fx.Node, image: str, before: list[int], after: list[int]) -> str:
+    """Circular padding; as a mode of Pad, ONNX has it from version 19 on, and runtimes later."""
     for axis in range(b.rank(x)):
         if before[axis] == after[axis] == 0:
             continue
         axes = b.integers(axis)
-        pieces = [given]
+        parts = [image]
         if before[axis]:
             start, end = b.integers(-before[axis]), b.integers(LAST)
-            pieces.insert(0, b.emit("Slice", given, start, end, axes))
+            parts.insert(0, b.emit("Slice", image, start, end, axes))
         if after[axis]:
-            pieces.append(b.emit("Slice", given, b.integers(0), b.integers(after[axis]), axes))
-        given = b.emit("Concat", *pieces, axis=axis)
-    return given
+            parts.append(b.emit("Slice", image, b.integers(0), b.integers(after[axis]), axes))
+        image = b.emit("Concat", *parts, axis=axis)
+    return image
 
 
 def _pixel_shuffle(b: Builder, node: fx.Node) -> str:

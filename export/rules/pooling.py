@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 def _avg_pool2d(b: Builder, node: fx.Node) -> str:
-    """Average over windows; what counts as a window's size is torch's (see the reference)."""
+    """Average over windows, divided as torch does: by the window's part inside the padding."""
     x = arguments(node)[0]
     kernel = pair(b.number(arguments(node)[1]))
     stride = pair(b.number(b.argument(2, "stride") or kernel))
@@ -26,7 +26,7 @@ def _avg_pool2d(b: Builder, node: fx.Node) -> str:
     divisor = b.number(b.argument(6, "divisor_override"))
     ends = overhang(b, node, x, kernel, stride, padding) if ceil else (0, 0)
     beyond = ends or (0, 0)
-    whole = kernel[0] * kernel[1]
+    window_size = kernel[0] * kernel[1]
     y = b.emit(
         "AveragePool",
         b.tensor(x),
@@ -39,7 +39,7 @@ def _avg_pool2d(b: Builder, node: fx.Node) -> str:
     if divisor is not None:
         if ceil and ends is None:
             raise b.refusal("ceil mode with a divisor of its own needs a fixed image size")
-        return b.emit("Mul", y, b.tensor(whole / divisor, b.dtype(y)))
+        return b.emit("Mul", y, b.tensor(window_size / divisor, b.dtype(y)))
     if counts_padding and beyond != (0, 0):
         return b.emit("Mul", y, _shares(b, node, x, kernel, stride, padding))
     return y
@@ -63,7 +63,7 @@ def _shares(
 
 
 def _windows(size: int, parts: int) -> list[tuple[int, int]]:
-    """Where torch's adaptive pooling puts its windows: from floor to ceil of even shares."""
+    """(start, end) of torch's adaptive windows: floor(i * size / parts), ceil((i + 1) * ...)."""
     return [((i * size) // parts, -((-(i + 1) * size) // parts)) for i in range(parts)]
 
 
@@ -90,23 +90,23 @@ def _averaging(size: int, parts: int) -> Tensor:
 
 
 def _adaptive_max(b: Builder, node: fx.Node) -> list[str]:
-    """Windows of one size are a MaxPool; others are cut out one by one. Without the indices."""
+    """Windows of one size are a MaxPool, others a ReduceMax each; indices are not supported."""
     x = arguments(node)[0]
     if any(user.args[1] != 0 for user in node.users):
         raise b.refusal("the positions of the largest values are used")
-    wanted = b.number(arguments(node)[1])
-    if wanted in (1, [1, 1]) and b.rank(x) == 4:
+    output_size = b.number(arguments(node)[1])
+    if output_size in (1, [1, 1]) and b.rank(x) == 4:
         return [b.emit("GlobalMaxPool", b.tensor(x))]
     height, width = (_known(b, x, axis) for axis in (-2, -1))
     rows, columns = _parts(b, node, height, width)
-    given = b.tensor(x)
+    value = b.tensor(x)
     if height % rows == 0 and width % columns == 0 and b.rank(x) == 4:
         kernel = [height // rows, width // columns]
-        return [b.emit("MaxPool", given, kernel_shape=kernel, strides=kernel)]
+        return [b.emit("MaxPool", value, kernel_shape=kernel, strides=kernel)]
     for axis, size, parts in ((b.rank(x) - 2, height, rows), (b.rank(x) - 1, width, columns)):
-        pieces = [_largest(b, given, axis, first, last) for first, last in _windows(size, parts)]
-        given = b.emit("Concat", *pieces, axis=axis)
-    return [given]
+        maxima = [_largest(b, value, axis, first, last) for first, last in _windows(size, parts)]
+        value = b.emit("Concat", *maxima, axis=axis)
+    return [value]
 
 
 def _largest(b: Builder, x: str, axis: int, first: int, last: int) -> str:
@@ -127,8 +127,8 @@ def _known(b: Builder, x: fx.Node, axis: int) -> int:
 
 
 def _parts(b: Builder, node: fx.Node, height: int, width: int) -> tuple[int, int]:
-    wanted = arguments(node)[1]
-    parts = [wanted, wanted] if isinstance(wanted, int) else list(wanted)
+    output_size = arguments(node)[1]
+    parts = [output_size, output_size] if isinstance(output_size, int) else list(output_size)
     rows, columns = (
         size if part is None else int(b.number(part))
         for part, size in zip(parts, (height, width), strict=True)

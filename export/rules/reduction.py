@@ -33,12 +33,12 @@ def reduce(b: Builder, operator: str, x: str, axes: Sequence[int], keepdim: bool
     return b.emit(operator, x, axes=list(axes), **keep)
 
 
-def axes_of(b: Builder, node: fx.Node, given: Any) -> list[int]:
+def axes_of(b: Builder, node: fx.Node, dims: Any) -> list[int]:
     """The reduced dimensions, counted from the front; all of them for None."""
     rank = b.rank(arguments(node)[0])
-    if given is None or given == []:
+    if dims is None or dims == []:
         return list(range(rank))
-    return sorted(axis % rank for axis in ([given] if isinstance(given, int) else given))
+    return sorted(axis % rank for axis in ([dims] if isinstance(dims, int) else dims))
 
 
 def _reduction(operator: str) -> Callable[[Builder, fx.Node], str]:
@@ -50,7 +50,7 @@ def _reduction(operator: str) -> Callable[[Builder, fx.Node], str]:
     return rule
 
 
-def _whole(operator: str) -> Callable[[Builder, fx.Node], str]:
+def _over_everything(operator: str) -> Callable[[Builder, fx.Node], str]:
     def rule(b: Builder, node: fx.Node) -> str:
         x = b.tensor(arguments(node)[0], b.fact(node).dtype)
         return reduce(b, operator, x, axes_of(b, node, None), keepdim=False)
@@ -61,17 +61,17 @@ def _whole(operator: str) -> Callable[[Builder, fx.Node], str]:
 def _argmax(b: Builder, node: fx.Node) -> str:
     x, axis = arguments(node)[0], b.argument(1, "dim")
     keepdim = bool(b.argument(2, "keepdim", False))
-    given = b.tensor(x)
+    x_name = b.tensor(x)
     if axis is None:
-        given, axis = b.emit("Reshape", given, b.integers(-1)), 0
-    return b.emit("ArgMax", given, dtype=torch.int64, axis=axis, keepdims=int(keepdim))
+        x_name, axis = b.emit("Reshape", x_name, b.integers(-1)), 0
+    return b.emit("ArgMax", x_name, dtype=torch.int64, axis=axis, keepdims=int(keepdim))
 
 
 def _softmax(operator: str) -> Callable[[Builder, fx.Node], str]:
     def rule(b: Builder, node: fx.Node) -> str:
         x, axis = arguments(node)[:2]
-        given = b.tensor(x, b.fact(node).dtype)
-        return b.emit(operator, given, axis=axis % max(b.rank(x), 1))
+        x_name = b.tensor(x, b.fact(node).dtype)
+        return b.emit(operator, x_name, axis=axis % max(b.rank(x), 1))
 
     return rule
 
@@ -81,7 +81,9 @@ def _topk(b: Builder, node: fx.Node) -> list[str]:
     axis = b.argument(2, "dim", -1) % b.rank(x)
     largest, ordered = b.argument(3, "largest", True), b.argument(4, "sorted", True)
     values, indices = b.emit_many(
-        *("TopK", b.tensor(x), b.integers(count)),
+        "TopK",
+        b.tensor(x),
+        b.integers(count),
         results=2,
         axis=axis,
         largest=int(largest),
@@ -95,9 +97,9 @@ def _max_along(operator: str, index: str) -> Callable[[Builder, fx.Node], list[s
 
     def rule(b: Builder, node: fx.Node) -> list[str]:
         x, axis = arguments(node)[0], b.argument(1, "dim") % b.rank(arguments(node)[0])
-        keepdim, given = bool(b.argument(2, "keepdim", False)), b.tensor(x)
-        values = reduce(b, operator, given, [axis], keepdim)
-        where = b.emit(index, given, dtype=torch.int64, axis=axis, keepdims=int(keepdim))
+        keepdim, x_name = bool(b.argument(2, "keepdim", False)), b.tensor(x)
+        values = reduce(b, operator, x_name, [axis], keepdim)
+        where = b.emit(index, x_name, dtype=torch.int64, axis=axis, keepdims=int(keepdim))
         return [values, where]
 
     return rule
@@ -156,8 +158,8 @@ def _vector_norm(b: Builder, node: fx.Node) -> str:
     if order not in (1.0, 2.0):
         raise b.refusal(f"it is of order {order:g}; expected 1 or 2")
     axes, keepdim = axes_of(b, node, b.argument(2, "dim")), bool(b.argument(3, "keepdim", False))
-    given = b.tensor(x, b.fact(node).dtype)
-    terms = b.emit("Abs", given) if order == 1 else b.emit("Mul", given, given)
+    x_name = b.tensor(x, b.fact(node).dtype)
+    terms = b.emit("Abs", x_name) if order == 1 else b.emit("Mul", x_name, x_name)
     y = reduce(b, "ReduceSum", terms, axes, keepdim)
     return y if order == 1 else b.emit("Sqrt", y)
 
@@ -172,8 +174,8 @@ def _variance(root: bool) -> Callable[[Builder, fx.Node], str]:
             correction = float(b.number(node.kwargs.get("correction", 1)))
             keepdim = node.kwargs.get("keepdim")
         keepdim = bool(keepdim)
-        given = b.tensor(x)
-        centred = b.emit("Sub", given, reduce(b, "ReduceMean", given, axes, keepdim=True))
+        x_name = b.tensor(x)
+        centred = b.emit("Sub", x_name, reduce(b, "ReduceMean", x_name, axes, keepdim=True))
         squared = b.emit("Mul", centred, centred)
         y = reduce(b, "ReduceMean", squared, axes, keepdim)
         if correction:
@@ -190,10 +192,16 @@ def _variance(root: bool) -> Callable[[Builder, fx.Node], str]:
 
 
 RULES: dict[Any, Any] = {
-    **{aten.mean.dim: _reduction("ReduceMean"), aten.mean.default: _whole("ReduceMean")},
-    **{aten.sum.dim_IntList: _reduction("ReduceSum"), aten.sum.default: _whole("ReduceSum")},
+    **{aten.mean.dim: _reduction("ReduceMean"), aten.mean.default: _over_everything("ReduceMean")},
+    **{
+        aten.sum.dim_IntList: _reduction("ReduceSum"),
+        aten.sum.default: _over_everything("ReduceSum"),
+    },
     **{aten.amax.default: _reduction("ReduceMax"), aten.amin.default: _reduction("ReduceMin")},
-    **{aten.max.default: _whole("ReduceMax"), aten.min.default: _whole("ReduceMin")},
+    **{
+        aten.max.default: _over_everything("ReduceMax"),
+        aten.min.default: _over_everything("ReduceMin"),
+    },
     **{aten.max.dim: _max_along("ReduceMax", "ArgMax")},
     **{aten.min.dim: _max_along("ReduceMin", "ArgMin")},
     aten.logsumexp.default: _reduction("ReduceLogSumExp"),

@@ -47,10 +47,10 @@ def _upsample(mode: str, antialias: bool = False) -> Callable[[Builder, fx.Node]
             scales = torch.tensor(
                 [1.0, 1.0, *map(float, factors)], dtype=torch.float32, device="cpu"
             )
-            given = [b.tensor(x), "", b.constant(scales)]
+            x_name = [b.tensor(x), "", b.constant(scales)]
         else:
-            given = [b.tensor(x), "", "", _sizes(b, node, x)]
-        return b.emit("Resize", *given, coordinate_transformation_mode=where, **settings)
+            x_name = [b.tensor(x), "", "", _sizes(b, node, x)]
+        return b.emit("Resize", *x_name, coordinate_transformation_mode=where, **settings)
 
     return rule
 
@@ -88,8 +88,8 @@ def _resize_crop(b: Builder, node: fx.Node) -> str:
     is_bytes = b.dtype(x) == torch.uint8
     x = b.cast(x, torch.float32) if is_bytes else x
     for sizes in ([*first, height, columns], [*first, rows, columns]):
-        given = (x, "", "", b.as_sizes(sizes))
-        x = b.emit("Resize", *given, coordinate_transformation_mode="half_pixel", **settings)
+        x_name = (x, "", "", b.as_sizes(sizes))
+        x = b.emit("Resize", *x_name, coordinate_transformation_mode="half_pixel", **settings)
         if is_bytes and mode != "nearest":
             x = clip(b, b.emit("Round", x), 0.0, 255.0)
     starts = [_half(b, _arithmetic(b, "Sub", size, crop)) for size in (rows, columns)]

@@ -43,10 +43,10 @@ def _floordiv(b: Builder, node: fx.Node) -> str:
     quotient = b.emit("Div", x, y)
     if _not_negative(first) and _not_negative(second):
         return quotient
-    rest = b.emit("Sub", x, b.emit("Mul", quotient, y))
+    remainder = b.emit("Sub", x, b.emit("Mul", quotient, y))
     if not _not_negative(second):
-        rest = b.emit("Mul", rest, b.emit("Sign", y))
-    return b.emit("Add", quotient, b.emit("Min", b.emit("Sign", rest), b.integers(0)))
+        remainder = b.emit("Mul", remainder, b.emit("Sign", y))
+    return b.emit("Add", quotient, b.emit("Min", b.emit("Sign", remainder), b.integers(0)))
 
 
 def _mod(b: Builder, node: fx.Node) -> str:

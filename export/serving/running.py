@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastres.errors import ArtifactError, InputError, OptionError, OutOfMemory
 from fastres.export.metadata import CHECKSUM
-from fastres.system.plain_tensors import refuse_watched, settled
+from fastres.system.plain_tensors import materialized, refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 KEPT_RUNS = 1000
@@ -77,7 +77,7 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSpec:
     """One input or output: name, dtype, and sizes (names stand for open ones, None for unnamed)."""
 
     name: str
@@ -106,8 +106,8 @@ class Session:
 
     def __init__(self, path: Path, session: Any, load_seconds: float) -> None:
         self.path = path
-        self.inputs = tuple(_place(path, node) for node in session.get_inputs())
-        self.outputs = tuple(_place(path, node) for node in session.get_outputs())
+        self.inputs = tuple(_spec_of(path, node) for node in session.get_inputs())
+        self.outputs = tuple(_spec_of(path, node) for node in session.get_outputs())
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         # In files of ours no size depends on values, so results' sizes can be remembered.
@@ -131,10 +131,10 @@ class Session:
             OptionError: something watches or rewrites the calls of this thread (a fake mode, a
                 transformation of torch.func), which ONNX Runtime knows nothing of.
         """
-        refuse_watched("a session of ONNX Runtime")
-        given = self._arguments(args, kwargs)
+        refuse_under_tracing("a session of ONNX Runtime")
+        tensors = self._arguments(args, kwargs)
         began = time.perf_counter()
-        results = self._run(given)
+        results = self._run(tensors)
         took = time.perf_counter() - began
         with self._lock:
             if self._first is None:
@@ -144,7 +144,7 @@ class Session:
                 self._count += 1
         if len(results) == 1:
             return results[0]
-        return {place.name: result for place, result in zip(self.outputs, results, strict=True)}
+        return {spec.name: result for spec, result in zip(self.outputs, results, strict=True)}
 
     @property
     def timings(self) -> Timings:
@@ -160,7 +160,7 @@ class Session:
         return f"<Session {self.path.name} on {self.providers[0]}: {takes} -> {gives}>"
 
     def _arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-        names = [place.name for place in self.inputs]
+        names = [spec.name for spec in self.inputs]
         unknown = sorted(set(kwargs) - set(names[len(args) :]))
         if len(args) + len(kwargs) != len(names) or unknown:
             got = [f"{len(args)} by position", *(f"{name}=" for name in kwargs)]
@@ -171,23 +171,23 @@ class Session:
         known: dict[str, int] = {}
         return [self._checked(p, v, known) for p, v in zip(self.inputs, values, strict=True)]
 
-    def _checked(self, place: Place, value: Any, known: dict[str, int]) -> Tensor:
+    def _checked(self, spec: TensorSpec, value: Any, known: dict[str, int]) -> Tensor:
         if not isinstance(value, Tensor):
             raise InputError(
-                f"got a {type(value).__name__} for {place.name!r}, expected a tensor: {place}"
+                f"got a {type(value).__name__} for {spec.name!r}, expected a tensor: {spec}"
             )
         try:
-            tensor: Tensor = settled(value, place.name)
+            tensor: Tensor = materialized(value, spec.name)
         except OptionError as error:  # ONNX Runtime reads memory by its address
             raise InputError(str(error)) from error
-        wrong = tensor.dtype != place.dtype or tensor.dim() != len(place.sizes)
-        for size, got in zip(place.sizes, tensor.shape, strict=False):
-            wanted = known.setdefault(size, got) if isinstance(size, str) else size
-            wrong = wrong or (wanted is not None and wanted != got)
+        wrong = tensor.dtype != spec.dtype or tensor.dim() != len(spec.sizes)
+        for size, got in zip(spec.sizes, tensor.shape, strict=False):
+            expected = known.setdefault(size, got) if isinstance(size, str) else size
+            wrong = wrong or (expected is not None and expected != got)
         if wrong:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            message = f"got {dtype} {list(tensor.shape)} for {place.name!r}, expected {place}"
-            if tensor.dim() == len(place.sizes) == 4 and tensor.dtype == place.dtype:
+            message = f"got {dtype} {list(tensor.shape)} for {spec.name!r}, expected {spec}"
+            if tensor.dim() == len(spec.sizes) == 4 and tensor.dtype == spec.dtype:
                 message += (
                     ", as was asked when the file was exported: numbers are fixed; to_onnx(..., "
                     "dynamic_size=True) leaves height and width open where the model does"
@@ -195,39 +195,47 @@ class Session:
             raise InputError(message)
         if tensor.requires_grad and torch.is_grad_enabled():
             raise InputError(
-                f"{place.name!r} requires a gradient, which a file has none of: pass x.detach(), "
+                f"{spec.name!r} requires a gradient, which a file has none of: pass x.detach(), "
                 "or call under torch.no_grad()"
             )
         if tensor.numel() == 0:
-            raise InputError(f"got {list(tensor.shape)} for {place.name!r}: there is nothing in it")
+            raise InputError(f"got {list(tensor.shape)} for {spec.name!r}: there is nothing in it")
         return tensor.detach().contiguous()
 
-    def _run(self, given: list[Tensor]) -> list[Tensor]:
+    def _run(self, tensors: list[Tensor]) -> list[Tensor]:
         binding = self._session.io_binding()
-        for place, value in zip(self.inputs, given, strict=True):
-            _, element = next(t for t in _TYPES.values() if t[0] == place.dtype)
+        for spec, value in zip(self.inputs, tensors, strict=True):
+            _, element = next(t for t in _TYPES.values() if t[0] == spec.dtype)
             binding.bind_input(
-                *(place.name, value.device.type, value.device.index or 0, element),
-                *(tuple(value.shape), value.data_ptr()),
+                spec.name,
+                value.device.type,
+                value.device.index or 0,
+                element,
+                tuple(value.shape),
+                value.data_ptr(),
             )
             if value.is_cuda:  # the session has a stream of its own
                 torch.cuda.current_stream(value.device).synchronize()
-        device = given[0].device
-        key = tuple(value.shape for value in given)
-        shapes = self._shapes.get(key) or self._declared(given)
+        device = tensors[0].device
+        key = tuple(value.shape for value in tensors)
+        shapes = self._shapes.get(key) or self._declared(tensors)
         results: list[Tensor] = []
-        for index, place in enumerate(self.outputs):
+        for index, spec in enumerate(self.outputs):
             if shapes is None:
-                binding.bind_output(place.name, device.type, device.index or 0)
+                binding.bind_output(spec.name, device.type, device.index or 0)
                 continue
-            result = torch.empty(shapes[index], dtype=place.dtype, device=device)
-            _, element = next(t for t in _TYPES.values() if t[0] == place.dtype)
+            result = torch.empty(shapes[index], dtype=spec.dtype, device=device)
+            _, element = next(t for t in _TYPES.values() if t[0] == spec.dtype)
             binding.bind_output(
-                *(place.name, device.type, device.index or 0, element),
-                *(tuple(result.shape), result.data_ptr()),
+                spec.name,
+                device.type,
+                device.index or 0,
+                element,
+                tuple(result.shape),
+                result.data_ptr(),
             )
             results.append(result)
-        self._execute(binding, given)
+        self._execute(binding, tensors)
         if shapes is not None:
             return results
         # The file does not tell the results' sizes: ONNX Runtime's memory, copied into torch's.
@@ -239,23 +247,23 @@ class Session:
                 self._shapes[key] = [tuple(result.shape) for result in results]
         return [result.to(device) for result in results]
 
-    def _declared(self, given: list[Tensor]) -> list[tuple[int, ...]] | None:
+    def _declared(self, tensors: list[Tensor]) -> list[tuple[int, ...]] | None:
         """The results' shapes, where the file states all of them in the inputs' open sizes."""
         known: dict[Any, int] = {}
-        for place, value in zip(self.inputs, given, strict=True):
-            known.update(zip(place.sizes, value.shape, strict=True))
+        for spec, value in zip(self.inputs, tensors, strict=True):
+            known.update(zip(spec.sizes, value.shape, strict=True))
         shapes = [
-            tuple(size if isinstance(size, int) else known.get(size, -1) for size in place.sizes)
-            for place in self.outputs
+            tuple(size if isinstance(size, int) else known.get(size, -1) for size in spec.sizes)
+            for spec in self.outputs
         ]
-        unknown = any(size is None for place in self.outputs for size in place.sizes)
+        unknown = any(size is None for spec in self.outputs for size in spec.sizes)
         return None if unknown or any(-1 in shape for shape in shapes) else shapes
 
-    def _execute(self, binding: Any, given: list[Tensor]) -> None:
+    def _execute(self, binding: Any, tensors: list[Tensor]) -> None:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # ONNX Runtime's own types have no common base
-            shapes = ", ".join(str(list(value.shape)) for value in given)
+            shapes = ", ".join(str(list(value.shape)) for value in tensors)
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             if isinstance(error, MemoryError) or _NO_MEMORY.search(text):
                 raise OutOfMemory(
@@ -267,7 +275,7 @@ class Session:
             ) from error
 
 
-def _place(path: Path, node: Any) -> Place:
+def _spec_of(path: Path, node: Any) -> TensorSpec:
     known = _TYPES.get(node.type)
     if known is None:
         raise ArtifactError(
@@ -275,4 +283,4 @@ def _place(path: Path, node: Any) -> Place:
             "numbers only"
         )
     sizes = (size if isinstance(size, (int, str)) else None for size in node.shape)
-    return Place(node.name, known[0], tuple(sizes))
+    return TensorSpec(node.name, known[0], tuple(sizes))

@@ -1,5 +1,6 @@
-"""ONNX Runtime as somebody who knows it would set it up: providers, threads, memory, and no
-silence about any of it.
+"""Load an ONNX file in ONNX Runtime with fitting providers, threads and memory settings.
+
+A provider that does not load is reported, by a warning or an error.
 
 On a CPU this is tested. What concerns GPUs follows ONNX Runtime's documentation
 (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html) and was never run
@@ -55,8 +56,8 @@ def session(
         path: of the file.
         providers: ``"tensorrt"``, ``"cuda"``, ``"cpu"`` or ONNX Runtime's full names, in the order
             wanted; one or several. Default: of TensorRT, CUDA and the CPU, those that the
-            installed package has, GPUs only where the machine has one. A GPU that the package has
-            no provider for is told.
+            installed package has, GPUs only where the machine has one. A warning names a GPU that
+            the package has no provider for.
         strict: raise where a provider does not load, or where one of the listed leaves an operator
             to the CPU without the CPU being listed. Otherwise the first is a warning, and the
             second happens silently in ONNX Runtime.
@@ -82,8 +83,8 @@ def session(
         )
     if not isinstance(strict, bool):
         raise OptionError(f"strict={strict!r}: expected True or False")
-    wanted = _wanted(runtime, providers)
-    if providers is None and _has_gpu() and wanted == [PREFERRED[2]]:
+    requested_names = _requested_providers(runtime, providers)
+    if providers is None and _has_gpu() and requested_names == [PREFERRED[2]]:
         sentence = (
             "this machine has a GPU, and the ONNX Runtime installed here only has the CPU: "
             "install onnxruntime-gpu in its place, or ask for providers='cpu'"
@@ -98,27 +99,28 @@ def session(
     settings.intra_op_num_threads = threads or target.cpu_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what fails is raised, or told by a warning below
-    listed_cpu = PREFERRED[2] in wanted
+    listed_cpu = PREFERRED[2] in requested_names
     if strict and not listed_cpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if wanted[0] != PREFERRED[2] and hasattr(runtime, "preload_dlls"):
+    if requested_names[0] != PREFERRED[2] and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()  # CUDA's libraries from torch's packages
-    given = {_full(name): dict(value) for name, value in (options or {}).items()}
-    asked = [(name, given.get(name, {})) for name in wanted]
+    provider_options = {_full(name): dict(value) for name, value in (options or {}).items()}
+    requested = [(name, provider_options.get(name, {})) for name in requested_names]
     try:
-        loaded = runtime.InferenceSession(str(file), settings, providers=asked)
+        loaded = runtime.InferenceSession(str(file), settings, providers=requested)
     except Exception as error:  # ONNX Runtime's own types have no common base
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         if strict and not listed_cpu and "fallback" in str(error):
             raise TargetError(
-                f"strict=True: {', '.join(wanted)} cannot run all of {file.name}: {first}; list "
+                f"strict=True: {', '.join(requested_names)} cannot run all of {file.name}: "
+                f"{first}; list "
                 '"cpu" too, or leave strict out'
             ) from error
         raise ArtifactError(f"{file} cannot be loaded by ONNX Runtime: {first}") from error
-    missing = [name for name in wanted if name not in loaded.get_providers()]
+    missing = [name for name in requested_names if name not in loaded.get_providers()]
     if missing:
         sentence = (
-            f"asked for {', '.join(wanted)}, ONNX Runtime loaded "
+            f"asked for {', '.join(requested_names)}, ONNX Runtime loaded "
             f"{', '.join(loaded.get_providers())}: the libraries or the device of "
             f"{missing[0]} are not here"
         )
@@ -141,7 +143,7 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available() or target.gpu_driver() != "unknown"
 
 
-def _wanted(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
+def _requested_providers(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
     available = list(runtime.get_available_providers())
     if providers is None:
         gpu = _has_gpu()
@@ -149,8 +151,8 @@ def _wanted(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
     names = [providers] if isinstance(providers, str) else list(providers)
     if not names or not all(isinstance(name, str) for name in names):
         raise OptionError(f"providers={providers!r}: expected names such as 'cuda' and 'cpu'")
-    wanted = [_full(name) for name in names]
-    for name, full in zip(names, wanted, strict=True):
+    requested = [_full(name) for name in names]
+    for name, full in zip(names, requested, strict=True):
         if full not in available:
             hint = (
                 "; the package onnxruntime-gpu has the first two of tensorrt, cuda, cpu"
@@ -160,4 +162,4 @@ def _wanted(runtime: Any, providers: str | Sequence[str] | None) -> list[str]:
             raise OptionError(
                 f"providers: this ONNX Runtime has no {name!r}, only {', '.join(available)}{hint}"
             )
-    return list(dict.fromkeys(wanted))
+    return list(dict.fromkeys(requested))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from fastres.errors import OptionError
-from fastres.export.serving.running import Place
+from fastres.export.serving.running import TensorSpec
 
 TYPES: dict[torch.dtype, str] = {
     torch.float32: "TYPE_FP32",
@@ -128,8 +128,8 @@ def preferred_sizes(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
 
 def text(
     settings: Settings,
-    inputs: Sequence[Place],
-    outputs: Sequence[Place],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
     example: Sequence[Sequence[int]],
 ) -> str:
     """The whole file.
@@ -145,10 +145,10 @@ def text(
         'backend: "onnxruntime"',
         'default_model_filename: "model.onnx"',
         f"max_batch_size: {settings.max_batch_size}",
-        *(_block("input", _place(place, batched)) for place in inputs),
+        *(_block("input", _tensor_lines(spec, batched)) for spec in inputs),
         *(
-            _block("output", [*_place(place, batched), *_labels(settings, index)])
-            for index, place in enumerate(outputs)
+            _block("output", [*_tensor_lines(spec, batched), *_labels(settings, index)])
+            for index, spec in enumerate(outputs)
         ),
         _versions(settings.versions),
         _instances(settings),
@@ -180,11 +180,11 @@ def _list(name: str, numbers: Iterable[int]) -> str:
     return f"{name}: [ {', '.join(map(str, numbers))} ]"
 
 
-def _place(place: Place, batched: bool) -> list[str]:
+def _tensor_lines(spec: TensorSpec, batched: bool) -> list[str]:
     """Name, dtype and sizes; the batch is not among the sizes, and no size at all is written 1."""
-    sizes = [size if isinstance(size, int) else -1 for size in place.sizes[int(batched) :]]
+    sizes = [size if isinstance(size, int) else -1 for size in spec.sizes[int(batched) :]]
     shape = ["dims: [ 1 ]", "reshape { shape: [ ] }"] if not sizes else [_list("dims", sizes)]
-    return [f"name: {_quoted(place.name)}", f"data_type: {TYPES[place.dtype]}", *shape]
+    return [f"name: {_quoted(spec.name)}", f"data_type: {TYPES[spec.dtype]}", *shape]
 
 
 def _labels(settings: Settings, index: int) -> list[str]:
@@ -216,17 +216,17 @@ def _batching(settings: Settings) -> str:
     return _block("dynamic_batching", lines)
 
 
-def _warm_up(inputs: Sequence[Place], example: Sequence[Sequence[int]], batch: int) -> str:
+def _warm_up(inputs: Sequence[TensorSpec], example: Sequence[Sequence[int]], batch: int) -> str:
     """One request of zeros; the first of a shape is slow, and no user should be the one to send it.
 
     A batch of 0 stands for a model that has none: all sizes are then the request's.
     """
     lines = [f"name: {_quoted(f'batch of {batch}' if batch else 'one request')}"]
     lines.append(f"batch_size: {batch}")
-    for place, sizes in zip(inputs, example, strict=True):
+    for spec, sizes in zip(inputs, example, strict=True):
         shape = _list("dims", sizes[1:] if batch else sizes)
-        value = _block("value", [f"data_type: {TYPES[place.dtype]}", shape, "zero_data: true"])
-        lines.append(_block("inputs", [f"key: {_quoted(place.name)}", value]))
+        value = _block("value", [f"data_type: {TYPES[spec.dtype]}", shape, "zero_data: true"])
+        lines.append(_block("inputs", [f"key: {_quoted(spec.name)}", value]))
     return _block("model_warmup", lines)
 
 

@@ -25,12 +25,12 @@ from fastres.errors import OptionError, VerificationError
 from fastres.export.conversion import to_onnx
 from fastres.export.report import OnnxReport
 from fastres.export.serving import triton_config
-from fastres.export.serving.running import Place, Session
+from fastres.export.serving.running import Session, TensorSpec
 from fastres.export.serving.session import session
 from fastres.export.serving.triton_config import TYPES, Settings, preferred_sizes
 from fastres.optimized import OptimizedModule
-from fastres.system.files import as_path, folder_beside, refuse_null
-from fastres.system.plain_tensors import refuse_watched
+from fastres.system.files import as_path, refuse_null, temporary_folder
+from fastres.system.plain_tensors import refuse_under_tracing
 from fastres.system.threads import safe_threads
 
 
@@ -124,34 +124,38 @@ def triton_server(
         tensorrt=tensorrt,
         threads=threads,
     )
-    refuse_watched("triton_server")
+    refuse_under_tracing("triton_server")
     repository = as_path(directory)
-    home = repository / name
-    if os.path.lexists(home / str(version)):
+    model_folder = repository / name
+    if os.path.lexists(model_folder / str(version)):
         raise OptionError(
-            f"{home / str(version)}: this version exists; write version={_next(home)}, or remove it"
+            f"{model_folder / str(version)}: this version exists; write "
+            f"version={_next(model_folder)}, or remove it"
         )
-    with _workshop(repository) as workshop:
-        folder = workshop / str(version)
+    with _temporary_folder(repository) as temporary:
+        folder = temporary / str(version)
         folder.mkdir()
         report = to_onnx(model, folder / "model.onnx", labels=labels, **options)
         loaded = session(folder / "model.onnx", providers="cpu")
-        named = _labels(loaded)
+        class_names = _labels(loaded)
         settings = replace(
             settings,
             float16=report.precision == "float16",
-            labels=named is not None and loaded.outputs[0].sizes[1:] == (len(named),),
+            labels=class_names is not None and loaded.outputs[0].sizes[1:] == (len(class_names),),
         )
         if max_batch_size:
             _check_batched(loaded)
         example = _example(loaded, report)
         text = triton_config.text(settings, loaded.inputs, loaded.outputs, example)
-        checks = [*_parsed(text, settings, loaded), *_tried(loaded, settings, example)]
-        (workshop / "config.pbtxt").write_text(text, encoding="utf-8")
-        if named is not None:
-            (workshop / "labels.txt").write_text("\n".join(named) + "\n", encoding="utf-8")
-        _move(workshop, home, version)
-    return TritonReport(home, version, text, report, tuple(checks))
+        checks = [
+            *_check_config(text, settings, loaded),
+            *_run_as_declared(loaded, settings, example),
+        ]
+        (temporary / "config.pbtxt").write_text(text, encoding="utf-8")
+        if class_names is not None:
+            (temporary / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
+        _move(temporary, model_folder, version)
+    return TritonReport(model_folder, version, text, report, tuple(checks))
 
 
 def _name_of(model: nn.Module) -> str:
@@ -159,13 +163,13 @@ def _name_of(model: nn.Module) -> str:
     return kind.lower()
 
 
-def _next(home: Path) -> int:
-    found = [int(each.name) for each in home.iterdir() if re.fullmatch("[0-9]+", each.name)]
+def _next(model_folder: Path) -> int:
+    found = [int(each.name) for each in model_folder.iterdir() if re.fullmatch("[0-9]+", each.name)]
     return max(found, default=0) + 1
 
 
 @contextlib.contextmanager
-def _workshop(directory: Path) -> Iterator[Path]:
+def _temporary_folder(directory: Path) -> Iterator[Path]:
     """A folder inside the repository, gone afterwards; the repository too if it was made here."""
     with contextlib.ExitStack() as stack:
         try:
@@ -173,7 +177,7 @@ def _workshop(directory: Path) -> Iterator[Path]:
             if not directory.exists():
                 directory.mkdir(parents=True, exist_ok=True)
                 stack.callback(_remove_if_empty, directory)
-            folder = stack.enter_context(folder_beside(directory / "fastres"))
+            folder = stack.enter_context(temporary_folder(directory / "fastres"))
         except OSError as error:
             raise OptionError(
                 f"{directory}: cannot be written to: {error.strerror or error}"
@@ -201,10 +205,10 @@ def _labels(loaded: Session) -> list[str] | None:
 
 def _check_batched(loaded: Session) -> None:
     """With a batch size, Triton takes the first size of everything for the batch."""
-    for place in (*loaded.inputs, *loaded.outputs):
-        if not place.sizes or not str(place.sizes[0]).startswith("batch"):
+    for spec in (*loaded.inputs, *loaded.outputs):
+        if not spec.sizes or not str(spec.sizes[0]).startswith("batch"):
             raise OptionError(
-                f"max_batch_size: {place} has no open batch as its first size, which Triton needs "
+                f"max_batch_size: {spec} has no open batch as its first size, which Triton needs "
                 "to join requests; give max_batch_size=0"
             )
 
@@ -217,11 +221,11 @@ def _example(loaded: Session, report: OnnxReport) -> list[list[int]]:
     ]
 
 
-def _parsed(text: str, settings: Settings, loaded: Session) -> list[str]:
-    """Read the configuration as the server would.
+def _check_config(text: str, settings: Settings, loaded: Session) -> list[str]:
+    """Parse the configuration into the server's own message, and compare its names and batch size.
 
     Raises:
-        VerificationError: it cannot be, or says something else than meant.
+        VerificationError: it cannot be parsed, or declares something else than the file.
     """
     if find_spec("tritonclient") is None or find_spec("grpc") is None:
         return ["config.pbtxt was not parsed: pip install tritonclient[grpc] for that"]
@@ -233,14 +237,16 @@ def _parsed(text: str, settings: Settings, loaded: Session) -> list[str]:
         text_format.Parse(text, config)
     except text_format.ParseError as error:
         raise VerificationError(f"config.pbtxt cannot be parsed: {error}") from error
-    wanted = [place.name for place in (*loaded.inputs, *loaded.outputs)]
-    got = [place.name for place in (*config.input, *config.output)]
-    if got != wanted or config.max_batch_size != settings.max_batch_size:
-        raise VerificationError(f"config.pbtxt declares {got}, the file has {wanted}")
+    expected = [spec.name for spec in (*loaded.inputs, *loaded.outputs)]
+    got = [spec.name for spec in (*config.input, *config.output)]
+    if got != expected or config.max_batch_size != settings.max_batch_size:
+        raise VerificationError(f"config.pbtxt declares {got}, the file has {expected}")
     return ["config.pbtxt parsed into Triton's own message"]
 
 
-def _tried(loaded: Session, settings: Settings, example: Sequence[Sequence[int]]) -> list[str]:
+def _run_as_declared(
+    loaded: Session, settings: Settings, example: Sequence[Sequence[int]]
+) -> list[str]:
     """Run the file as the configuration declares it.
 
     Raises:
@@ -248,53 +254,53 @@ def _tried(loaded: Session, settings: Settings, example: Sequence[Sequence[int]]
     """
     batches = sorted({1, *settings.preferred}) if settings.max_batch_size else [0]
     for batch in batches:
-        given = [
+        tensors = [
             torch.zeros(
-                [batch, *sizes[1:]] if batch else list(sizes), dtype=place.dtype, device="cpu"
+                [batch, *sizes[1:]] if batch else list(sizes), dtype=spec.dtype, device="cpu"
             )
-            for place, sizes in zip(loaded.inputs, example, strict=True)
+            for spec, sizes in zip(loaded.inputs, example, strict=True)
         ]
-        answers = loaded(*given)
-        results = [answers] if isinstance(answers, Tensor) else list(answers.values())
-        for place, result in zip(loaded.outputs, results, strict=True):
-            _check_result(place, result, batch)
+        outputs = loaded(*tensors)
+        results = [outputs] if isinstance(outputs, Tensor) else list(outputs.values())
+        for spec, result in zip(loaded.outputs, results, strict=True):
+            _check_result(spec, result, batch)
     tried = ", ".join(str(batch or "fixed") for batch in batches)
     return [f"run in ONNX Runtime as declared, batches {tried}"]
 
 
-def _check_result(place: Place, result: Tensor, batch: int) -> None:
-    fits = result.dtype == place.dtype and result.dim() == len(place.sizes)
-    sizes = [batch if batch and axis == 0 else size for axis, size in enumerate(place.sizes)]
+def _check_result(spec: TensorSpec, result: Tensor, batch: int) -> None:
+    fits = result.dtype == spec.dtype and result.dim() == len(spec.sizes)
+    sizes = [batch if batch and axis == 0 else size for axis, size in enumerate(spec.sizes)]
     for size, got in zip(sizes, result.shape, strict=False):
         fits = fits and (not isinstance(size, int) or size == got)
     if not fits:
         raise VerificationError(
-            f"{place.name} is {TYPES.get(result.dtype)} {list(result.shape)}, declared as {place}"
+            f"{spec.name} is {TYPES.get(result.dtype)} {list(result.shape)}, declared as {spec}"
         )
 
 
-def _move(workshop: Path, home: Path, version: int) -> None:
-    """Put the model's folder in its place, or the version into a folder that is there.
+def _move(temporary: Path, model_folder: Path, version: int) -> None:
+    """Move the new model's folder into the repository, or the version into an existing folder.
 
     Raises:
         OptionError: the folder has another configuration, which would hold for this version too.
     """
-    if not home.exists():
-        made = workshop / "model"
-        made.mkdir()
-        for each in list(workshop.iterdir()):
-            if each != made:
-                each.rename(made / each.name)
-        made.rename(home)
+    if not model_folder.exists():
+        new_folder = temporary / "model"
+        new_folder.mkdir()
+        for each in list(temporary.iterdir()):
+            if each != new_folder:
+                each.rename(new_folder / each.name)
+        new_folder.rename(model_folder)
         return
     for name in ("config.pbtxt", "labels.txt"):
-        there, new = home / name, workshop / name
-        if not new.exists() and not there.exists():
+        existing, new = model_folder / name, temporary / name
+        if not new.exists() and not existing.exists():
             continue
-        if not (new.exists() and there.is_file() and there.read_bytes() == new.read_bytes()):
-            state = "another than that" if there.exists() else "not there, and part"
+        if not (new.exists() and existing.is_file() and existing.read_bytes() == new.read_bytes()):
+            state = "another than that" if existing.exists() else "not there, and part"
             raise OptionError(
-                f"{there}: it is {state} of this version, and all versions share it; use another "
-                "name, the same settings, or edit it and add the version by hand"
+                f"{existing}: it is {state} of this version, and all versions share it; use "
+                "another name, the same settings, or edit it and add the version by hand"
             )
-    (workshop / str(version)).rename(home / str(version))
+    (temporary / str(version)).rename(model_folder / str(version))

@@ -15,8 +15,8 @@ from fastres.accuracy.bounds import NUMBERS_AGREE
 from fastres.accuracy.reference import InPrecision
 from fastres.accuracy.relative_error import ErrorSums
 from fastres.accuracy.top_k import of_answers, of_choice
-from fastres.capture.capture import as_arguments, own_dtype
-from fastres.capture.pipeline import around
+from fastres.capture.capture import as_arguments, model_dtype
+from fastres.capture.pipeline import with_preprocessing
 from fastres.errors import VerificationError
 from fastres.transforms import Preprocessing
 
@@ -83,10 +83,10 @@ def compare(model: nn.Module, fast: Optimized, batches: Iterable[Any]) -> Compar
     Raises:
         VerificationError: ``fast`` answers with other structures, shapes or dtypes.
     """
-    dtype, own, preprocessing = fast.dtype, own_dtype(model), fast.preprocessing
+    dtype, own, preprocessing = fast.dtype, model_dtype(model), fast.preprocessing
     top_k = None if preprocessing is None else preprocessing.top_k
     if preprocessing is not None:  # the reference says what all answers are
-        model = around(model, replace(preprocessing, top_k=None))
+        model = with_preprocessing(model, replace(preprocessing, top_k=None))
     oracle, eager = InPrecision(model, torch.float64), InPrecision(model, dtype)
     itself = eager if dtype == own else InPrecision(model, own)
     result = Comparison(ErrorSums(torch.finfo(dtype).eps))

@@ -12,8 +12,8 @@ from fastres.accuracy.bounds import LAYER_SLACK
 from fastres.accuracy.compare import Optimized
 from fastres.accuracy.reference import cast_copy
 from fastres.accuracy.relative_error import ErrorSums
-from fastres.capture.capture import Captured, capture, in_eval_mode, own_dtype
-from fastres.capture.pipeline import around
+from fastres.capture.capture import Captured, capture, in_eval_mode, model_dtype
+from fastres.capture.pipeline import with_preprocessing
 from fastres.ir.precision import Recorder
 
 
@@ -37,8 +37,8 @@ def first_drift(model: nn.Module, fast: Optimized, batch: Any, bound: float) -> 
     """The first operator whose result is further off than the captured model's; None for none."""
     dtype = fast.dtype
     twin, _ = in_eval_mode(model)
-    captured = capture(around(twin, fast.preprocessing), batch)
-    own = own_dtype(twin)
+    captured = capture(with_preprocessing(twin, fast.preprocessing), batch)
+    own = model_dtype(twin)
     exact, plain = (_values(captured, own, precision) for precision in (torch.float64, dtype))
     flat = cast_copy(captured.example, own, own)
     for node, value in fast.intermediate(flat):

@@ -16,10 +16,10 @@ from fastres.capture.capture import (
     as_arguments,
     capture,
     in_eval_mode,
-    own_dtype,
+    model_dtype,
 )
-from fastres.capture.guard import untouched
-from fastres.capture.wrappers import like
+from fastres.capture.guard import state_restored
+from fastres.capture.wrappers import copy_keeping_modes
 from fastres.errors import CaptureError
 from fastres.ir.precision import Recorder
 
@@ -33,8 +33,8 @@ class InPrecision:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, _ = in_eval_mode(model)
-        self._twin = like(self._model)
-        if dtype != own_dtype(self._model):
+        self._twin = copy_keeping_modes(self._model)
+        if dtype != model_dtype(self._model):
             self._twin.to(dtype)
         self._dtype = dtype
 
@@ -44,12 +44,12 @@ class InPrecision:
         Raises:
             CaptureError: forward changes a buffer, which an optimised model would not.
         """
-        own = own_dtype(self._model)
+        own = model_dtype(self._model)
         args, kwargs = cast_copy(as_arguments(batch), own, self._dtype)
         before = self._state()
         try:
             # A forward may print, and keep something on a class, which the twin has in common.
-            with TRACING, untouched(self._twin), contextlib.redirect_stdout(io.StringIO()):
+            with TRACING, state_restored(self._twin), contextlib.redirect_stdout(io.StringIO()):
                 answer = self._twin(*args, **kwargs)
                 after = self._state()
         except RuntimeError:

@@ -1,4 +1,4 @@
-"""What an operation is given, as JSON, and whether its schema takes that.
+"""Arguments of operators as JSON, and whether an operator's schema accepts them.
 
 Numbers, booleans, texts, lists and null are themselves. What JSON lacks is an object with one name:
 ``{"node": "conv1"}``, ``{"dtype": "float32"}``, ``{"device": "cpu"}``, ``{"layout": "strided"}``,
@@ -21,10 +21,22 @@ from fastres.errors import ArtifactError
 DTYPES: dict[str, torch.dtype] = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.int64, torch.int32, torch.int16, torch.int8),
-        *(torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool),
-        *(torch.complex64, torch.complex128, torch.complex32),
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.uint16,
+        torch.uint32,
+        torch.uint64,
+        torch.bool,
+        torch.complex64,
+        torch.complex128,
+        torch.complex32,
     )
 }
 LAYOUTS = {"strided": torch.strided}
@@ -39,7 +51,7 @@ _TABLES: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d{1,3})?")
 
-LARGEST_NUMBER = 2**63 - 1
+MAX_NUMBER = 2**63 - 1
 """torch's numbers have 64 bits."""
 
 
@@ -73,25 +85,25 @@ def argument_to_json(value: Any) -> Any:
     )
 
 
-def argument_from_json(given: Any, nodes: Mapping[str, fx.Node], where: str) -> Any:
+def argument_from_json(data: Any, nodes: Mapping[str, fx.Node], where: str) -> Any:
     """The argument that :func:`argument_to_json` wrote; ``nodes`` are those before it.
 
     Raises:
         ArtifactError: it names a node that is not there, or something unknown.
     """
-    if given is None or isinstance(given, (bool, float)):
-        return given
-    if isinstance(given, str):
-        return text(given, where)
-    if isinstance(given, int):
-        if abs(given) > LARGEST_NUMBER:
+    if data is None or isinstance(data, (bool, float)):
+        return data
+    if isinstance(data, str):
+        return text(data, where)
+    if isinstance(data, int):
+        if abs(data) > MAX_NUMBER:
             raise ArtifactError(f"{where}: a number of more than 64 bits")
-        return given
-    if isinstance(given, list):
-        return [argument_from_json(item, nodes, where) for item in given]
-    if not isinstance(given, dict) or len(given) != 1:
+        return data
+    if isinstance(data, list):
+        return [argument_from_json(item, nodes, where) for item in data]
+    if not isinstance(data, dict) or len(data) != 1:
         raise ArtifactError(f"{where}: expected an argument, got an object of several names")
-    ((kind, value),) = given.items()
+    ((kind, value),) = data.items()
     if kind == "tuple":
         return tuple(argument_from_json(of_type(value, list, where), nodes, where))
     name = of_type(value, str, where)
@@ -105,52 +117,52 @@ def argument_from_json(given: Any, nodes: Mapping[str, fx.Node], where: str) -> 
     raise ArtifactError(f"{where}: {ascii(name)[:60]} is no {what} known here")
 
 
-def device_from_json(given: Any, where: str) -> torch.device:
+def device_from_json(data: Any, where: str) -> torch.device:
     """A device by name; whether this machine has it is another question."""
-    name = of_type(given, str, where)
+    name = of_type(data, str, where)
     if _DEVICE.fullmatch(name) is None:
         raise ArtifactError(f"{where}: {ascii(name)[:60]} is no device")
     return torch.device(name)
 
 
-def dtype_from_json(given: Any, where: str) -> torch.dtype:
+def dtype_from_json(data: Any, where: str) -> torch.dtype:
     """A dtype by name."""
-    name = of_type(given, str, where)
+    name = of_type(data, str, where)
     if name not in DTYPES:
         raise ArtifactError(f"{where}: {ascii(name)[:60]} is no dtype known here")
     return DTYPES[name]
 
 
-def takes(kind: str, value: Any, kinds: Callable[[fx.Node], str]) -> bool:
+def accepts(kind: str, value: Any, kind_of: Callable[[fx.Node], str]) -> bool:
     """Whether an argument of this type (as a schema writes it) takes ``value``.
 
     Args:
-        kinds: what a node's value is: ``"Tensor"``, ``"List[Tensor]"``, ``"number"`` or else.
+        kind_of: what a node's value is: ``"Tensor"``, ``"List[Tensor]"``, ``"number"`` or else.
     """
     if kind.startswith("Optional["):
-        return value is None or takes(kind[len("Optional[") : -1], value, kinds)
+        return value is None or accepts(kind[len("Optional[") : -1], value, kind_of)
     if kind.startswith("List["):
         inner = kind[len("List[") : -1]
         if isinstance(value, (list, tuple)):
-            return all(takes(inner, item, kinds) for item in value)
+            return all(accepts(inner, item, kind_of) for item in value)
         if isinstance(value, fx.Node):
-            return kind == "List[Tensor]" and kinds(value) == kind
-        return inner in ("int", "float", "bool") and takes(inner, value, kinds)  # one for all
+            return kind == "List[Tensor]" and kind_of(value) == kind
+        return inner in ("int", "float", "bool") and accepts(inner, value, kind_of)  # one for all
     if isinstance(value, fx.Node):
-        found = kinds(value)
+        found = kind_of(value)
         return found == kind or (found == "number" and kind in _NUMBERS)
-    return _PLAIN.get(kind, _nothing)(value)
+    return _ACCEPTS.get(kind, _accepts_nothing)(value)
 
 
 _NUMBERS = {"int", "float", "bool", "number", "Tensor"}
-"""A number is taken where a tensor is wanted: torch wraps it."""
+"""Types of a schema that accept a number: torch wraps it where a tensor is expected."""
 
 
-def _nothing(value: Any) -> bool:
+def _accepts_nothing(value: Any) -> bool:
     return False
 
 
-_PLAIN: dict[str, Callable[[Any], bool]] = {
+_ACCEPTS: dict[str, Callable[[Any], bool]] = {
     "Tensor": lambda value: type(value) in (bool, int, float),
     "int": lambda value: type(value) is int,
     "bool": lambda value: type(value) is bool,

@@ -1,4 +1,4 @@
-"""What a model takes, as JSON: contract, signature, and the call that it was captured with."""
+"""Contract, signature and captured example of a model, as JSON and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastres.artifact.strict import count, fields, identifier, items, of_type, t
 from fastres.capture.contract import Contract, Guard, Limit, TensorInput
 from fastres.errors import ArtifactError
 
-LARGEST_EXAMPLE = 2**40
+MAX_EXAMPLE_ELEMENTS = 2**40
 """Elements in one tensor of the captured call."""
 
 
@@ -30,26 +30,26 @@ def contract_to_json(contract: Contract) -> dict[str, Any]:
         ArtifactError: an argument other than a tensor had a value that JSON cannot hold.
     """
     return {
-        "inputs": [_input_to_json(wanted) for wanted in contract.inputs],
-        "guards": [[size_to_json(g.condition), g.place] for g in contract.guards],
+        "inputs": [_input_to_json(expected) for expected in contract.inputs],
+        "guards": [[size_to_json(g.condition), g.location] for g in contract.guards],
         "limits": [[limit.symbol, limit.lower, limit.upper] for limit in contract.limits],
     }
 
 
-def _input_to_json(wanted: Any) -> Any:
-    if not isinstance(wanted, TensorInput):
-        return {"value": _plain_to_json(wanted)}
+def _input_to_json(expected: Any) -> Any:
+    if not isinstance(expected, TensorInput):
+        return {"value": _plain_to_json(expected)}
     return {
-        "name": wanted.name,
-        "dtype": str(wanted.dtype).removeprefix("torch."),
-        "device": str(wanted.device),
-        "sizes": [size_to_json(size) for size in wanted.sizes],
+        "name": expected.name,
+        "dtype": str(expected.dtype).removeprefix("torch."),
+        "device": str(expected.device),
+        "sizes": [size_to_json(size) for size in expected.sizes],
     }
 
 
-def contract_from_json(given: Any) -> Contract:
+def contract_from_json(data: Any) -> Contract:
     """The contract that :func:`contract_to_json` wrote."""
-    inputs, guards, limits = fields(given, ("inputs", "guards", "limits"), "contract")
+    inputs, guards, limits = fields(data, ("inputs", "guards", "limits"), "contract")
     return Contract(
         tuple(_input_from_json(entry) for entry in items(inputs, dict, "contract.inputs")),
         tuple(_guard(entry) for entry in items(guards, list, "contract.guards")),
@@ -64,8 +64,8 @@ def _input_from_json(entry: dict[str, Any]) -> Any:
         return _plain_from_json(value, where)
     name, dtype, device, sizes = fields(entry, ("name", "dtype", "device", "sizes"), where)
     dimensions = tuple(dimension_from_json(size, where) for size in of_type(sizes, list, where))
-    place = device_from_json(device, where)
-    return TensorInput(text(name, where), dtype_from_json(dtype, where), place, dimensions)
+    tensor_device = device_from_json(device, where)
+    return TensorInput(text(name, where), dtype_from_json(dtype, where), tensor_device, dimensions)
 
 
 def _guard(entry: list[Any]) -> Guard:
@@ -92,11 +92,11 @@ def example_to_json(example: list[Any]) -> list[Any]:
     ]
 
 
-def example_from_json(given: Any) -> list[Any]:
+def example_from_json(data: Any) -> list[Any]:
     """The arguments that :func:`example_to_json` wrote, tensors without memory."""
     where = "example"
     leaves: list[Any] = []
-    for entry in items(given, dict, where):
+    for entry in items(data, dict, where):
         if "value" in entry:
             (value,) = fields(entry, ("value",), where)
             leaves.append(_plain_from_json(value, where))
@@ -106,7 +106,7 @@ def example_from_json(given: Any) -> list[Any]:
         elements = 1
         for size in sizes:
             elements = min(elements * max(size, 1), 2**64)
-        if elements > LARGEST_EXAMPLE or len(sizes) > 64:
+        if elements > MAX_EXAMPLE_ELEMENTS or len(sizes) > 64:
             raise ArtifactError(f"{where}: a tensor of {len(sizes)} dimensions, too large")
         leaves.append(torch.empty(sizes, dtype=dtype_from_json(dtype, where), device="meta"))
     return leaves
@@ -130,7 +130,7 @@ def signature_to_json(signature: inspect.Signature) -> list[Any]:
     return listed
 
 
-class Shown:
+class UnsavedDefault:
     """Stands for a default value that a file could not hold."""
 
     def __init__(self, form: str) -> None:
@@ -140,22 +140,26 @@ class Shown:
         return self.form
 
 
-def signature_from_json(given: Any) -> inspect.Signature:
+def signature_from_json(data: Any) -> inspect.Signature:
     """The signature that :func:`signature_to_json` wrote."""
     where = "signature"
     parameters = []
-    for entry in items(given, dict, where):
-        given_names = [name for name in ("default", "shown") if name in entry][:1]
-        name, kind, *rest = fields(entry, ["name", "kind", *given_names], where)
+    for entry in items(data, dict, where):
+        default_keys = [name for name in ("default", "shown") if name in entry][:1]
+        name, kind, *default_entry = fields(entry, ["name", "kind", *default_keys], where)
         default: Any = inspect.Parameter.empty
-        if rest:
-            shown = given_names == ["shown"]
-            default = Shown(text(rest[0], where)) if shown else _plain_from_json(rest[0], where)
+        if default_entry:
+            shown = default_keys == ["shown"]
+            default = (
+                UnsavedDefault(text(default_entry[0], where))
+                if shown
+                else _plain_from_json(default_entry[0], where)
+            )
         kind_name = of_type(kind, str, where)
         if kind_name not in _KINDS:
             raise ArtifactError(f"{where}: {ascii(kind_name)[:40]} is no kind of parameter")
-        own = identifier(name, where)
-        parameters.append(inspect.Parameter(own, _KINDS[kind_name], default=default))
+        parameter_name = identifier(name, where)
+        parameters.append(inspect.Parameter(parameter_name, _KINDS[kind_name], default=default))
     try:
         return inspect.Signature(parameters)
     except ValueError as error:
@@ -172,5 +176,5 @@ def _plain_to_json(value: Any) -> Any:
     return argument_to_json(value)
 
 
-def _plain_from_json(given: Any, where: str) -> Any:
-    return argument_from_json(given, {}, where)
+def _plain_from_json(data: Any, where: str) -> Any:
+    return argument_from_json(data, {}, where)

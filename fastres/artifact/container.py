@@ -20,7 +20,7 @@ from fastres.artifact import stored
 from fastres.artifact.arguments import dtype_from_json
 from fastres.artifact.strict import count, of_type, text
 from fastres.errors import ArtifactError
-from fastres.system.files import replacing
+from fastres.system.files import atomic_write
 from fastres.system.target import cpu_threads
 
 FORMAT_VERSION = 1
@@ -32,7 +32,7 @@ _METADATA = {"format", "format_version", "description", "description_sha256"}
 def write(
     path: str | os.PathLike[str], description: str, tensors: Mapping[str, Tensor], check: Any
 ) -> None:
-    """Write the file whole, or leave what was there.
+    """Write the file atomically: on an error, the file that was there before stays.
 
     Args:
         tensors: on the CPU, dense, without shared memory.
@@ -48,7 +48,7 @@ def write(
         "description_sha256": _digest(description.encode()),
     }
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             stored.write(temporary, tensors, metadata)
             check(temporary)
     except OSError as error:
@@ -58,7 +58,7 @@ def write(
 
 
 class File:
-    """A file that was opened and whose header makes sense.
+    """An opened file whose header is valid.
 
     Attributes:
         description: its JSON text, as it was written.
@@ -77,7 +77,7 @@ class File:
             raise ArtifactError("its description does not have the checksum it was written with")
 
     def tensors(self, expected: Mapping[str, Any]) -> dict[str, Tensor]:
-        """All tensors, in memory of their own and held against their checksums.
+        """All tensors, in newly allocated memory, after comparing their checksums.
 
         Args:
             expected: what :func:`tensors_to_json` wrote.
@@ -102,9 +102,9 @@ class File:
             raise ArtifactError(f"the tensor {ascii(name)[:80]} is not described")
         shape = [count(size, "tensors") for size in of_type(parts[1], list, "tensors")]
         text(parts[2], "tensors")
-        given = self._stored.shape(name)
-        if given != shape:
-            raise ArtifactError(f"the tensor {name} is {given}, expected {shape}")
+        data = self._stored.shape(name)
+        if data != shape:
+            raise ArtifactError(f"the tensor {name} is {data}, expected {shape}")
         found = self._stored.tensor(name)
         if found.dtype != dtype_from_json(parts[0], "tensors"):
             raise ArtifactError(f"the tensor {name} is {found.dtype}, expected {parts[0]}")

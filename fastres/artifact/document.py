@@ -1,4 +1,4 @@
-"""What a saved model consists of, and its description in JSON.
+"""The parts of a saved model, and their description in JSON.
 
 =============  ================================================================================
 field          holds
@@ -54,7 +54,7 @@ _FIELDS = (
 
 @dataclass
 class Parts:
-    """Everything that an optimised model is made of.
+    """The parts of an optimised model, which a file holds.
 
     Attributes:
         module: the fused graph; weights are its buffers.
@@ -113,14 +113,14 @@ def _plain(name: str, value: Tensor) -> Tensor:
 
 
 class Description:
-    """A description taken apart.
+    """A parsed and checked description.
 
     Raises:
         ArtifactError: it does not describe a model.
     """
 
-    def __init__(self, given: str) -> None:
-        values = dict(zip(_FIELDS, fields(parse(given), _FIELDS, "the description"), strict=True))
+    def __init__(self, data: str) -> None:
+        values = dict(zip(_FIELDS, fields(parse(data), _FIELDS, "the description"), strict=True))
         self._values = values
         self.weights = of_type(values["weights"], dict, "weights")
         self.report = report_from_json(values["report"])
@@ -132,9 +132,9 @@ class Description:
 
     @property
     def device(self) -> str:
-        """Where the model ran that was saved."""
-        wanted = (w.device for w in self.contract.inputs if isinstance(w, TensorInput))
-        return str(next(wanted, "cpu"))
+        """The device that the saved model's first tensor input was on."""
+        devices = (each.device for each in self.contract.inputs if isinstance(each, TensorInput))
+        return str(next(devices, "cpu"))
 
     def parts(
         self,
@@ -183,21 +183,21 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
-def _preprocessing(given: Any) -> Preprocessing | None:
-    if given is None:
+def _preprocessing(data: Any) -> Preprocessing | None:
+    if data is None:
         return None
     try:
-        return Preprocessing.from_dict(of_type(given, dict, "preprocessing"))
+        return Preprocessing.from_dict(of_type(data, dict, "preprocessing"))
     except (OptionError, TypeError, ValueError) as error:
         raise ArtifactError(f"preprocessing: {error}") from error
 
 
-def _recipe(given: Any) -> str:
-    return of_type(given, str, "recipe")
+def _recipe(data: Any) -> str:
+    return of_type(data, str, "recipe")
 
 
 def _check_counts(parts: Parts) -> None:
-    """Inputs and outputs are as many everywhere."""
+    """Check that graph, contract, structures and example agree on how many inputs and outputs."""
     nodes = parts.module.graph.nodes
     inputs = sum(node.op == "placeholder" for node in nodes)
     (output,) = (node for node in nodes if node.op == "output")

@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, fx, nn
 
-from fastres.artifact.arguments import argument_from_json, argument_to_json, takes
+from fastres.artifact.arguments import accepts, argument_from_json, argument_to_json
 from fastres.artifact.operators import PYTHON, operator_name, resolve, type_of
 from fastres.artifact.strict import fields, identifier, items, of_type, text
 from fastres.errors import ArtifactError
@@ -32,18 +32,18 @@ from fastres.ir.graph import output_nodes
 from fastres.kernels.activations import ACTIVATIONS
 from fastres.transforms import Interpolation
 
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 """A ResNet-152 has about 800."""
 
-_WORDS: dict[str, tuple[str, ...]] = {
+_STRING_CHOICES: dict[str, tuple[str, ...]] = {
     "activation": tuple(ACTIVATIONS),
     "pre_activation": tuple(ACTIVATIONS),
     "interpolation": get_args(Interpolation),
 }
 """What the arguments of fastres's operators that are texts may be."""
 
-MOST_BITS = 256
-"""Of a number computed from sizes, which have 63."""
+MAX_BITS = 256
+"""Bits of a number computed from sizes, which themselves have 63."""
 
 
 def graph_to_json(module: fx.GraphModule) -> dict[str, Any]:
@@ -73,28 +73,28 @@ def _node_to_json(node: fx.Node) -> dict[str, Any]:
             "named": {name: argument_to_json(value) for name, value in node.kwargs.items()},
             "module": module,
             "source": str(node.meta.get("source") or ""),
-            "asked": bool(node.meta.get("asked")),
+            "asked": bool(node.meta.get("added")),
         }
     except ArtifactError as error:
         raise ArtifactError(f"module {module or '(the model itself)'}: {error}") from error
 
 
 def graph_from_json(
-    given: Any,
+    data: Any,
     constants: Mapping[str, Tensor],
     device: Callable[[torch.device], torch.device] = lambda device: device,
 ) -> fx.GraphModule:
     """The graph that :func:`graph_to_json` wrote, with these constants as buffers.
 
     Args:
-        device: where what the graph makes itself belongs, given where it was made.
+        device: maps the device on which the graph created tensors to the one it is to use.
 
     Raises:
         ArtifactError: a name, an operator or an argument is not what it may be.
     """
-    listed, outputs = fields(given, ("nodes", "outputs"), "graph")
+    listed, outputs = fields(data, ("nodes", "outputs"), "graph")
     entries = items(listed, dict, "graph.nodes")
-    if len(entries) > MOST_NODES:
+    if len(entries) > MAX_NODES:
         raise ArtifactError(f"graph: {len(entries)} nodes")
     module = fx.GraphModule(nn.Module(), fx.Graph())
     for name, value in constants.items():
@@ -113,7 +113,13 @@ def graph_from_json(
 
 @dataclass(frozen=True)
 class _Value:
-    """What a node's value is: a schema's type or ``"number"``, the bits it may have, its items."""
+    """The kind of a node's value.
+
+    Attributes:
+        kind: a type of schemas, or ``"number"`` for arithmetic on sizes.
+        bits: of a number, how many it can have at most.
+        items: of a list or tuple, the kinds of its items.
+    """
 
     kind: str
     bits: int = 0
@@ -151,16 +157,17 @@ class _Builder:
         else:
             raise ArtifactError(f"{where}: a node of kind {ascii(kind)[:40]}")
 
-    def argument(self, given: Any, where: str) -> Any:
+    def argument(self, data: Any, where: str) -> Any:
         """An argument, with its devices replaced."""
-        found = argument_from_json(given, self.nodes, where)
+        parsed = argument_from_json(data, self.nodes, where)
         return fx.node.map_aggregate(
-            found, lambda value: self.device(value) if isinstance(value, torch.device) else value
+            parsed,
+            lambda value: self.device(value) if isinstance(value, torch.device) else value,
         )
 
     def _call(self, entry: dict[str, Any], where: str) -> None:
         names = ("kind", "name", "of", "arguments", "named", "module", "source", "asked")
-        _, name, of, arguments, named, module, source, asked = fields(entry, names, where)
+        _, name, of, arguments, named, module, source, added = fields(entry, names, where)
         target = resolve(of_type(of, str, where))
         args = [self.argument(a, where) for a in of_type(arguments, list, where)]
         kwargs = {k: self.argument(v, where) for k, v in of_type(named, dict, where).items()}
@@ -170,22 +177,22 @@ class _Builder:
         node.meta["module"] = text(module, where)
         if source:
             node.meta["source"] = text(source, where)
-        if of_type(asked, bool, where):
-            node.meta["asked"] = True
+        if of_type(added, bool, where):
+            node.meta["added"] = True
 
     def _append(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: Any, where: str
     ) -> fx.Node:
-        wanted = identifier(name, where)
-        node = self.graph.create_node(kind, target, args, kwargs, name=wanted)
-        if node.name != wanted:
-            raise ArtifactError(f"{where}: the name {wanted} is taken")
-        self.nodes[wanted] = node
+        node_name = identifier(name, where)
+        node = self.graph.create_node(kind, target, args, kwargs, name=node_name)
+        if node.name != node_name:
+            raise ArtifactError(f"{where}: the name {node_name} is taken")
+        self.nodes[node_name] = node
         self.values[node] = _Value("Tensor")
         return node
 
     def _checked(self, target: Any, args: list[Any], kwargs: dict[str, Any], where: str) -> _Value:
-        """What a call of ``target`` gives.
+        """The value that a call of ``target`` returns.
 
         Raises:
             ArtifactError: its schema does not take these arguments.
@@ -196,25 +203,25 @@ class _Builder:
             return self._number(target, args, kwargs, where)
         schema = target._schema
         positional = [a for a in schema.arguments if not a.kwarg_only]
-        given = dict(zip((a.name for a in positional), args, strict=False))
-        if len(args) > len(positional) or given.keys() & kwargs.keys():
+        bound = dict(zip((a.name for a in positional), args, strict=False))
+        if len(args) > len(positional) or bound.keys() & kwargs.keys():
             raise ArtifactError(f"{where}: too many arguments for {target}")
-        given.update(kwargs)
+        bound.update(kwargs)
         for argument in schema.arguments:
-            if argument.name not in given:
+            if argument.name not in bound:
                 if not argument.has_default_value():
                     raise ArtifactError(f"{where}: {target} lacks its {argument.name}")
                 continue
-            value = given.pop(argument.name)
-            words = _WORDS.get(argument.name) if target in ops.REFERENCE else None
+            value = bound.pop(argument.name)
+            words = _STRING_CHOICES.get(argument.name) if target in ops.REFERENCE else None
             known = words is None or value in words
-            if not known or not takes(type_of(argument), value, self._kind):
+            if not known or not accepts(type_of(argument), value, self._kind):
                 raise ArtifactError(
                     f"{where}: {target} takes {type_of(argument)} as {argument.name}, "
                     f"not {ascii(value)[:60]}"
                 )
-        if given:
-            raise ArtifactError(f"{where}: {target} takes no {ascii(next(iter(given)))[:60]}")
+        if bound:
+            raise ArtifactError(f"{where}: {target} takes no {ascii(next(iter(bound)))[:60]}")
         kinds = tuple(_result_kind(result) for result in schema.returns)
         return _Value(kinds[0], 64) if len(kinds) == 1 else _Value("tuple", items=kinds)
 
@@ -222,21 +229,21 @@ class _Builder:
         return self.values[node].kind
 
     def _item(self, args: list[Any], kwargs: dict[str, Any], where: str) -> _Value:
-        whole = self.values.get(args[0]) if args and isinstance(args[0], fx.Node) else None
+        container = self.values.get(args[0]) if args and isinstance(args[0], fx.Node) else None
         index = args[1] if len(args) == 2 else None
-        if whole is None or kwargs or type(index) is not int or not -(2**31) < index < 2**31:
+        if container is None or kwargs or type(index) is not int or not -(2**31) < index < 2**31:
             raise ArtifactError(f"{where}: no item of a list")
-        if whole.kind == "List[Tensor]":
+        if container.kind == "List[Tensor]":
             return _Value("Tensor")
-        if whole.kind == "tuple" and -len(whole.items) <= index < len(whole.items):
-            return _Value(whole.items[index], 64)
-        raise ArtifactError(f"{where}: item {index} of a {whole.kind}")
+        if container.kind == "tuple" and -len(container.items) <= index < len(container.items):
+            return _Value(container.items[index], 64)
+        raise ArtifactError(f"{where}: item {index} of a {container.kind}")
 
     def _number(self, target: Any, args: list[Any], kwargs: dict[str, Any], where: str) -> _Value:
         """Arithmetic on sizes, whose results have a limited number of digits."""
-        wanted = 1 if target in _OF_ONE else 2
-        if kwargs or len(args) != wanted:
-            raise ArtifactError(f"{where}: arithmetic on {len(args)} arguments, not {wanted}")
+        expected = 1 if target in _OF_ONE else 2
+        if kwargs or len(args) != expected:
+            raise ArtifactError(f"{where}: arithmetic on {len(args)} arguments, not {expected}")
         bits = []
         for value in args:
             if isinstance(value, fx.Node) and self._kind(value) == "number":
@@ -246,7 +253,7 @@ class _Builder:
             else:
                 raise ArtifactError(f"{where}: arithmetic on what is no number")
         total = sum(bits) if target is operator.mul else max(bits) + 1
-        if total > MOST_BITS:
+        if total > MAX_BITS:
             raise ArtifactError(f"{where}: a number of {total} bits is no size")
         return _Value("number", total)
 

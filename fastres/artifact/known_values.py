@@ -1,4 +1,4 @@
-"""What capture knows about the values of a graph (dtype, symbolic sizes), as JSON and back.
+"""Dtype and symbolic sizes of a graph's values, as capture found them: to JSON and back.
 
 The passes ask about shapes for every image size. Torch answers with fake tensors whose sizes are
 sympy expressions; they are written down as plain trees and made again without tracing anything.
@@ -101,18 +101,18 @@ class KnownValues:
         Raises:
             ArtifactError: they are not such values.
         """
-        given = of_type(values, dict, "values")
+        data = of_type(values, dict, "values")
         for node in graph.nodes:
-            if node.name in given:
-                node.meta["val"] = self._value(given[node.name])
+            if node.name in data:
+                node.meta["val"] = self._value(data[node.name])
 
-    def _value(self, given: Any) -> Any:
-        if isinstance(given, dict):
-            (listed,) = fields(given, ("list",), "values")
+    def _value(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            (listed,) = fields(data, ("list",), "values")
             return [self._value(item) for item in of_type(listed, list, "values")]
-        if given is None:
+        if data is None:
             return None
-        dtype, *shape = of_type(given, list, "values") or [None]
+        dtype, *shape = of_type(data, list, "values") or [None]
         kind = dtype_from_json(dtype, "values")
         sizes = [self._size(dimension_from_json(size, "values")) for size in shape]
         with self._mode:

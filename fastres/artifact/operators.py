@@ -48,12 +48,25 @@ PYTHON: dict[str, Any] = {
 
 INTERNAL: frozenset[str] = frozenset(
     {
-        *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_assert_tensor_metadata"),
-        *("_fft_c2r", "_fft_r2c", "_log_softmax", "_softmax", "_to_copy", "_unsafe_view"),
-        *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-        *("_scaled_dot_product_flash_attention_for_cpu", "_weight_norm_interface"),
-        *("_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa", "_trilinear"),
-        *("_upsample_nearest_exact2d", "_upsample_nearest_exact1d", "_convolution"),
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool3d",
+        "_assert_tensor_metadata",
+        "_fft_c2r",
+        "_fft_r2c",
+        "_log_softmax",
+        "_softmax",
+        "_to_copy",
+        "_unsafe_view",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_weight_norm_interface",
+        "_upsample_bicubic2d_aa",
+        "_upsample_bilinear2d_aa",
+        "_trilinear",
+        "_upsample_nearest_exact2d",
+        "_upsample_nearest_exact1d",
+        "_convolution",
     }
 )
 """Operators of torch with a leading underscore that captured models may hold."""
@@ -65,16 +78,39 @@ UNINITIALISED: frozenset[str] = frozenset(
 
 TEXTS: frozenset[str] = frozenset(
     {
-        *("padding", "mode", "approximate", "rounding_mode", "equation", "reduce", "norm", "ord"),
-        *("interpolation", "side", "indexing", "driver", "UPLO", "pad_mode", "padding_side", "p"),
+        "padding",
+        "mode",
+        "approximate",
+        "rounding_mode",
+        "equation",
+        "reduce",
+        "norm",
+        "ord",
+        "interpolation",
+        "side",
+        "indexing",
+        "driver",
+        "UPLO",
+        "pad_mode",
+        "padding_side",
+        "p",
     }
 )
 """The arguments of torch's operators that are texts and name nothing outside the call."""
 
 TYPES: frozenset[str] = frozenset(
     {
-        *("Tensor", "int", "float", "bool", "number", "str"),
-        *("ScalarType", "Layout", "MemoryFormat", "Device", "Generator"),
+        "Tensor",
+        "int",
+        "float",
+        "bool",
+        "number",
+        "str",
+        "ScalarType",
+        "Layout",
+        "MemoryFormat",
+        "Device",
+        "Generator",
     }
 )
 """The types that an argument may have, in a list, optional or plain."""

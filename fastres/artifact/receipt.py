@@ -17,17 +17,17 @@ LONGEST_SENTENCE = 10_000
 
 
 def report_to_json(report: Report) -> dict[str, Any]:
-    """A receipt, whole."""
+    """A receipt with all of its fields."""
     plain = {**asdict(report), "found": dict(report.found), "done": dict(report.done)}
     if report.check is not None:  # an error may be infinite
         plain["check"] = {name: argument_to_json(v) for name, v in asdict(report.check).items()}
     return plain
 
 
-def report_from_json(given: Any) -> Report:
+def report_from_json(data: Any) -> Report:
     """The receipt that :func:`report_to_json` wrote."""
     names = [field.name for field in fields_of(Report)]
-    values = dict(zip(names, fields(given, names, "report"), strict=True))
+    values = dict(zip(names, fields(data, names, "report"), strict=True))
     threads, check = values["threads"], values["check"]
     return Report(
         model=text(values["model"], "report.model"),
@@ -43,34 +43,34 @@ def report_from_json(given: Any) -> Report:
         layers=[_layer(entry) for entry in items(values["layers"], list, "report.layers")],
         check=None if check is None else _check(check),
         seconds={
-            text(name, "report.seconds"): of_type(took, float, "report.seconds")
-            for name, took in of_type(values["seconds"], dict, "report.seconds").items()
+            text(name, "report.seconds"): of_type(seconds, float, "report.seconds")
+            for name, seconds in of_type(values["seconds"], dict, "report.seconds").items()
         },
         engine_left=_remarks(values["engine_left"], "report.engine_left"),
         engine_notes=notes_from_json(values["engine_notes"], "report.engine_notes"),
     )
 
 
-def _counts(given: Any, where: str) -> Counter[str]:
-    counts = of_type(given, dict, where)
+def _counts(data: Any, where: str) -> Counter[str]:
+    counts = of_type(data, dict, where)
     unknown = sorted(set(counts) - set(KINDS))
     if unknown:
         raise ArtifactError(f"{where}: {ascii(unknown[0])[:60]} is nothing that is counted")
     return Counter({kind: count(number, where) for kind, number in counts.items()})
 
 
-def _remarks(given: Any, where: str) -> list[Remark]:
+def _remarks(data: Any, where: str) -> list[Remark]:
     found = []
-    for entry in items(given, dict, where):
+    for entry in items(data, dict, where):
         module, what, reason = fields(entry, ("module", "what", "reason"), where)
         sentence = text(reason, where, LONGEST_SENTENCE)
         found.append(Remark(text(module, where), text(what, where), sentence))
     return found
 
 
-def notes_from_json(given: Any, where: str) -> list[str]:
-    """Sentences."""
-    return [text(note, where, LONGEST_SENTENCE) for note in items(given, str, where)]
+def notes_from_json(data: Any, where: str) -> list[str]:
+    """A list of sentences."""
+    return [text(note, where, LONGEST_SENTENCE) for note in items(data, str, where)]
 
 
 def _layer(entry: list[Any]) -> tuple[str, str, str]:
@@ -80,9 +80,9 @@ def _layer(entry: list[Any]) -> tuple[str, str, str]:
     return module, operator, dtype
 
 
-def _check(given: Any) -> Check:
+def _check(data: Any) -> Check:
     error, eager_error, ratio, sample = fields(
-        given, ("error", "eager_error", "ratio", "sample"), "report.check"
+        data, ("error", "eager_error", "ratio", "sample"), "report.check"
     )
     errors = [
         of_type(argument_from_json(value, {}, "report.check"), float, "report.check")
@@ -93,14 +93,18 @@ def _check(given: Any) -> Check:
 
 def options_to_json(options: Options) -> dict[str, Any]:
     """Options, without those that are chosen anew when a model is loaded."""
-    kept = {f.name: getattr(options, f.name) for f in fields_of(Options) if f.name not in _ANEW}
+    kept = {
+        f.name: getattr(options, f.name)
+        for f in fields_of(Options)
+        if f.name not in _CHOSEN_ON_LOAD
+    }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
 
 
-_ANEW = ("device", "engine", "threads")
+_CHOSEN_ON_LOAD = ("device", "engine", "threads")
 
 
-def options_from_json(given: Any, **anew: Any) -> Options:
+def options_from_json(data: Any, **anew: Any) -> Options:
     """The options that :func:`options_to_json` wrote, completed.
 
     Raises:
@@ -108,8 +112,8 @@ def options_from_json(given: Any, **anew: Any) -> Options:
         OptionError: those of ``anew`` are not.
     """
     Options(**anew)
-    names = [f.name for f in fields_of(Options) if f.name not in _ANEW]
-    kept = dict(zip(names, fields(given, names, "options"), strict=True))
+    names = [f.name for f in fields_of(Options) if f.name not in _CHOSEN_ON_LOAD]
+    kept = dict(zip(names, fields(data, names, "options"), strict=True))
     for name, value in kept.items():
         if isinstance(value, list):
             kept[name] = tuple(items(value, int, f"options.{name}"))

@@ -1,4 +1,4 @@
-"""What makes an optimised model again from other weights: the captured graph, before any pass.
+"""The captured graph before any pass, from which an optimised model is made with other weights.
 
 The passes decide by the weights too (does a folded weight fit float16? is a shift zero, so that it
 may be folded past padding?). So new weights go through the same passes on the same captured graph,
@@ -28,7 +28,7 @@ from fastres.artifact.strict import count, fields, items, of_type, parse, text
 from fastres.errors import ArtifactError, OptionError
 from fastres.passes import rewrite
 from fastres.report import Report
-from fastres.system.plain_tensors import oddity
+from fastres.system.plain_tensors import why_not_plain
 
 _FIELDS = (
     "graph", "values", "hints", "dtype", "device", "constants", "state", "shared", "notes",
@@ -57,54 +57,56 @@ class Expected:
     strides: tuple[int, ...] | None
 
 
-def record(module: fx.GraphModule, model: nn.Module, own: torch.dtype, notes: list[str]) -> Recipe:
+def record(
+    module: fx.GraphModule, model: nn.Module, model_dtype: torch.dtype, notes: list[str]
+) -> Recipe:
     """The recipe of a captured graph, before the passes change it.
 
     Args:
         module: the captured graph; its constants share memory with the model's.
         model: the user's model.
-        own: the model's dtype.
-        notes: what capture had to say.
+        model_dtype: the model's dtype.
+        notes: capture's notes for the receipt.
 
     Raises:
         ArtifactError: the graph holds what no file can hold, or the model has no state dict.
     """
     try:
-        given = dict(model.state_dict())
+        state_dict = dict(model.state_dict())
     except Exception as error:  # a user's hooks may raise anything
         raise ArtifactError(f"the model's state_dict() fails: {error}") from error
-    state = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in state_dict.items() if isinstance(value, Tensor)}
     names: dict[Any, list[str]] = {}
     for name, value in state.items():
         names.setdefault(_identity(name, value), []).append(name)
     constants: dict[str, str | None] = {}
-    kept: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for constant, value in module.named_buffers(recurse=False):
-        # Of several names for one tensor, that after which capture called it.
+        # Of several names for one tensor, the one that capture named the constant after.
         found = names.get(_identity(constant, value), [])
         same = [name for name in found if name.replace(".", "_") == constant]
         constants[constant] = next(iter(same or found), None)
         if not found:
-            kept[constant] = value.detach().clone(memory_format=torch.preserve_format)
+            stored[constant] = value.detach().clone(memory_format=torch.preserve_format)
     document = {
         "graph": graph_to_json(module),
         "values": values_to_json(module.graph),
         "hints": hints_to_json(module.graph),
-        "dtype": str(own).removeprefix("torch."),
+        "dtype": str(model_dtype).removeprefix("torch."),
         "device": str(next((b.device for b in module.buffers()), "cpu")),
         "constants": constants,
         "state": {
             name: _expected_to_json(value) if isinstance(value, Tensor) else None
-            for name, value in given.items()
+            for name, value in state_dict.items()
         },
         "shared": [group for group in names.values() if len(group) > 1],
         "notes": notes,
     }
-    return Recipe(json.dumps(document, separators=(",", ":"), allow_nan=False), kept)
+    return Recipe(json.dumps(document, separators=(",", ":"), allow_nan=False), stored)
 
 
 def _identity(name: str, value: Tensor) -> Any:
-    """Equal for two names of one tensor; an empty one has no memory to know it by."""
+    """A key that is equal for two names of one tensor; an empty tensor has its name instead."""
     if not value.numel():
         return name.replace(".", "_"), value.shape
     return value.data_ptr(), value.dtype, value.shape, value.stride()
@@ -116,17 +118,18 @@ def _expected_to_json(value: Tensor) -> Any:
 
 
 class ReadRecipe:
-    """A recipe taken apart and checked.
+    """A parsed and checked recipe.
 
     Raises:
         ArtifactError: it does not describe a captured graph.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        given = fields(parse(recipe.document), _FIELDS, "recipe")
-        graph, values, hints, dtype, device, constants, state, shared, notes = given
-        self.own = dtype_from_json(dtype, "recipe.dtype")
-        self.device = _here(device_from_json(device, "recipe.device"))
+        graph, values, hints, dtype, device, constants, state, shared, notes = fields(
+            parse(recipe.document), _FIELDS, "recipe"
+        )
+        self.model_dtype = dtype_from_json(dtype, "recipe.dtype")
+        self.device = _available_device(device_from_json(device, "recipe.device"))
         self.notes = notes_from_json(notes, "recipe.notes")
         self.state = {
             text(name, "recipe.state"): None if entry is None else _expected(entry)
@@ -161,63 +164,66 @@ class ReadRecipe:
         KnownValues(self._hints, self.device).annotate(module.graph, self._values)
         return module
 
-    def checked(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    def checked(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensors of a state dict that the graph reads, on its device.
 
         Raises:
             OptionError: a name is missing or unknown, a tensor has another shape or dtype, or two
                 names of one shared weight have different values.
         """
-        if not isinstance(given, Mapping):
+        if not isinstance(state_dict, Mapping):
             raise OptionError(
-                f"state_dict is a {type(given).__name__}: expected a model's state_dict()"
+                f"state_dict is a {type(state_dict).__name__}: expected a model's state_dict()"
             )
         read = {name for name in self.constants.values() if name is not None}
-        unknown = [name for name in given if name not in self.state]
-        found = {name: self._name_in(given, name) for name in sorted(read)}
-        missing = [name for name, other in found.items() if other is None]
+        unknown = [name for name in state_dict if name not in self.state]
+        stored_names = {name: self._name_in(state_dict, name) for name in sorted(read)}
+        missing = [name for name, other in stored_names.items() if other is None]
         if unknown or missing:
-            raise OptionError(_other_names(unknown, missing))
-        for name, value in given.items():
+            raise OptionError(_names_message(unknown, missing))
+        for name, value in state_dict.items():
             _check(name, value, self.state[name])
         for group in self.shared:
-            there = [name for name in group if name in given]
-            for name in there[1:]:
-                if not _same(given[there[0]], given[name]):
+            present = [name for name in group if name in state_dict]
+            for name in present[1:]:
+                if not _same_bits(state_dict[present[0]], state_dict[name]):
                     raise OptionError(
-                        f"{there[0]} and {name} are one weight in the model, and differ in "
+                        f"{present[0]} and {name} are one weight in the model, and differ in "
                         "state_dict: give both the same values"
                     )
-        return {name: self._placed(given[str(found[name])], self.state[name]) for name in found}
+        return {
+            name: self._placed(state_dict[str(stored_names[name])], self.state[name])
+            for name in stored_names
+        }
 
-    def _name_in(self, given: Mapping[str, Any], name: str) -> str | None:
+    def _name_in(self, state_dict: Mapping[str, Any], name: str) -> str | None:
         """``name``, or where that is left out another name of the same shared weight."""
         group = next((group for group in self.shared if name in group), [])
-        return next((known for known in (name, *group) if known in given), None)
+        return next((known for known in (name, *group) if known in state_dict), None)
 
     def _placed(self, value: Tensor, expected: Expected | None) -> Tensor:
-        placed = value.detach().to(self.device)
+        moved = value.detach().to(self.device)
         assert expected is not None
-        strides = expected.strides or placed.new_empty(expected.shape, device="meta").stride()
-        if placed.stride() == strides:
-            return placed
+        strides = expected.strides or moved.new_empty(expected.shape, device="meta").stride()
+        if moved.stride() == strides:
+            return moved
         # As load_state_dict would: the model's own memory format decides, for sums' order too.
         return torch.empty_strided(
-            expected.shape, strides, dtype=placed.dtype, device=self.device
-        ).copy_(placed)
+            expected.shape, strides, dtype=moved.dtype, device=self.device
+        ).copy_(moved)
 
 
-def _here(device: torch.device) -> torch.device:
-    """Where the passes run: as in ``optimize``, if that device is here."""
+def _available_device(device: torch.device) -> torch.device:
+    """The recipe's device, on which ``optimize`` ran the passes; the CPU where it is missing."""
     available = device.type == "cpu" or (
         device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
     )
     return device if available else torch.device("cpu")
 
 
-def _expected(given: Any) -> Expected:
+def _expected(data: Any) -> Expected:
     where = "recipe.state"
-    parts = of_type(given, list, where)
+    parts = of_type(data, list, where)
     if len(parts) != 3:
         raise ArtifactError(f"{where}: expected a dtype, a shape and strides")
     shape = tuple(count(size, where) for size in of_type(parts[1], list, where))
@@ -233,16 +239,16 @@ def _expected(given: Any) -> Expected:
     return Expected(dtype_from_json(parts[0], where), shape, strides)
 
 
-def _other_names(unknown: list[str], missing: list[str]) -> str:
-    told = []
+def _names_message(unknown: list[str], missing: list[str]) -> str:
+    differences = []
     if missing:
-        told.append(f"no {missing[0]!r} ({len(missing)} missing)")
+        differences.append(f"no {missing[0]!r} ({len(missing)} missing)")
     if unknown:
-        told.append(f"{unknown[0]!r}, which the model does not have ({len(unknown)} such)")
+        differences.append(f"{unknown[0]!r}, which the model does not have ({len(unknown)} such)")
     advice = "pass the state_dict() of a model of the same class and options"
     if unknown and all(str(name).startswith("module.") for name in unknown):
         advice = "it was saved from nn.DataParallel: remove 'module.' from its names"
-    return f"state_dict has {' and '.join(told)}: {advice}"
+    return f"state_dict has {' and '.join(differences)}: {advice}"
 
 
 def _check(name: str, value: Any, expected: Expected | None) -> None:
@@ -250,9 +256,9 @@ def _check(name: str, value: Any, expected: Expected | None) -> None:
         return
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise OptionError(f"{name}: expected a dense tensor with values, got {_kind(value)}")
-    found = oddity(value)
-    if found is not None:
-        raise OptionError(f"{name}: expected a plain tensor in memory: {found}")
+    reason = why_not_plain(value)
+    if reason is not None:
+        raise OptionError(f"{name}: expected a plain tensor in memory: {reason}")
     if tuple(value.shape) != expected.shape:
         raise OptionError(
             f"{name}: expected the shape {list(expected.shape)}, got {list(value.shape)}: new "
@@ -271,8 +277,8 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Bit by bit, so that NaN is NaN."""
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same bits, so that NaN equals NaN."""
     x, y = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return a is b or torch.equal(x, y)
 
@@ -288,5 +294,5 @@ def make_graph(
     """
     with torch.inference_mode(False), torch.no_grad():
         module = recipe.graph(state)
-        rewrite(module, report, recipe.own, dtype)
+        rewrite(module, report, recipe.model_dtype, dtype)
     return module

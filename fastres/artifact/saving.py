@@ -1,4 +1,4 @@
-"""Writing a model to a file, and reading back what was written before it is given its name."""
+"""Write a model to a file; it is read back and compared before it gets its final name."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def save(parts: Parts, path: str | os.PathLike[str], made_by: dict[str, str]) ->
 
 
 def _read_back(parts: Parts, path: Path) -> None:
-    """The file says what it should: the same program on the same weights, for the same inputs."""
+    """Check that the file describes the same program, weights, inputs and options as ``parts``."""
     file = File(path)
     description = Description(file.description)
     device = torch.device(description.device)
-    found = description.parts(file.tensors(description.weights), device, options_from_json)
-    kept: list[Any] = [
-        (found.module.code, parts.module.code),
-        (found.contract, parts.contract),
-        (found.in_spec, parts.in_spec),
-        (found.out_spec, parts.out_spec),
-        (str(found.signature), str(parts.signature)),
-        (found.report, parts.report),
-        (found.preprocessing, parts.preprocessing),
-        (options_to_json(found.options), options_to_json(parts.options)),
+    loaded = description.parts(file.tensors(description.weights), device, options_from_json)
+    compared: list[Any] = [
+        (loaded.module.code, parts.module.code),
+        (loaded.contract, parts.contract),
+        (loaded.in_spec, parts.in_spec),
+        (loaded.out_spec, parts.out_spec),
+        (str(loaded.signature), str(parts.signature)),
+        (loaded.report, parts.report),
+        (loaded.preprocessing, parts.preprocessing),
+        (options_to_json(loaded.options), options_to_json(parts.options)),
     ]
-    for got, wanted in kept:
-        if got != wanted:
+    for actual, expected in compared:
+        if actual != expected:
             raise ArtifactError(
-                f"what was written does not read back as it was ({str(got)[:200]} instead of "
-                f"{str(wanted)[:200]}); nothing was left behind. This is a defect of fastres: "
+                f"what was written does not read back as it was ({str(actual)[:200]} instead of "
+                f"{str(expected)[:200]}); nothing was left behind. This is a defect of fastres: "
                 "please report it"
             )

@@ -13,7 +13,7 @@ from fastres.capture.symbols import FUNCTIONS, Expression
 from fastres.errors import ArtifactError
 
 LARGEST = 2**63
-"""Beyond all sizes."""
+"""No size is as large: torch's sizes have 63 bits."""
 
 
 def size_to_json(size: Any) -> Any:
@@ -23,31 +23,31 @@ def size_to_json(size: Any) -> Any:
     return size
 
 
-def size_from_json(given: Any, where: str) -> Any:
+def size_from_json(data: Any, where: str) -> Any:
     """The size that :func:`size_to_json` wrote.
 
     Raises:
         ArtifactError: an unknown function, a wrong number of operands, no number.
     """
-    if isinstance(given, (bool, int, float)):
-        if not abs(given) <= LARGEST:  # nor NaN
+    if isinstance(data, (bool, int, float)):
+        if not abs(data) <= LARGEST:  # nor NaN
             raise ArtifactError(f"{where}: a number beyond all sizes")
-        return given
-    parts = of_type(given, list, where)
+        return data
+    parts = of_type(data, list, where)
     function = of_type(parts[0], str, where) if parts else ""
     if function == "symbol" and len(parts) == 2:
         return Expression("symbol", (identifier(parts[1], where),))
     if function not in FUNCTIONS:
         raise ArtifactError(f"{where}: {function[:60]!r} is no function of sizes")
-    wanted = FUNCTIONS[function][0]
-    if len(parts) < 2 or (wanted is not None and len(parts) != wanted + 1):
+    operands = FUNCTIONS[function][0]
+    if len(parts) < 2 or (operands is not None and len(parts) != operands + 1):
         raise ArtifactError(f"{where}: {function} of {len(parts) - 1} operands")
     return Expression(function, tuple(size_from_json(part, where) for part in parts[1:]))
 
 
-def dimension_from_json(given: Any, where: str) -> Any:
+def dimension_from_json(data: Any, where: str) -> Any:
     """A dimension of a tensor: a whole number, or an expression."""
-    size = size_from_json(given, where)
+    size = size_from_json(data, where)
     if not isinstance(size, Expression) and (type(size) is not int or size < 0):
         raise ArtifactError(f"{where}: {size!r} is no size of a tensor")
     return size

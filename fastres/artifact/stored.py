@@ -1,4 +1,4 @@
-"""Files of safetensors: written with the same bytes each time, read into memory of our own.
+"""Files of safetensors: written deterministically, read into allocated memory instead of mapped.
 
 The library maps a file, and a file that is written over while it is mapped ends the process. Here
 every byte is read once, from one opened file: what is written over meanwhile has another checksum.
@@ -22,14 +22,24 @@ from fastres.artifact.strict import count, of_type
 from fastres.errors import ArtifactError
 from fastres.system.regular import open_regular
 
-LARGEST_HEADER = 2**26
+MAX_HEADER_BYTES = 2**26
 """Bytes of the header of safetensors, which holds the description: 64 MiB. A ResNet-50 has 0.2."""
 
 _DTYPES = {
-    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
-    **{"U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64},
-    **{"BOOL": torch.bool, "C64": torch.complex64},
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -70,7 +80,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 class Stored:
-    """An opened file whose header makes sense.
+    """An opened safetensors file whose header is valid.
 
     Attributes:
         metadata: texts by name.
@@ -85,15 +95,15 @@ class Stored:
             self._file = open_regular(path)
             weakref.finalize(self, self._file.close)
             self._size = os.fstat(self._file.fileno()).st_size
-            first = self._file.read(8)
-            size = int.from_bytes(first, "little")
-            if len(first) < 8 or not 2 <= size <= self._size - 8:
+            prefix = self._file.read(8)
+            size = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or not 2 <= size <= self._size - 8:
                 raise ArtifactError(
                     f"it is no safetensors file, or it is cut off ({self._size} bytes, of which "
                     f"the header would be {size})"
                 )
-            if size > LARGEST_HEADER:
-                raise ArtifactError(f"its header of {size} bytes is larger than {LARGEST_HEADER}")
+            if size > MAX_HEADER_BYTES:
+                raise ArtifactError(f"its header of {size} bytes is larger than {MAX_HEADER_BYTES}")
             header = self._file.read(size)
         except OSError as error:
             raise ArtifactError(f"it cannot be read ({error.strerror or error})") from error
@@ -102,24 +112,24 @@ class Stored:
             entries = of_type(json.loads(header), dict, "its header")
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"it is no safetensors file, or it is damaged ({error})") from error
-        given = of_type(entries.pop("__metadata__", {}), dict, "its metadata")
-        self.metadata = {name: of_type(value, str, name) for name, value in given.items()}
+        metadata = of_type(entries.pop("__metadata__", {}), dict, "its metadata")
+        self.metadata = {name: of_type(value, str, name) for name, value in metadata.items()}
         self._entries = {name: _Entry(name, entry) for name, entry in entries.items()}
         end = max((entry.end for entry in self._entries.values()), default=0)
-        whole = sum(entry.end - entry.begin for entry in self._entries.values())
-        if not end == whole == self._size - self._start:
+        total = sum(entry.end - entry.begin for entry in self._entries.values())
+        if not end == total == self._size - self._start:
             raise ArtifactError(
                 f"it is damaged or cut off: {self._size - self._start} bytes behind its header, of "
-                f"which the tensors would take {whole}, up to {end}"
+                f"which the tensors would take {total}, up to {end}"
             )
 
     @property
     def names(self) -> set[str]:
-        """Of the tensors."""
+        """The tensors' names."""
         return set(self._entries)
 
     def shape(self, name: str) -> list[int]:
-        """Of a tensor."""
+        """The shape of a tensor."""
         return self._entries[name].shape
 
     def tensor(self, name: str) -> Tensor:
@@ -129,25 +139,25 @@ class Stored:
             ArtifactError: the file has become shorter, or cannot be read any more.
         """
         entry = self._entries[name]
-        made = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
-        if not made.numel():
-            return made
-        memory = made.view(-1).view(torch.uint8).numpy().data
+        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
+        if not tensor.numel():
+            return tensor
+        memory = tensor.view(-1).view(torch.uint8).numpy().data
         try:
             self._file.seek(self._start + entry.begin)
-            read = self._file.readinto(memory)  # type: ignore[attr-defined]
+            bytes_read = self._file.readinto(memory)  # type: ignore[attr-defined]
         except OSError as error:
             raise ArtifactError(f"it cannot be read ({error.strerror or error})") from error
-        if read != len(memory):
+        if bytes_read != len(memory):
             raise ArtifactError("it was cut off while it was being read")
-        return made
+        return tensor
 
 
 class _Entry:
     """Where a tensor is: bytes ``begin`` to ``end`` behind the header."""
 
-    def __init__(self, name: str, given: Any) -> None:
-        entry = of_type(given, dict, ascii(name)[:80])
+    def __init__(self, name: str, data: Any) -> None:
+        entry = of_type(data, dict, ascii(name)[:80])
         if set(entry) != {"dtype", "shape", "data_offsets"}:
             raise ArtifactError(f"the tensor {ascii(name)[:80]} is not described in the header")
         dtype = entry["dtype"]

@@ -1,4 +1,4 @@
-"""JSON that came from a file, taken apart with every type checked."""
+"""Reading untrusted JSON: every type, length and name is checked."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fastres.errors import ArtifactError
 
 T = TypeVar("T")
 
-LONGEST_NAME = 1000
+MAX_NAME_LENGTH = 1000
 """Characters in a name; a dotted module name of a network has a few dozen."""
 
-_PYTHONS_OWN = re.compile("__.*__$")
+_DUNDER = re.compile("__.*__$")
 
-DEEPEST = 50
-"""Lists and objects inside each other; a real file has a dozen."""
+MAX_DEPTH = 50
+"""Levels of nested lists and objects; a real file has a dozen."""
 
 
 def parse(text: str) -> Any:
@@ -31,7 +31,7 @@ def parse(text: str) -> Any:
     """
     try:
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-        _look_through(value, DEEPEST)
+        _check_depth_and_numbers(value, MAX_DEPTH)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"its description is not valid JSON ({error})") from error
     return value
@@ -48,12 +48,12 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _look_through(value: Any, left: int) -> None:
+def _check_depth_and_numbers(value: Any, left: int) -> None:
     if isinstance(value, (list, dict)):
         if not left:
-            raise ValueError(f"more than {DEEPEST} levels deep")
+            raise ValueError(f"more than {MAX_DEPTH} levels deep")
         for inner in value.values() if isinstance(value, dict) else value:
-            _look_through(inner, left - 1)
+            _check_depth_and_numbers(inner, left - 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a number is too large")
 
@@ -80,18 +80,18 @@ def fields(value: Any, names: Iterable[str], where: str) -> list[Any]:
         ArtifactError: it is no object, or its names are others.
     """
     names = list(names)
-    given = of_type(value, dict, where)
-    if set(given) != set(names):
-        odd = sorted(set(given) ^ set(names))[0]
-        what = "an unknown" if odd in given else "no"
+    data = of_type(value, dict, where)
+    if set(data) != set(names):
+        odd = sorted(set(data) ^ set(names))[0]
+        what = "an unknown" if odd in data else "no"
         raise ArtifactError(f"{where}: {what} field {_shown(odd)}")
-    return [given[name] for name in names]
+    return [data[name] for name in names]
 
 
 def items(value: Any, kind: type[T], where: str) -> list[T]:
     """A list of values of one type."""
-    given = of_type(value, list, where)
-    return [of_type(item, kind, f"{where}[{index}]") for index, item in enumerate(given)]
+    data = of_type(value, list, where)
+    return [of_type(item, kind, f"{where}[{index}]") for index, item in enumerate(data)]
 
 
 def count(value: Any, where: str, most: int = 2**63 - 1) -> int:
@@ -102,7 +102,7 @@ def count(value: Any, where: str, most: int = 2**63 - 1) -> int:
     return number
 
 
-def text(value: Any, where: str, longest: int = LONGEST_NAME) -> str:
+def text(value: Any, where: str, longest: int = MAX_NAME_LENGTH) -> str:
     """A text of limited length."""
     found = of_type(value, str, where)
     if len(found) > longest:
@@ -118,7 +118,7 @@ def identifier(value: Any, where: str) -> str:
     """
     name = text(value, where)
     plain = name.isidentifier() and unicodedata.normalize("NFKC", name) == name
-    if not plain or keyword.iskeyword(name) or _PYTHONS_OWN.match(name):
+    if not plain or keyword.iskeyword(name) or _DUNDER.match(name):
         raise ArtifactError(f"{where}: {_shown(name)} is not a name for a value")
     return name
 

@@ -20,7 +20,7 @@ _MAPPINGS: dict[str, type[Any]] = {"dict": dict, "ordered_dict": OrderedDict}
 
 
 class _Leaf:
-    """Stands for a leaf, where a plain value could be a container's."""
+    """A leaf of a structure, as a type that no container is."""
 
 
 def structure_to_json(spec: pytree.TreeSpec, what: str) -> Any:
@@ -52,31 +52,31 @@ def _to_json(value: Any, what: str) -> Any:
     )
 
 
-def structure_from_json(given: Any, where: str) -> pytree.TreeSpec:
+def structure_from_json(data: Any, where: str) -> pytree.TreeSpec:
     """The structure that :func:`structure_to_json` wrote.
 
     Raises:
         ArtifactError: it is none.
     """
-    return pytree.tree_structure(_from_json(given, where))
+    return pytree.tree_structure(_from_json(data, where))
 
 
-def _from_json(given: Any, where: str) -> Any:
-    if given == LEAF:
+def _from_json(data: Any, where: str) -> Any:
+    if data == LEAF:
         return 0
-    entry = of_type(given, dict, where)
+    entry = of_type(data, dict, where)
     if len(entry) == 1:
         ((name, inner),) = entry.items()
         if name in _SEQUENCES:
             return _SEQUENCES[name](_from_json(item, where) for item in of_type(inner, list, where))
         if name in _MAPPINGS:
             return _MAPPINGS[name](_pairs(inner, where))
-    raise ArtifactError(f"{where}: {ascii(given)[:60]} is no container of Python's own")
+    raise ArtifactError(f"{where}: {ascii(data)[:60]} is no container of Python's own")
 
 
-def _pairs(given: Any, where: str) -> list[tuple[Any, Any]]:
+def _pairs(data: Any, where: str) -> list[tuple[Any, Any]]:
     pairs = []
-    for pair in of_type(given, list, where):
+    for pair in of_type(data, list, where):
         if len(of_type(pair, list, where)) != 2:
             raise ArtifactError(f"{where}: a dict's entry is a key and a value")
         key = pair[0] if type(pair[0]) is int else text(pair[0], where)

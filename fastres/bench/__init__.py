@@ -1,6 +1,6 @@
 """The bench: one model, several ways to run it, side by side. ``python -m fastres.bench --help``.
 
-Every contender's answers are compared with the model in float64 before it is timed, contenders take
+Every peer's answers are compared with the model in float64 before it is timed, peers take
 turns call by call, and a record keeps every single time with the whole environment.
 """
 

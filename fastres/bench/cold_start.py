@@ -13,7 +13,7 @@ from torch import nn
 
 from fastres.bench.cold_start_child import Request
 from fastres.bench.peers.peer import Job
-from fastres.bench.record import Fresh, anonymous
+from fastres.bench.record import ColdStart, anonymous
 from fastres.workload.model_source import Source
 
 TIMEOUT = 900
@@ -30,14 +30,14 @@ sys.exit(main(sys.argv[1:], seconds))
 """
 
 
-class FreshFailed(Exception):
+class ColdStartFailed(Exception):
     """The process ended without an answer."""
 
 
 def save(
     model: nn.Module, source: Source, images: torch.Tensor, seed: int, folder: Path
 ) -> Request:
-    """Put what every such process needs into files.
+    """Write what every such process needs into files.
 
     Args:
         model: whose weights the processes load, unless the user's own function makes them.
@@ -47,7 +47,7 @@ def save(
         folder: where the files go.
 
     Returns:
-        A request that still names no contender.
+        A request that still names no peer.
     """
     weights = None
     if source.has_random_weights:
@@ -58,13 +58,13 @@ def save(
     return Request(str(source), seed, weights, str(path), "", "", "", 0, "", "")
 
 
-def measure(request: Request, name: str, job: Job) -> Fresh:
-    """Run a contender in a process of its own, and if it leaves a cache, in a second that finds it.
+def measure(request: Request, name: str, job: Job) -> ColdStart:
+    """Run a peer in a new process, and in a second one if the first left a cache.
 
     Args:
         request: from `save`.
-        name: of the contender.
-        job: what it will get here as well, with a cache that is still empty.
+        name: of the peer.
+        job: that the peer will be prepared for in this process, too; its cache is still empty.
 
     Raises:
         FreshFailed: it ended without an answer; the last line that it wrote is in the message.
@@ -72,7 +72,7 @@ def measure(request: Request, name: str, job: Job) -> Fresh:
     request = replace(
         request,
         device=str(job.device),
-        contender=name,
+        peer=name,
         precision=job.precision,
         threads=job.threads,
         folder=str(job.folder),
@@ -85,21 +85,23 @@ def measure(request: Request, name: str, job: Job) -> Fresh:
     return replace(first, cached_seconds=cached)
 
 
-def _run(request: Path) -> Fresh:
+def _run(request: Path) -> ColdStart:
     command = [sys.executable, "-c", _START, str(request)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+        process = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise FreshFailed(f"no answer after {TIMEOUT} s") from error
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise FreshFailed(anonymous(said[-1]))
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Fresh(
-        cold_seconds=answer["cold_seconds"],
+        raise ColdStartFailed(f"no answer after {TIMEOUT} s") from error
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+        raise ColdStartFailed(anonymous(lines[-1]))
+    result = json.loads(process.stdout.splitlines()[-1])
+    return ColdStart(
+        cold_seconds=result["cold_seconds"],
         cached_seconds=None,
-        export_seconds=answer["export_seconds"],
-        peak_bytes=answer["peak_bytes"],
-        before_bytes=answer["before_bytes"],
-        counter=answer["counter"],
+        export_seconds=result["export_seconds"],
+        peak_bytes=result["peak_bytes"],
+        before_bytes=result["before_bytes"],
+        counter=result["counter"],
     )

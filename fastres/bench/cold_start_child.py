@@ -1,8 +1,8 @@
-"""One contender in a process of its own: cold start and peak memory. Started by `cold_start`.
+"""One peer in a process of its own: cold start and peak memory. Started by `cold_start`.
 
 ``python -m fastres.bench.cold_start_child JOB`` reads a `Request` from the file JOB and prints a
 line of JSON. The clock starts when the model is in memory and torch is imported, and stops when the
-contender has given its first answer (on a GPU, when the GPU has). fastres is imported by then,
+peer has given its first answer (on a GPU, when the GPU has). fastres is imported by then,
 because this module is in it; the time for that is added to fastres's own, and what others find
 loaded by it (sympy) they have for free.
 """
@@ -25,7 +25,7 @@ from fastres.bench.peers.peer import Job
 from fastres.workload import model_source
 
 CALLS = 3
-"""Further calls after the first: memory that only a second call takes counts as well."""
+"""Calls after the first one, so that memory which only a later call allocates is counted."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Request:
         weights: file with the state that the bench gave to a model with random weights, or None.
         images: file with one batch.
         device: where to compute.
-        contender, precision, threads: which, and how.
+        peer, precision, threads: which, and how.
         folder, cache: where it may write, see `fastres.bench.peers.peer.Job`.
     """
 
@@ -47,7 +47,7 @@ class Request:
     weights: str | None
     images: str
     device: str
-    contender: str
+    peer: str
     precision: str
     threads: int
     folder: str
@@ -55,7 +55,7 @@ class Request:
 
 
 def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
-    """Do what the file named in ``argv`` asks.
+    """Measure what the request in a file describes, and print the result as JSON.
 
     Args:
         argv: the file's name.
@@ -69,7 +69,7 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
         model.load_state_dict(torch.load(request.weights, weights_only=True))
     where = torch.device(request.device)
     images = torch.load(request.images, weights_only=True).to(where)
-    contender = catalogue.find(request.contender)
+    peer = catalogue.find_peer(request.peer)
     job = Job(
         model,
         images,
@@ -83,11 +83,11 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
     if where.type == "cuda":
         device.allow_tf32(request.precision == "tf32")
     began = time.perf_counter()
-    ready = contender.prepare(job)
-    call = device.complete(ready.call, request.precision, where)
+    ready = peer.prepare(job)
+    call = device.synchronized(ready.call, request.precision, where)
     call(images)
     seconds = time.perf_counter() - began
-    if contender in (catalogue.FASTRES, catalogue.ONEDNN):
+    if peer in (catalogue.FASTRES, catalogue.ONEDNN):
         seconds += import_seconds
     for _ in range(CALLS):
         call(images)
@@ -95,14 +95,14 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
     peak, counter = (
         process_memory.peak() if where.type == "cpu" else (device.used_bytes(where), "mem_get_info")
     )
-    answer = {
+    result = {
         "cold_seconds": seconds,
         "export_seconds": ready.export_seconds,
         "peak_bytes": peak,
         "before_bytes": before,
         "counter": counter,
     }
-    print(json.dumps(answer))
+    print(json.dumps(result))
     return 0
 
 

@@ -36,7 +36,7 @@ def _record(settings: Settings, command: Sequence[str]) -> Record:
 
     _must_be_among(
         settings.reference,
-        {f"{contender.name}-{precision}" for contender, precision in compare.entries(settings)},
+        {f"{peer.name}-{precision}" for peer, precision in compare.entries(settings)},
     )
     with Progress() as progress:
         record = run.run(settings, command, progress)

@@ -1,4 +1,4 @@
-"""How busy other programs kept the processors meanwhile: what makes times of two runs differ."""
+"""How busy other programs kept the processors during a measurement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STAT = Path("/proc/stat")
 
 
 class Watch:
-    """Begins when it is made."""
+    """Counts other programs' processor time from its construction on."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a call on a GPU needs around it: torch's flags for its precision, and the wait for its end.
+"""Calls on a GPU: torch's TF32 flags for their precision, and synchronisation at their end.
 
 A launch returns before the work is done, so a call counts as over when its device is idle. The
 flags decide whether torch computes float32 convolutions and products in TF32; torch's defaults
@@ -43,19 +43,19 @@ def parse(text: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def complete(call: Call, precision: str, device: torch.device) -> Call:
-    """``call``, on the CPU as it is; on a GPU under the precision's flags and to its end."""
+def synchronized(call: Call, precision: str, device: torch.device) -> Call:
+    """``call`` with the precision's TF32 flags and a wait for the GPU; on a CPU, as it is."""
     if device.type == "cpu":
         return call
 
-    def whole(images: torch.Tensor) -> object:
+    def call_and_wait(images: torch.Tensor) -> object:
         allow_tf32(precision == "tf32")
         with torch.cuda.device(device):
-            answer = call(images)
+            output = call(images)
             torch.cuda.synchronize(device)
-        return answer
+        return output
 
-    return whole
+    return call_and_wait
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -1,4 +1,4 @@
-"""Are a contender's answers right? Decided before it is timed, against the model in float64.
+"""The check that a peer has to pass before it is timed: its outputs against the model in float64.
 
     error = |y - y64| / |y64|        (2-norms, over all outputs for all images that are checked)
 
@@ -25,8 +25,8 @@ ABSOLUTE = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.5, "fp16": 0.1}
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model answers to some images.
+class Outputs:
+    """A model's outputs for some images.
 
     Attributes:
         values: float64, ``[images, everything the model returns for one image]``.
@@ -36,31 +36,31 @@ class Answers:
     values: torch.Tensor
     first_choice: torch.Tensor | None
 
-    def first(self, images: int) -> Answers:
-        """The answers to the first few images."""
+    def first(self, images: int) -> Outputs:
+        """The outputs for the first few images."""
         choice = self.first_choice
-        return Answers(self.values[:images], None if choice is None else choice[:images])
+        return Outputs(self.values[:images], None if choice is None else choice[:images])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How right a contender's answers are.
+    """Whether a peer's outputs pass, and their error.
 
     Attributes:
         error: relative to float64, see the module; NaN if an answer is.
         ratio: as a multiple of eager's own error in the same precision.
         top1: share of images with the same first choice as in float64; None without logits.
-        complaint: why the contender fails, or None if it passes.
+        reason: why the peer fails, or None if it passes.
     """
 
     error: float
     ratio: float
     top1: float | None
-    complaint: str | None
+    reason: str | None
 
 
-def collect(call: Callable[[torch.Tensor], object], batches: Iterable[torch.Tensor]) -> Answers:
-    """Run something on batch after batch and keep what it answers.
+def collect(call: Callable[[torch.Tensor], object], batches: Iterable[torch.Tensor]) -> Outputs:
+    """Run a callable on batch after batch and collect its outputs.
 
     Raises:
         ValueError: it returns something that is not tensors or arrays with a row per image.
@@ -68,67 +68,67 @@ def collect(call: Callable[[torch.Tensor], object], batches: Iterable[torch.Tens
     values: list[torch.Tensor] = []
     choices: list[torch.Tensor] = []
     for images in batches:
-        outputs = [_rows(leaf, len(images)) for leaf in leaves(call(images))]
-        if not outputs:
+        results = [_rows(leaf, len(images)) for leaf in leaves(call(images))]
+        if not results:
             raise ValueError("it returned no tensor at all")
-        values.append(torch.cat([output.flatten(1) for output in outputs], dim=1))
-        if outputs[0].ndim == 2 and outputs[0].shape[1] > 1:
-            choices.append(outputs[0].argmax(1))
-    complete = len(choices) == len(values)
-    return Answers(torch.cat(values), torch.cat(choices) if complete else None)
+        values.append(torch.cat([result.flatten(1) for result in results], dim=1))
+        if results[0].ndim == 2 and results[0].shape[1] > 1:
+            choices.append(results[0].argmax(1))
+    all_have_classes = len(choices) == len(values)
+    return Outputs(torch.cat(values), torch.cat(choices) if all_have_classes else None)
 
 
-def oracle(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> Answers:
-    """What a copy of the model answers in float64."""
-    exact = copy.deepcopy(model).double()
+def float64_outputs(model: nn.Module, images: torch.Tensor, chunk: int = 8) -> Outputs:
+    """The outputs of a float64 copy of the model, the reference of every comparison."""
+    double_model = copy.deepcopy(model).double()
 
     def call(batch: torch.Tensor) -> object:
         with torch.no_grad():
-            return exact(batch.double())
+            return double_model(batch.double())
 
     return collect(call, images.split(chunk))
 
 
 def judge(
-    answers: Answers,
-    truth: Answers,
+    outputs: Outputs,
+    expected: Outputs,
     *,
     precision: str,
     eager_error: float,
     bound: float,
 ) -> Verdict:
-    """Compare answers with the truth.
+    """Compare outputs with those in float64.
 
     Args:
-        answers: a contender's.
-        truth: the oracle's, for the same images.
+        outputs: a peer's.
+        expected: those in float64, for the same images.
         precision: a key of `fastres.bench.peers.peer.DTYPES`.
         eager_error: eager's own error in this precision, for the same images.
         bound: the largest multiple of it that passes.
     """
-    error = relative_error(answers, truth)
+    error = relative_error(outputs, expected)
     # Where eager happens to make no rounding at all, multiples of its error mean nothing.
     ratio = error / max(eager_error, torch.finfo(DTYPES[precision]).eps)
     top1 = None
-    if answers.first_choice is not None and truth.first_choice is not None:
-        top1 = (answers.first_choice == truth.first_choice).double().mean().item()
-    complaint = None
+    if outputs.first_choice is not None and expected.first_choice is not None:
+        top1 = (outputs.first_choice == expected.first_choice).double().mean().item()
+    reason = None
     if not error <= ABSOLUTE[precision]:  # also true of NaN
-        complaint = f"error {error:.1e}, at most {ABSOLUTE[precision]:g} is accepted in {precision}"
+        reason = f"error {error:.1e}, at most {ABSOLUTE[precision]:g} is accepted in {precision}"
     elif not ratio <= bound:
-        complaint = (
+        reason = (
             f"error {error:.1e} is {ratio:.1f} times eager's own in {precision}, "
             f"at most {bound:g} times is accepted"
         )
-    return Verdict(error, ratio, top1, complaint)
+    return Verdict(error, ratio, top1, reason)
 
 
-def relative_error(answers: Answers, truth: Answers) -> float:
-    """Size of the difference over size of the truth; infinite where the shapes differ."""
-    if answers.values.shape != truth.values.shape:
+def relative_error(outputs: Outputs, expected: Outputs) -> float:
+    """2-norm of the difference over that of ``expected``; infinite where the shapes differ."""
+    if outputs.values.shape != expected.values.shape:
         return math.inf
-    difference = float(torch.linalg.vector_norm(answers.values - truth.values))
-    size = float(torch.linalg.vector_norm(truth.values))
+    difference = float(torch.linalg.vector_norm(outputs.values - expected.values))
+    size = float(torch.linalg.vector_norm(expected.values))
     if size == 0:
         return 0.0 if difference == 0 else math.inf
     return difference / size

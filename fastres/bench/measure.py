@@ -35,8 +35,8 @@ __all__ = [
 
 Clock = Callable[[], int]
 
-_TICK = 0.002  # seconds between two looks at the process
-_IDLE = 0.1  # of a processor: waking up and looking takes 1 to 2 %
+_POLL_SECONDS = 0.002  # seconds between two looks at the process
+_IDLE_LOAD = 0.1  # of a processor: waking up and looking takes 1 to 2 %
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Summary:
-    """One contender's times.
+    """One peer's times.
 
     Attributes:
         rounds: how many there are.
@@ -97,7 +97,7 @@ class PairedRatio:
     """How many times as fast as the reference, over the rounds they shared.
 
     Attributes:
-        median: of the reference's time divided by the contender's in the same round; 2.0 is twice
+        median: of the reference's time divided by the peer's in the same round; 2.0 is twice
             as fast.
         low, high: the ratios' first and third quartile.
     """
@@ -140,11 +140,11 @@ def interleave(
     def one_round() -> None:
         for name in shuffler.sample(names, len(names)):
             call = calls[name]
-            _settle(plan.settle)
+            _wait_until_idle(plan.settle)
             start = clock()
-            result = call()
+            output = call()
             stop = clock()
-            del result
+            del output
             samples[name].append(stop - start)
 
     with _no_garbage_collection():
@@ -183,7 +183,7 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def summarise(samples_ns: Sequence[int]) -> Summary:
-    """Reduce one contender's times.
+    """Reduce one peer's times.
 
     Raises:
         ValueError: there are none.
@@ -196,42 +196,39 @@ def summarise(samples_ns: Sequence[int]) -> Summary:
     )
 
 
-def paired_ratio(reference_ns: Sequence[int], contender_ns: Sequence[int]) -> PairedRatio:
-    """Compare two contenders round by round.
+def paired_ratio(reference_ns: Sequence[int], peer_ns: Sequence[int]) -> PairedRatio:
+    """Compare two peers round by round.
 
     Args:
-        reference_ns, contender_ns: times from the same rounds, in the same order, as `interleave`
+        reference_ns, peer_ns: times from the same rounds, in the same order, as `interleave`
             gives them.
 
     Raises:
-        ValueError: not equally many times, none at all, or a contender's that is not positive.
+        ValueError: not equally many times, none at all, or a peer's that is not positive.
     """
-    if len(reference_ns) != len(contender_ns):
+    if len(reference_ns) != len(peer_ns):
         raise ValueError(
-            f"{len(reference_ns)} times and {len(contender_ns)}: expected one of each per round"
+            f"{len(reference_ns)} times and {len(peer_ns)}: expected one of each per round"
         )
-    if contender_ns and min(contender_ns) <= 0:
+    if peer_ns and min(peer_ns) <= 0:
         raise ValueError("a call that took no time at all has no ratio; the clock is too coarse")
-    ratios = [
-        reference / contender
-        for reference, contender in zip(reference_ns, contender_ns, strict=True)
-    ]
+    ratios = [reference / peer for reference, peer in zip(reference_ns, peer_ns, strict=True)]
     return PairedRatio(*(percentile(ratios, q) for q in (50, 25, 75)))
 
 
-def _settle(seconds: float) -> None:
-    """Sleep until no thread of this process runs any more, or for so long."""
+def _wait_until_idle(seconds: float) -> None:
+    """Sleep until no thread of this process runs any more, at most for ``seconds``."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         before = time.process_time_ns()
-        time.sleep(_TICK)
-        if time.process_time_ns() - before < _IDLE * _TICK * 1e9:
+        time.sleep(_POLL_SECONDS)
+        if time.process_time_ns() - before < _IDLE_LOAD * _POLL_SECONDS * 1e9:
             break
 
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collect now, not in the middle of somebody's time; afterwards as it was before."""
+    """Collect garbage now, and not while the clock runs; the setting is restored afterwards."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

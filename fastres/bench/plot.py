@@ -1,4 +1,4 @@
-"""A record as a picture: images per second, one bar a contender."""
+"""A record as a bar chart: images per second, one bar a peer."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def _panel(axes: Axes, batch: Batch) -> None:
     rates = [[batch.batch * 1e9 / t for t in _quartiles(row)] for row in rows]
     middle = [rate[1] for rate in rates]
     whiskers = [[rate[1] - rate[2] for rate in rates], [rate[0] - rate[1] for rate in rates]]
-    drawn = axes.barh(
+    bars = axes.barh(
         [f"{row.title}, {row.precision}" for row in rows],
         middle,
         xerr=whiskers,
         color=[_COLOURS[row.name == FASTRES.name] for row in rows],
         error_kw={"linewidth": 1, "capsize": 3},
     )
-    axes.bar_label(drawn, labels=[f"{rate:.0f}" for rate in middle], padding=6, fontsize=8)
+    axes.bar_label(bars, labels=[f"{rate:.0f}" for rate in middle], padding=6, fontsize=8)
     axes.set_title(f"batch {batch.batch}", fontsize=9, loc="left")
     axes.set_xlabel("images per second (median; whiskers: quartiles)", fontsize=8)
     axes.tick_params(labelsize=8)

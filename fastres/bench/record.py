@@ -1,4 +1,4 @@
-"""What a bench found out, complete enough to print its tables again: JSON of a stated version.
+"""The results of one run of the bench, from which its tables can be printed again: versioned JSON.
 
 No absolute path gets into a record; it may be published as it is. `text_of` and `write_tree` are
 how every record is written, those of ``benchmarks/`` too.
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fastres.bench import measure
 from fastres.errors import OptionError
-from fastres.system.files import replacing
+from fastres.system.files import atomic_write
 
 SCHEMA = "fastres.bench"
 VERSION = 1
@@ -24,14 +24,14 @@ Status = Literal["timed", "failed", "unavailable"]
 
 
 @dataclass(frozen=True)
-class Fresh:
-    """What a process of its own showed.
+class ColdStart:
+    """Cold start and peak memory of a peer, measured in a process of its own.
 
     Attributes:
         cold_seconds: from the model built in memory to its first answer: imports, conversion or
             compilation with an empty cache, and the first call.
         cached_seconds: the same in a second process that finds the first one's cache; None for
-            contenders that leave none.
+            peers that leave none.
         export_seconds: of these, for writing the model in another runtime's form; or None.
         peak_bytes: the process's largest resident size from the model built to a few calls later.
         before_bytes: its resident size with the model built, Python and torch included.
@@ -50,10 +50,10 @@ class Fresh:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender in one precision at one batch size.
+    """One peer in one precision at one batch size.
 
     Attributes:
-        name, title: of the contender.
+        name, title: of the peer.
         precision: what it computed in.
         status: "timed"; "failed", it answered wrongly or not at all; "unavailable", it does not
             exist here or not in this precision.
@@ -74,7 +74,7 @@ class Row:
     error: float | None = None
     error_ratio: float | None = None
     top1: float | None = None
-    fresh: Fresh | None = None
+    fresh: ColdStart | None = None
     samples_ns: tuple[int, ...] = ()
 
     @property
@@ -85,7 +85,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """All contenders at one batch size.
+    """All peers at one batch size.
 
     Attributes:
         batch: images per call.
@@ -131,11 +131,11 @@ def to_json(record: Record) -> str:
         ValueError: it holds something that JSON has no form for.
     """
     tree = {"schema": SCHEMA, "version": VERSION, **asdict(record)}
-    for batch, written in zip(record.batches, tree["batches"], strict=True):
-        for row, into in zip(batch.rows, written["rows"], strict=True):
-            into["key"] = row.key
+    for batch, batch_json in zip(record.batches, tree["batches"], strict=True):
+        for row, row_json in zip(batch.rows, batch_json["rows"], strict=True):
+            row_json["key"] = row.key
             if row.samples_ns:
-                into["summary"] = asdict(measure.summarise(row.samples_ns))
+                row_json["summary"] = asdict(measure.summarise(row.samples_ns))
     return text_of(tree)
 
 
@@ -158,12 +158,12 @@ def from_json(text: str, name: str = "the record") -> Record:
     try:
         batches = tuple(
             Batch(
-                one["batch"],
-                one["images_checked"],
-                one["others_share"],
-                tuple(map(_row, one["rows"])),
+                batch["batch"],
+                batch["images_checked"],
+                batch["others_share"],
+                tuple(map(_row, batch["rows"])),
             )
-            for one in tree["batches"]
+            for batch in tree["batches"]
         )
         return Record(
             tree["created"],
@@ -202,7 +202,7 @@ def write_tree(tree: Any, path: Path) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -270,13 +270,13 @@ def _leaves(value: list[Any]) -> Iterator[Any]:
             yield each
 
 
-def _row(tree: dict[str, Any]) -> Row:
-    fields = {k: v for k, v in tree.items() if k not in ("key", "summary")}
+def _row(row: dict[str, Any]) -> Row:
+    fields = {k: v for k, v in row.items() if k not in ("key", "summary")}
     if fields["status"] not in ("timed", "failed", "unavailable"):
         raise ValueError(f"status {fields['status']!r}")
     if (fields["status"] == "timed") != bool(fields["samples_ns"]):
         raise ValueError(f"{fields['name']}: timed rows, and no others, have times")
     fields["notes"] = tuple(fields["notes"])
     fields["samples_ns"] = tuple(fields["samples_ns"])
-    fields["fresh"] = None if fields["fresh"] is None else Fresh(**fields["fresh"])
+    fields["fresh"] = None if fields["fresh"] is None else ColdStart(**fields["fresh"])
     return Row(**fields)

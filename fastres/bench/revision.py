@@ -1,4 +1,4 @@
-"""Which state of fastres's own source was measured."""
+"""The git revision of the fastres that was measured."""
 
 from __future__ import annotations
 

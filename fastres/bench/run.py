@@ -58,19 +58,19 @@ def run(
         if settings.source.has_random_weights:
             weights = inputs.settle(model, pool, settings.seed)
         progress.show(f"{len(pool)} images through {settings.source} in float64")
-        truth = gate.oracle(model, pool)
+        expected = gate.float64_outputs(model, pool)
         entries = compare.entries(settings) if entries is None else entries
-        stage = compare.Stage(settings, model, pool, truth, Path(folder))
+        setup = compare.Setup(settings, model, pool, expected, Path(folder))
         batches = []
         for position, batch in enumerate(settings.batches):
             cold = settings.cold == "each" or (settings.cold == "first" and position == 0)
-            batches.append(compare.hold(stage, entries, batch, cold=cold, progress=progress))
+            batches.append(compare.run_batch(setup, entries, batch, cold=cold, progress=progress))
     return Record(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=tuple(map(anonymous, command)),
         revision=revision.of_fastres(),
         environment=environment,
-        settings=_facts(settings),
+        settings=_settings_json(settings),
         model={
             "name": str(settings.source),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -82,7 +82,7 @@ def run(
 
 
 def _pool(settings: Settings, model: nn.Module) -> tuple[torch.Tensor, str]:
-    """The images, and what they are."""
+    """The images [N, C, H, W], and a description for the record."""
     count = inputs.pool_size(settings.batches)
     channels = inputs.input_channels(model)
     if settings.images is None:
@@ -96,8 +96,8 @@ def _pool(settings: Settings, model: nn.Module) -> tuple[torch.Tensor, str]:
     )
 
 
-def _facts(settings: Settings) -> dict[str, Any]:
-    """What the settings mean for the result."""
+def _settings_json(settings: Settings) -> dict[str, Any]:
+    """The settings that the result depends on, as JSON."""
     return {
         "size": settings.size,
         "device": str(settings.device),
@@ -107,8 +107,8 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "seconds": settings.seconds,
         "seed": settings.seed,
         "bounds": {
-            "fastres_times_eager": peer.OURS,
-            "peers_times_eager": peer.PEERS,
+            "fastres_times_eager": peer.FASTRES_BOUND,
+            "peers_times_eager": peer.PEER_BOUND,
             "absolute": gate.ABSOLUTE,
         },
     }
@@ -116,7 +116,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads."""
+    """A context in which torch uses ``count`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

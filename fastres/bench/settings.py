@@ -62,35 +62,35 @@ def parse(argv: Sequence[str] | None) -> Settings:
         OptionError: a value that cannot be.
         SystemExit: for ``--help`` and what argparse rejects.
     """
-    given = _parser().parse_args(argv)
-    model = f"resnet{given.depth}" if given.depth else given.model or "resnet50"
-    if given.images is not None and not given.images.is_dir():
-        raise OptionError(f"--images {given.images}: expected a directory of images")
-    if given.from_record is not None and given.json is not None:
+    options = _parser().parse_args(argv)
+    model = f"resnet{options.depth}" if options.depth else options.model or "resnet50"
+    if options.images is not None and not options.images.is_dir():
+        raise OptionError(f"--images {options.images}: expected a directory of images")
+    if options.from_record is not None and options.json is not None:
         raise OptionError("--json writes what --from-record reads; leave one of them out")
-    if given.plot is not None and find_spec("matplotlib") is None:
+    if options.plot is not None and find_spec("matplotlib") is None:
         raise OptionError("--plot needs matplotlib: pip install 'fastres[bench]'")
-    for option, path in (("--json", given.json), ("--plot", given.plot)):
+    for option, path in (("--json", options.json), ("--plot", options.plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise OptionError(f"{option} {path}: there is no directory {path.parent} to write to")
-    device = devices.parse(given.device)
+    device = devices.parse(options.device)
     return Settings(
         source=model_source.parse(model),
-        batches=_distinct("--batch", given.batch),
-        size=given.size,
+        batches=_distinct("--batch", options.batch),
+        size=options.size,
         device=device,
-        precisions=_precisions(given.precision, device.type),
-        threads=given.threads or target.cpu_threads(),
-        images=given.images,
-        peers=_peers(given.peers, device.type),
-        cold=given.cold,
-        seconds=given.seconds,
-        seed=given.seed,
-        reference=given.reference,
-        json=given.json,
-        plot=given.plot,
-        markdown=given.markdown,
-        from_record=given.from_record,
+        precisions=_precisions(options.precision, device.type),
+        threads=options.threads or target.cpu_threads(),
+        images=options.images,
+        peers=_peers(options.peers, device.type),
+        cold=options.cold,
+        seconds=options.seconds,
+        seed=options.seed,
+        reference=options.reference,
+        json=options.json,
+        plot=options.plot,
+        markdown=options.markdown,
+        from_record=options.from_record,
     )
 
 
@@ -157,29 +157,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _precisions(given: Sequence[str] | None, device: str) -> tuple[str, ...]:
-    if not given:
+def _precisions(requested: Sequence[str] | None, device: str) -> tuple[str, ...]:
+    if not requested:
         if device == "cuda":
             return ("tf32", "fp16")
         return ("fp32", "bf16") if target.onednn_supports(torch.bfloat16) else ("fp32",)
-    for precision in given:
+    for precision in requested:
         if precision not in PRECISIONS[device]:
             raise OptionError(f"--precision {precision}: only GPUs have it; see --device")
-    return _distinct("--precision", given)
+    return _distinct("--precision", requested)
 
 
-def _peers(given: Sequence[str] | None, device: str) -> tuple[str, ...]:
+def _peers(requested: Sequence[str] | None, device: str) -> tuple[str, ...]:
     """Names of peers; None for what a user would take instead of fastres.
 
     Those asked for by name must be there; others may not, the table says so.
     """
     known = catalogue.peers(device)
-    if given is None:
+    if requested is None:
         return tuple(name for name, peer in known.items() if peer.alternative)
-    words = _distinct("--peers", given)
+    words = _distinct("--peers", requested)
     for word in ("none", "all"):
         if word in words and len(words) > 1:
-            raise OptionError(f"--peers {' '.join(given)}: {word} stands alone")
+            raise OptionError(f"--peers {' '.join(requested)}: {word} stands alone")
     if words == ("none",):
         return ()
     if words == ("all",):
@@ -200,13 +200,13 @@ def _distinct(option: str, values: Sequence[_T]) -> tuple[_T, ...]:
     return tuple(values)
 
 
-def _number(text: str, kind: Callable[[str], float], least: float, wanted: str) -> float:
+def _number(text: str, kind: Callable[[str], float], minimum: float, expected: str) -> float:
     try:
         value = kind(text)
     except ValueError:
         value = math.nan
-    if not least <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {wanted}")
+    if not minimum <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
     return value
 
 

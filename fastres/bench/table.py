@@ -44,7 +44,7 @@ _COST = (*_LABELS, "cold", "peak", "error", "top-1")
 
 @dataclass(frozen=True)
 class _Line:
-    """A row with what it is compared with."""
+    """A row, its batch, and the row that its ratio is to."""
 
     row: Row
     batch: Batch
@@ -69,7 +69,7 @@ def show(record: Record, reference: str, console: Console | None = None) -> None
         _say(console, sentence)
     for batch in record.batches:
         _say(console, f"\n{_title(record, batch)}")
-        for table in _fitting(_columns(batch), _lines(batch, reference), console):
+        for table in _tables_that_fit(_columns(batch), _lines(batch, reference), console):
             console.print(table)
         for sentence in remarks(batch):
             _say(console, sentence)
@@ -131,7 +131,7 @@ def legend(record: Record, reference: str) -> list[str]:
 
 
 def remarks(batch: Batch) -> list[str]:
-    """What the table's cells have no room for."""
+    """Sentences below a table: load by other programs, failures, notes, memory, ratios to peers."""
     sentences = []
     if batch.others_share is not None and batch.others_share >= _BUSY:
         sentences.append(
@@ -162,7 +162,7 @@ def remarks(batch: Batch) -> list[str]:
 
 
 def _against_peers(ours: Row, batch: Batch) -> list[str]:
-    """The ratios to everybody in the same precision."""
+    """How many times as fast fastres is as each peer in the same precision."""
     others = "; ".join(
         f"{_ratio(row, ours)} {row.title}"
         for row in batch.rows
@@ -181,8 +181,8 @@ def _title(record: Record, batch: Batch) -> str:
 
 
 def _lines(batch: Batch, reference: str) -> list[_Line]:
-    found = next((row for row in batch.rows if row.key == reference), None)
-    return [_Line(row, batch, found) for row in batch.rows]
+    reference_row = next((row for row in batch.rows if row.key == reference), None)
+    return [_Line(row, batch, reference_row) for row in batch.rows]
 
 
 def _columns(batch: Batch) -> Columns:
@@ -253,12 +253,12 @@ def _top1(line: _Line) -> str:
     return "" if line.row.top1 is None else f"{line.row.top1:.0%}"
 
 
-def _fitting(columns: Columns, lines: Sequence[_Line], console: Console) -> list[Table]:
+def _tables_that_fit(columns: Columns, lines: Sequence[_Line], console: Console) -> list[Table]:
     """One table with all columns, or two where the console is too narrow for it."""
-    whole = _table(columns, lines)
-    needed = Measurement.get(console, console.options.update(width=_FILE_WIDTH), whole).maximum
+    full = _table(columns, lines)
+    needed = Measurement.get(console, console.options.update(width=_FILE_WIDTH), full).maximum
     if needed <= console.width:
-        return [whole]
+        return [full]
     parts = [{name: columns[name] for name in half if name in columns} for half in (_SPEED, _COST)]
     return [_table(part, lines) for part in parts]
 

@@ -1,1 +1,1 @@
-"""From a model to a graph: example, export, contract, and what the model must not notice."""
+"""From an ``nn.Module`` to a graph and its contract, without changing the module."""

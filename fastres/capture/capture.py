@@ -23,12 +23,12 @@ from torch.utils import _pytree as pytree
 
 from fastres.capture import nested
 from fastres.capture.contract import Contract
-from fastres.capture.defaults import name_defaults
+from fastres.capture.defaults import make_defaults_explicit
 from fastres.capture.diagnose import why_not_captured
-from fastres.capture.export_program import Exported, export_openly, import_ahead
+from fastres.capture.export_program import Exported, export_with_dynamic_sizes, import_ahead
 from fastres.capture.functional import can_make_functional, is_in_place, make_functional
-from fastres.capture.guard import untouched
-from fastres.capture.wrappers import like
+from fastres.capture.guard import state_restored
+from fastres.capture.wrappers import copy_keeping_modes
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.ir.graph import (
     INNER,
@@ -41,7 +41,8 @@ from fastres.ir.graph import (
 )
 from fastres.system import forking
 from fastres.system.device import move
-from fastres.system.torch_logs import quiet
+from fastres.system.torch_logs import silence_torch_logs
+from fastres.system.versions import STATE_WRITES
 
 TRACING = forking.rlock()
 """Held while a model is traced or its prints are caught: torch.export and stdout are one each."""
@@ -96,7 +97,7 @@ def derive_example(model: nn.Module) -> Tensor:
     )
 
 
-def own_dtype(model: nn.Module) -> torch.dtype:
+def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the first convolution's weight, else of the first floating-point tensor."""
     convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     tensors = [*convolutions, *model.parameters(), *model.buffers()]
@@ -127,31 +128,35 @@ def in_eval_mode(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """
     training = [name or "(the model itself)" for name, m in model.named_modules() if m.training]
     memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    of_inference = {i: _ordinary(t) for i, t in memo.items() if _is_inference(t)}
-    if not training and not of_inference:
+    replacements = {
+        i: _outside_inference_mode(t) for i, t in memo.items() if _is_inference_tensor(t)
+    }
+    if not training and not replacements:
         return model, []
     try:
-        twin = like(model, {**memo, **of_inference} if not training else dict(of_inference))
+        copied = copy_keeping_modes(
+            model, {**memo, **replacements} if not training else dict(replacements)
+        )
     except Exception as error:  # a user's __deepcopy__ may raise anything
         state, advice = "is in training mode", "call model.eval() first"
         if not training:
             state, advice = "was made under torch.inference_mode", "make it outside"
         raise CaptureError(f"the model {state} and cannot be copied ({error}); {advice}") from error
     if not training:
-        return twin, []
-    return twin.eval(), [
+        return copied, []
+    return copied.eval(), [
         f"the model was in training mode (first module: {training[0]}): a copy in eval mode was "
         "optimised, the model itself still trains; call model.eval() first to silence this"
     ]
 
 
-def _is_inference(tensor: Tensor) -> bool:
+def _is_inference_tensor(tensor: Tensor) -> bool:
     lazy = isinstance(tensor, UninitializedTensorMixin)
     return not lazy and tensor.is_inference()
 
 
-def _ordinary(tensor: Tensor) -> Tensor:
-    """A tensor on the same memory that was not made in inference mode."""
+def _outside_inference_mode(tensor: Tensor) -> Tensor:
+    """A tensor on the same memory that torch.export can take: not made in inference mode."""
     with torch.inference_mode(False), torch.no_grad():
         plain = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(
             tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride()
@@ -171,7 +176,7 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
         OptionError: ``example_input`` is neither tensor, tuple nor dict.
     """
     import_ahead()
-    _refuse_what_would_be_lost(model)
+    _refuse_unsupported_state(model)
     derived = example_input is None
     args, kwargs = as_arguments(derive_example(model) if derived else example_input)
     signature = _without_annotations(inspect.signature(model.forward))
@@ -185,15 +190,20 @@ def capture(model: nn.Module, example_input: Any = None) -> Captured:
     example = pytree.tree_leaves((args, kwargs))
     printed = io.StringIO()
     try:
-        with TRACING, untouched(model) as changes, contextlib.redirect_stdout(printed), quiet():
-            exported = export_openly(model, signature, args, kwargs)
+        with (
+            TRACING,
+            state_restored(model) as changes,
+            contextlib.redirect_stdout(printed),
+            silence_torch_logs(),
+        ):
+            exported = export_with_dynamic_sizes(model, signature, args, kwargs)
     except FastresError:  # of a wrapper around the user's model
         raise
     except Exception as error:  # forward is the user's and may raise anything
         raise CaptureError(why_not_captured(model, args, kwargs, derived, error)) from error
     captured = _from_program(exported, signature, example, hasattr(model, INNER))
     captured.notes += changes
-    if fixed := exported.fixed(args, kwargs):
+    if fixed := exported.fixed_size_note(args, kwargs):
         captured.notes.append(fixed)
     if output_nodes(captured.module.graph) == [None]:
         raise CaptureError(
@@ -213,7 +223,7 @@ def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
     return inspect.Signature(plain)
 
 
-_COUNTING = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_WITH_RUNNING_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 """Modules that change their statistics when they run in training mode."""
 
 
@@ -228,20 +238,24 @@ def refuse_torchscript(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CaptureError(
-                f"{_named(name, module)} is TorchScript, of which there is no Python code to "
-                "follow: put the nn.Module that it was made from in its place"
+                f"{_describe_module(name, module)} is TorchScript, of which there is no Python "
+                "code to follow: put the nn.Module that it was made from in its place"
             )
 
 
-def _named(name: str, module: nn.Module) -> str:
+def _describe_module(name: str, module: nn.Module) -> str:
     return f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
 
 
-def _refuse_what_would_be_lost(model: nn.Module) -> None:
+def _refuse_unsupported_state(model: nn.Module) -> None:
     refuse_torchscript(model)
     for name, module in model.named_modules():
-        where = _named(name, module)
-        if isinstance(module, _COUNTING) and module.training and module.track_running_stats:
+        where = _describe_module(name, module)
+        if (
+            isinstance(module, _WITH_RUNNING_STATISTICS)
+            and module.training
+            and module.track_running_stats
+        ):
             raise CaptureError(
                 f"{where} is in training mode though the model is not (its own train() or eval() "
                 "keeps it so): it would normalise by each batch and change its statistics; call "
@@ -268,7 +282,7 @@ def _from_program(
     exported: Exported, forward: inspect.Signature, example: list[Any], wrapped: bool
 ) -> Captured:
     contract, program = exported.contract(), exported.program
-    regions = nested.inline(program)
+    autocast_notes = nested.inline(program)
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
         with torch.no_grad(), warnings.catch_warnings():
@@ -291,12 +305,12 @@ def _from_program(
                 values[node] = add_constant(graph, user_path(spec.target), state[spec.target])
                 values[node].meta["val"] = node.meta.get("val")
         elif node.op == "output":
-            graph.output(_returned(node, signature, values))
+            graph.output(_user_outputs(node, signature, values))
         elif node.target is not torch.ops.aten._assert_tensor_metadata.default:  # capture's own
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta["module"] = module_path(node)
             values[node].meta["source"] = node.name
-            values[node].meta["asked"] = wrapped and not module_stack(node).startswith(INNER)
+            values[node].meta["added"] = wrapped and not module_stack(node).startswith(INNER)
             if free_unbacked_symbols(node.meta.get("val")):
                 raise CaptureError(
                     f"{module_path(node) or 'the model'} computes a size or a number from the "
@@ -312,30 +326,32 @@ def _from_program(
         for spec in signature.output_specs
         if spec.kind == OutputKind.USER_INPUT_MUTATION
     }
-    notes = regions + [
+    notes = autocast_notes + [
         f"the model writes to its input {name!r} in place; the optimised model leaves it as it is"
         for name in sorted(written)
     ]
-    name_defaults(graph)
+    make_defaults_explicit(graph)
     graph.lint()
     module.recompile()
     in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
     assert in_spec is not None and out_spec is not None
-    return Captured(module, contract, in_spec, _plain(out_spec), forward, example, notes)
+    return Captured(
+        module, contract, in_spec, _with_python_containers(out_spec), forward, example, notes
+    )
 
 
-def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+def _with_python_containers(spec: pytree.TreeSpec) -> pytree.TreeSpec:
     """The structure with Python's containers for those that ``torch.fx`` keeps in its graphs."""
 
-    def plain(value: Any) -> Any:
+    def convert(value: Any) -> Any:
         if isinstance(value, immutable_dict):
-            return {key: plain(part) for key, part in value.items()}
+            return {key: convert(part) for key, part in value.items()}
         if isinstance(value, immutable_list):
-            return [plain(part) for part in value]
-        return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+            return [convert(part) for part in value]
+        return type(value)(map(convert, value)) if type(value) in (tuple, list) else value
 
     numbered = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    return pytree.tree_structure(plain(numbered))
+    return pytree.tree_structure(convert(numbered))
 
 
 STATE_CHANGES = (
@@ -344,23 +360,20 @@ STATE_CHANGES = (
 )
 
 
-_WRITES = {
-    getattr(OutputKind, name)
-    for name in ("BUFFER_MUTATION", "PARAMETER_MUTATION")
-    if hasattr(OutputKind, name)  # the second since torch 2.9
-}
-
-
-def _returned(
+def _user_outputs(
     output: fx.Node, signature: ExportGraphSignature, values: dict[fx.Node, fx.Node]
 ) -> tuple[Any, ...]:
-    """What the user gets back, without the changed state that torch.export returns beside it."""
+    """What the user's forward returns, without the buffers that torch.export returns as well.
+
+    Raises:
+        CaptureError: forward writes to a buffer or parameter.
+    """
     (results,) = arguments(output)
     assert isinstance(results, (tuple, list))
-    kept: list[Any] = []
+    outputs: list[Any] = []
     for spec, result in zip(signature.output_specs, results, strict=True):
-        if spec.kind in _WRITES:
+        if spec.kind in STATE_WRITES:
             raise CaptureError(STATE_CHANGES.format(module="the model"))
         if spec.kind == OutputKind.USER_OUTPUT:
-            kept.append(values[result] if isinstance(result, fx.Node) else result)
-    return tuple(kept)
+            outputs.append(values[result] if isinstance(result, fx.Node) else result)
+    return tuple(outputs)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastres.capture.decisions import Place, is_operators
+from fastres.capture.decisions import CodeLocation, is_operator_code
 from fastres.capture.symbols import (
     Expression,
     Size,
@@ -60,7 +60,7 @@ class Guard:
     """A decision that the model's own code took on a size, and where it took it."""
 
     condition: Size
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Contract:
     def on(self, device: torch.device) -> Contract:
         """The same contract for tensors on another device."""
         inputs = (
-            replace(wanted, device=device) if isinstance(wanted, TensorInput) else wanted
-            for wanted in self.inputs
+            replace(expected, device=device) if isinstance(expected, TensorInput) else expected
+            for expected in self.inputs
         )
         return Contract(tuple(inputs), self.guards, self.limits)
 
@@ -105,80 +105,80 @@ class Contract:
                 "model with the same arguments as the model it was made from"
             )
         symbols: dict[str, int] = {}
-        for wanted, value in zip(self.inputs, values, strict=True):
-            if isinstance(wanted, TensorInput):
-                _check_tensor(wanted, value)
-                _bind(wanted, value, symbols)
-            elif isinstance(value, Tensor) or value != wanted:
+        for expected, value in zip(self.inputs, values, strict=True):
+            if isinstance(expected, TensorInput):
+                _check_tensor(expected, value)
+                _bind(expected, value, symbols)
+            elif isinstance(value, Tensor) or value != expected:
                 raise InputError(
-                    f"got {_describe(value)} for an argument that was {wanted!r} when the model "
+                    f"got {_describe(value)} for an argument that was {expected!r} when the model "
                     "was captured; such arguments are fixed: optimise once per value, passing it "
                     "in example_input"
                 )
         for limit in self.limits:
             got = symbols.get(limit.symbol, limit.lower)
             if not limit.lower <= got <= limit.upper:
-                wanted = (
+                expected = (
                     f"at least {limit.lower}" if got < limit.lower else f"at most {limit.upper}"
                 )
                 raise InputError(
-                    f"got {_shapes(values)}: as captured, the model takes sizes of {wanted} where "
-                    f"this is {got}; beyond that an operation does not fit or the model's code "
-                    "takes another way. Resize the input, or optimise with an example_input of "
-                    "this size"
+                    f"got {_shapes(values)}: as captured, the model takes sizes of {expected} "
+                    f"where this is {got}; beyond that an operation does not fit or the model's "
+                    "code takes another way. Resize the input, or optimise with an example_input "
+                    "of this size"
                 )
         for guard in self.guards:
             # torch's capture takes 0 and 1 for "like any other size"; so do we.
             sizes = {symbol: largest(size, 2) for symbol, size in symbols.items()}
-            held = evaluate(guard.condition, sizes)
-            if held is not None and not held:  # of symbolic sizes, asking records the decision
+            holds = evaluate(guard.condition, sizes)
+            if holds is not None and not holds:  # of symbolic sizes, asking records the decision
                 raise InputError(
                     f"got {_shapes(values)}: the model's code decides on the image size at "
-                    f"{guard.place}, and for this size it would run something else than what was "
-                    "captured, or would not fit; call "
+                    f"{guard.location}, and for this size it would run something else than what "
+                    "was captured, or would not fit; call "
                     "optimize() with an example_input of this size and keep one optimised model "
                     "for each case"
                 )
 
 
-def _check_tensor(wanted: TensorInput, value: Any) -> None:
+def _check_tensor(expected: TensorInput, value: Any) -> None:
     if not isinstance(value, Tensor):
         raise InputError(
-            f"got {_describe(value)} for {wanted.name!r}, expected a {wanted.dtype} tensor "
-            f"{wanted.form}; convert it with torch.as_tensor"
+            f"got {_describe(value)} for {expected.name!r}, expected a {expected.dtype} tensor "
+            f"{expected.form}; convert it with torch.as_tensor"
         )
     shape = list(value.shape)
-    if value.dim() != len(wanted.sizes):
+    if value.dim() != len(expected.sizes):
         hint = "; add the batch with x.unsqueeze(0)" if value.dim() == 3 else ""
         raise InputError(
-            f"got a tensor of rank {value.dim()} {shape} for {wanted.name!r}, expected rank "
-            f"{len(wanted.sizes)} {wanted.form}{hint}"
+            f"got a tensor of rank {value.dim()} {shape} for {expected.name!r}, expected rank "
+            f"{len(expected.sizes)} {expected.form}{hint}"
         )
-    for axis, (size, got) in enumerate(zip(wanted.sizes, shape, strict=True)):
+    for axis, (size, got) in enumerate(zip(expected.sizes, shape, strict=True)):
         if isinstance(size, int) and size != got:
             raise InputError(
-                f"got {shape} for {wanted.name!r}, expected {wanted.form}: "
-                + _size_hint(wanted.layout, axis, size)
+                f"got {shape} for {expected.name!r}, expected {expected.form}: "
+                + _size_hint(expected.layout, axis, size)
             )
-    if value.dtype != wanted.dtype:
+    if value.dtype != expected.dtype:
         advice = (
             "pass the pixels as they are decoded, 0 to 255, not normalised"
-            if wanted.dtype == torch.uint8
-            else f"convert it with x.to({wanted.dtype})"
+            if expected.dtype == torch.uint8
+            else f"convert it with x.to({expected.dtype})"
         )
         raise InputError(
-            f"got {value.dtype} for {wanted.name!r}, expected {wanted.dtype} as the model itself "
-            f"takes; {advice}"
+            f"got {value.dtype} for {expected.name!r}, expected {expected.dtype} as the model "
+            f"itself takes; {advice}"
         )
-    if value.device != wanted.device:
+    if value.device != expected.device:
         other = f", or optimise with device={str(value.device)!r}"
         raise InputError(
-            f"got a tensor on {value.device} for {wanted.name!r}, expected {wanted.device}; move "
-            f"it with x.to({str(wanted.device)!r}){'' if value.is_meta else other}"
+            f"got a tensor on {value.device} for {expected.name!r}, expected {expected.device}; "
+            f"move it with x.to({str(expected.device)!r}){'' if value.is_meta else other}"
         )
     if value.layout != torch.strided:
         raise InputError(
-            f"got a {value.layout} tensor for {wanted.name!r}, expected a dense one; use "
+            f"got a {value.layout} tensor for {expected.name!r}, expected a dense one; use "
             "x.to_dense()"
         )
 
@@ -196,9 +196,9 @@ def _size_hint(layout: str, axis: int, size: int) -> str:
     )
 
 
-def _bind(wanted: TensorInput, value: Tensor, symbols: dict[str, int]) -> None:
-    """Give the symbols in ``wanted`` the sizes of ``value``; one symbol must get one size."""
-    for axis, (size, got) in enumerate(zip(wanted.sizes, value.shape, strict=True)):
+def _bind(expected: TensorInput, value: Tensor, symbols: dict[str, int]) -> None:
+    """Give the symbols in ``expected`` the sizes of ``value``; one symbol must get one size."""
+    for axis, (size, got) in enumerate(zip(expected.sizes, value.shape, strict=True)):
         if isinstance(size, int):
             continue
         unknown = [name for name in size.symbols if name not in symbols]
@@ -208,7 +208,7 @@ def _bind(wanted: TensorInput, value: Tensor, symbols: dict[str, int]) -> None:
                 symbols[unknown[0]] = solution
         if evaluate(size, symbols) != got:
             raise InputError(
-                f"got {list(value.shape)} for {wanted.name!r}: dimension {axis} must be {size} "
+                f"got {list(value.shape)} for {expected.name!r}: dimension {axis} must be {size} "
                 "(the model ties it to another dimension or needs a multiple); resize the input, "
                 "or optimise with an example_input of this size"
             )
@@ -235,17 +235,17 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
 
 
 def contract_of(
-    names: Sequence[str], values: Sequence[Any], places: Mapping[int, Place] | None = None
+    names: Sequence[str], values: Sequence[Any], locations: Mapping[int, CodeLocation] | None = None
 ) -> Contract:
     """The contract behind the values that capture recorded for a graph's inputs.
 
     Args:
         names: the arguments' names, for messages.
         values: per argument a fake tensor, or the plain value it had during capture.
-        places: where torch's conditions come from, by their number, as far as is known.
+        locations: where torch's conditions come from, by their number, as far as is known.
     """
     inputs: list[Any] = []
-    environment = None
+    shape_env = None
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, Tensor):
             inputs.append(value)
@@ -254,40 +254,40 @@ def contract_of(
         for size in value.shape:
             fixed = fixed_size(size)
             if isinstance(size, torch.SymInt):
-                environment = size.node.shape_env
-                sizes.append(_plain(size.node.expr, name) if fixed is None else fixed)
+                shape_env = size.node.shape_env
+                sizes.append(_as_expression(size.node.expr, name) if fixed is None else fixed)
             else:
                 sizes.append(size)
         inputs.append(TensorInput(name, value.dtype, value.device, tuple(sizes)))
-    if environment is None:
+    if shape_env is None:
         return Contract(tuple(inputs), ())
-    guards = tuple(_guards(environment, places or {}))
-    return Contract(tuple(inputs), guards, tuple(_limits(environment)))
+    guards = tuple(_guards(shape_env, locations or {}))
+    return Contract(tuple(inputs), guards, tuple(_limits(shape_env)))
 
 
-def _guards(shape_env: Any, places: Mapping[int, Place]) -> list[Guard]:
+def _guards(shape_env: Any, locations: Mapping[int, CodeLocation]) -> list[Guard]:
     """The conditions on sizes under which the captured graph is the model, once each."""
     guards: dict[Size, Guard] = {}
     for number, guard in enumerate(shape_env.guards):
-        place = places.get(number)
+        location = locations.get(number)
         frame = guard.sloc.framework_loc
         file = str(getattr(frame, "filename", "") or "")
-        if place is None and (frame is None or is_operators(file)):
+        if location is None and (frame is None or is_operator_code(file)):
             continue  # asked while the inputs were made symbolic: torch's own assumptions
-        where = str(place or f"{Path(file).name}:{frame.lineno}")
-        condition = _plain(guard.expr, where)
-        guards.setdefault(condition, Guard(condition, where))
+        text = str(location or f"{Path(file).name}:{frame.lineno}")
+        condition = _as_expression(guard.expr, text)
+        guards.setdefault(condition, Guard(condition, text))
     return list(guards.values())
 
 
-def _plain(expression: Any, place: str) -> Any:
+def _as_expression(expression: Any, location: str) -> Any:
     try:
         return from_sympy(expression)
     except UnknownFunction as error:
         raise CaptureError(
-            f"{place}: the model's code decides on a size by the function {error}, which fastres "
-            "cannot repeat for other sizes; use whole-number arithmetic, or optimise the parts "
-            "around it"
+            f"{location}: the model's code decides on a size by the function {error}, which "
+            "fastres cannot repeat for other sizes; use whole-number arithmetic, or optimise the "
+            "parts around it"
         ) from error
 
 

@@ -39,17 +39,21 @@ _LAYOUT = re.compile(
 _BROADCAST = re.compile("^infer_size$|broadcast|^fast_binary_impl$|^should_expand$|copy_")
 """Names of torch's functions that ask for an operator's own use."""
 
-_ASKING = tuple(str(_TORCH / part) for part in ("fx/experimental", "__init__.py", "utils/_sympy"))
-"""torch's code that puts questions on behalf of others."""
+_SYMBOLIC_SHAPE_FILES = tuple(
+    str(_TORCH / part) for part in ("fx/experimental", "__init__.py", "utils/_sympy")
+)
+"""torch's code for symbolic sizes: it evaluates conditions that some caller further out needs."""
 
-_OURS = tuple(str(Path(__file__).with_name(f"{name}.py")) for name in ("decisions", "tracing"))
+_FASTRES_FILES = tuple(
+    str(Path(__file__).with_name(f"{name}.py")) for name in ("decisions", "export_program")
+)
 
-_PYTHON = ("nn", "functional.py", "_tensor.py")
-"""Parts of torch that are Python code above the operators, like the user's own."""
+_PYTHON_LAYERS = ("nn", "functional.py", "_tensor.py")
+"""Parts of torch that are Python code above the operators, and count as the model's own code."""
 
 
 @dataclass(frozen=True)
-class Place:
+class CodeLocation:
     """Where a size was decided on.
 
     Attributes:
@@ -67,15 +71,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Fixing:
-    """Sizes (names of symbols) that became numbers because somebody wanted a plain number."""
+class Specialization:
+    """Symbols that were fixed to the example's size because code needed a plain number."""
 
     symbols: frozenset[str]
-    place: Place
+    location: CodeLocation
 
 
 class TangledSizes(Exception):
-    """Raised inside capture to start again with the image's size as a number; says where."""
+    """The sizes' expressions are too complicated for symbols; the message is the module's name.
+
+    Capture starts again with the image's height and width as plain numbers.
+    """
 
 
 class Decisions:
@@ -86,53 +93,55 @@ class Decisions:
         strict: record what a coincidence answers too, so that it binds later calls.
 
     Attributes:
-        places: where the conditions that torch recorded come from, by their number.
-        fixed: what made numbers of sizes, in order.
+        locations: where the conditions that torch recorded come from, by their number.
+        specializations: symbols that became numbers, and the code that needed them, in order.
         coincidences: how many answers held because a size of the example happened to be 1.
     """
 
     def __init__(self, model: nn.Module, strict: bool = False) -> None:
-        self.places: dict[int, Place] = {}
-        self.fixed: list[Fixing] = []
+        self.locations: dict[int, CodeLocation] = {}
+        self.specializations: list[Specialization] = []
         self.coincidences = 0
         self._strict = strict
         self._names = {id(module): name for name, module in model.named_modules()}
         self._watched: Any = None
 
     def watch(self, size: torch.SymInt) -> None:
-        """Look at all questions about sizes of the same capture as ``size``, from now on."""
-        environment: Any = size.node.shape_env
-        if environment is self._watched:
+        """Wrap ``evaluate_expr`` of the shape environment that ``size`` belongs to, once."""
+        shape_env: Any = size.node.shape_env
+        if shape_env is self._watched:
             return
-        self._watched = environment
-        evaluate = self._without_listing(environment.evaluate_expr)
+        self._watched = shape_env
+        evaluate = self._with_short_errors(shape_env.evaluate_expr)
 
         def evaluate_expr(expression: Any, *args: Any, **kwargs: Any) -> Any:
-            purpose = _purpose(_asker())
+            purpose = _purpose(_asking_frame())
             if purpose:
-                with environment.suppress_guards():
+                with shape_env.suppress_guards():
                     answer = evaluate(expression, *args, **kwargs)
-                if purpose == "layout" or _is_usual(expression, answer):
+                if purpose == "layout" or _holds_for_usual_sizes(expression, answer):
                     return answer
                 if purpose == "broadcast" and not self._strict:
-                    self.coincidences += _is_coincidence(expression, answer)
+                    self.coincidences += _is_one_by_coincidence(expression, answer)
                     return answer
-            before = len(environment.guards)
+            before = len(shape_env.guards)
             answer = evaluate(expression, *args, **kwargs)
-            new = [n for n in range(before, len(environment.guards)) if n not in self.places]
+            new = [n for n in range(before, len(shape_env.guards)) if n not in self.locations]
             if new:
-                place = self._place()
-                self.places.update(dict.fromkeys(new, place))
+                location = self._location()
+                self.locations.update(dict.fromkeys(new, location))
                 if not expression.is_Relational:
-                    self.fixed.append(Fixing(frozenset(map(str, expression.free_symbols)), place))
+                    self.specializations.append(
+                        Specialization(frozenset(map(str, expression.free_symbols)), location)
+                    )
             return answer
 
-        environment.evaluate_expr = evaluate_expr  # of this capture alone, and gone with it
+        shape_env.evaluate_expr = evaluate_expr  # of this capture alone, and gone with it
 
-    def _without_listing(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_short_errors(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         """The same, with errors for which torch does not print the whole graph so far."""
 
-        def quietly(*args: Any, **kwargs: Any) -> Any:
+        def evaluate_or_shorten(*args: Any, **kwargs: Any) -> Any:
             try:
                 return evaluate(*args, **kwargs)
             except NotImplementedError as error:  # sympy's, solving for a size
@@ -144,7 +153,7 @@ class Decisions:
                 )
                 raise
 
-        return quietly
+        return evaluate_or_shorten
 
     def module(self) -> str:
         """Name and class of the module that runs now; "" where there is none."""
@@ -157,21 +166,21 @@ class Decisions:
             frame = frame.f_back
         return ""
 
-    def _place(self) -> Place:
-        frame = _asker()
-        by_operator = _part(frame.f_code) != "model"
+    def _location(self) -> CodeLocation:
+        frame = _asking_frame()
+        by_operator = _category(frame.f_code) != "model"
         while frame.f_back is not None and (
-            _part(frame.f_code) != "model" or frame.f_code.co_filename == F.__file__
+            _category(frame.f_code) != "model" or frame.f_code.co_filename == F.__file__
         ):
             frame = frame.f_back
         line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-        return Place(line, self.module(), by_operator)
+        return CodeLocation(line, self.module(), by_operator)
 
 
-def _asker() -> FrameType:
-    """The innermost frame that is neither ours nor part of how torch asks."""
+def _asking_frame() -> FrameType:
+    """The innermost frame outside fastres and outside torch's code for symbolic sizes."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and _part(frame.f_code) == "asking":
+    while frame.f_back is not None and _category(frame.f_code) == "asking":
         frame = frame.f_back
     return frame
 
@@ -183,12 +192,12 @@ def _purpose(frame: FrameType | None) -> str:
     """
     operator = ""
     while frame is not None:
-        part = _part(frame.f_code)
-        if part in ("layout", "broadcast"):
-            return part
-        if part == "model":
+        category = _category(frame.f_code)
+        if category in ("layout", "broadcast"):
+            return category
+        if category == "model":
             return operator
-        operator = part
+        operator = category
         if frame.f_code is _CALL and "squeeze" in str(frame.f_locals.get("self")):
             return ""
         frame = frame.f_back
@@ -196,11 +205,11 @@ def _purpose(frame: FrameType | None) -> str:
 
 
 @functools.cache
-def _part(code: CodeType) -> str:
+def _category(code: CodeType) -> str:
     """What a frame's code is part of."""
-    if code.co_filename.startswith((*_ASKING, *_OURS)):
+    if code.co_filename.startswith((*_SYMBOLIC_SHAPE_FILES, *_FASTRES_FILES)):
         return "asking"
-    if not is_operators(code.co_filename):
+    if not is_operator_code(code.co_filename):
         return "model"
     if _LAYOUT.search(code.co_name):
         return "layout"
@@ -210,25 +219,25 @@ def _part(code: CodeType) -> str:
 _CALL = torch._ops.OpOverload.__call__.__code__
 
 
-def _is_usual(expression: Any, answer: Any) -> bool:
+def _holds_for_usual_sizes(expression: Any, answer: Any) -> bool:
     """Whether the answer is that sizes are more than 0 or 1, as they are in all usual images.
 
     An operator that asked finds out again; what is computed from its result's sizes is right for
     0 and 1, too.
     """
     if getattr(expression, "func", None) is not None and expression.func.__name__ == "And":
-        return bool(answer) and all(_is_usual(part, True) for part in expression.args)
+        return bool(answer) and all(_holds_for_usual_sizes(part, True) for part in expression.args)
     if not expression.is_Relational or not any(s in (0, 1) for s in expression.args):
         return False
     number_is_left = expression.args[0] in (0, 1)
     usual = {"!=": True, "==": False, ">": True, ">=": True, "<": False, "<=": False}
-    wanted = usual.get(expression.rel_op)
+    expected = usual.get(expression.rel_op)
     if number_is_left and expression.rel_op in ("<", "<=", ">", ">="):
-        wanted = not wanted
-    return wanted is not None and bool(answer) == wanted
+        expected = not expected
+    return expected is not None and bool(answer) == expected
 
 
-def _is_coincidence(expression: Any, answer: Any) -> bool:
+def _is_one_by_coincidence(expression: Any, answer: Any) -> bool:
     """Whether symbolic sizes were found to be 1."""
     if not expression.free_symbols or not expression.is_Relational:
         return False
@@ -236,8 +245,8 @@ def _is_coincidence(expression: Any, answer: Any) -> bool:
     return equal and expression.rel_op in ("==", "!=") and any(s == 1 for s in expression.args)
 
 
-def is_operators(filename: str) -> bool:
+def is_operator_code(filename: str) -> bool:
     """Whether a file is torch's and below its Python surface: part of how operators work."""
     if not filename.startswith(str(_TORCH) + os.sep):  # torchvision is no part of torch
         return False
-    return Path(filename).relative_to(_TORCH).parts[0] not in _PYTHON
+    return Path(filename).relative_to(_TORCH).parts[0] not in _PYTHON_LAYERS

@@ -1,9 +1,9 @@
-"""A captured graph says itself what torch would otherwise take from its default dtype.
+"""The dtype and device that a captured graph took from torch's defaults are written into it.
 
 ``torch.ones(3)``, ``torch.arange(w) / w`` and ``image / 255`` on bytes give numbers of torch's
-default dtype. It was one when the model was captured, may be another in a later call, and is the
-whole process's, so that a call cannot set it either. The graph therefore names it: in what makes
-tensors from nothing, and by a cast of whole numbers before they become fractions.
+default dtype. That may be another one in a later call, and it is the whole process's, so that a
+call cannot set it either. The graph therefore names it: as an argument of operators that create
+tensors, and by a cast of integers before they become fractions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastres.ir.graph import arguments, call, value_of
 aten = torch.ops.aten
 
 
-def name_defaults(graph: fx.Graph) -> None:
+def make_defaults_explicit(graph: fx.Graph) -> None:
     """Make the graph's values independent of torch's default dtype and device."""
     for node in list(graph.nodes):
         value = value_of(node)
@@ -26,29 +26,29 @@ def name_defaults(graph: fx.Graph) -> None:
             continue
         read = [n for n in node.all_input_nodes if isinstance(value_of(n), Tensor)]
         if not read:
-            _name(node, value)
-        elif _takes_the_default(node, value, read):
+            _add_dtype_and_device(node, value)
+        elif _promotes_to_default_dtype(node, value, read):
             _cast(node, value.dtype if value.is_floating_point() else torch.get_default_dtype())
 
 
-def _name(node: fx.Node, value: Tensor) -> None:
+def _add_dtype_and_device(node: fx.Node, value: Tensor) -> None:
     assert isinstance(node.target, torch._ops.OpOverload)
-    taken = {argument.name for argument in node.target._schema.arguments}
-    named: dict[str, Any] = {"device": value.device}
+    accepted = {argument.name for argument in node.target._schema.arguments}
+    defaults: dict[str, Any] = {"device": value.device}
     if value.is_floating_point() or value.is_complex():
-        named["dtype"] = value.dtype
-    missing = {k: v for k, v in named.items() if k in taken and node.kwargs.get(k) is None}
+        defaults["dtype"] = value.dtype
+    missing = {k: v for k, v in defaults.items() if k in accepted and node.kwargs.get(k) is None}
     node.kwargs = {**node.kwargs, **missing}
 
 
-def _takes_the_default(node: fx.Node, value: Tensor, read: list[fx.Node]) -> bool:
-    """Whether whole numbers become floating-point ones in ``node``, or are compared with some."""
-    given = [*node.args, *node.kwargs.values()]
-    if any(isinstance(argument, torch.dtype) for argument in given):
+def _promotes_to_default_dtype(node: fx.Node, value: Tensor, read: list[fx.Node]) -> bool:
+    """Whether ``node`` promotes integers to torch's default dtype, or compares them to floats."""
+    operands = [*node.args, *node.kwargs.values()]
+    if any(isinstance(argument, torch.dtype) for argument in operands):
         return False
     if not all(_is_whole(value_of(n)) for n in read):
         return False
-    return value.is_floating_point() or any(map(_is_fraction, given))
+    return value.is_floating_point() or any(map(_is_fraction, operands))
 
 
 def _is_whole(value: Tensor) -> bool:
@@ -61,7 +61,7 @@ def _is_fraction(argument: Any) -> bool:
 
 
 def _cast(node: fx.Node, dtype: torch.dtype) -> None:
-    """Let ``node`` read its tensors in ``dtype``; a choice reads tensors for its numbers, too."""
+    """Cast the tensors that ``node`` reads to ``dtype``; ``where`` reads its numbers as tensors."""
     assert isinstance(node.target, torch._ops.OpOverload)
     with node.graph.inserting_before(node):
         if node.target._opname != "where":
@@ -76,11 +76,12 @@ def _cast(node: fx.Node, dtype: torch.dtype) -> None:
 
 def _as_tensor(node: fx.Node, argument: Any, dtype: torch.dtype) -> fx.Node:
     """A tensor or a number that ``node`` reads, as a tensor of ``dtype``."""
-    value, given = value_of(node), value_of(argument) if isinstance(argument, fx.Node) else argument
+    value = value_of(node)
+    operand = value_of(argument) if isinstance(argument, fx.Node) else argument
     name = f"{node.name}_operand"
-    if isinstance(given, Tensor):
+    if isinstance(operand, Tensor):
         new = call(node.graph, aten.to.dtype, (argument, dtype), name)
-        new.meta["val"] = given.to(dtype)
+        new.meta["val"] = operand.to(dtype)
     else:
         new = call(node.graph, aten.scalar_tensor.default, (argument,), name)
         new.kwargs = {"dtype": dtype, "device": value.device}

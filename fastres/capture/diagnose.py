@@ -26,14 +26,15 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
         A sentence with the module's name and the reason, or None when the model runs.
     """
     try:
-        twin = copy.deepcopy(model).eval()
+        copied = copy.deepcopy(model).eval()
     except Exception as error:  # noqa: BLE001 - a user's __deepcopy__ may raise anything
         return f"the model could not be copied for a diagnosis ({error})"
     names = {
-        id(module): user_path(name) or "(the model itself)" for name, module in twin.named_modules()
+        id(module): user_path(name) or "(the model itself)"
+        for name, module in copied.named_modules()
     }
     running: list[nn.Module] = []
-    nothing: list[str] = []
+    returned_none: list[str] = []
 
     def enter(module: nn.Module, _args: Any) -> None:
         running.append(module)
@@ -41,25 +42,27 @@ def eager_fault(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
     def leave(module: nn.Module, _args: Any, result: Any) -> None:
         running.pop()
         if result is None:
-            nothing.append(f"{names[id(module)]} ({type(module).__name__})")
+            returned_none.append(f"{names[id(module)]} ({type(module).__name__})")
 
-    for module in twin.modules():
+    for module in copied.modules():
         module.register_forward_pre_hook(enter)
         module.register_forward_hook(leave)
     try:
         with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
-            result = twin(*args, **kwargs)
+            result = copied(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever forward raises, the sentence says it
-        where = running[-1] if running else twin
+        where = running[-1] if running else copied
         sentence = (
             f"the model itself fails in module {names[id(where)]} ({type(where).__name__}): "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else error}"
         )
-        if nothing:
-            sentence += f"; before that, {nothing[0]} returned None: its forward has no return"
+        if returned_none:
+            sentence += (
+                f"; before that, {returned_none[0]} returned None: its forward has no return"
+            )
         return sentence
     if result is None:
-        return f"module {nothing[0]} returned None: its forward has no return"
+        return f"module {returned_none[0]} returned None: its forward has no return"
     return None
 
 
@@ -79,15 +82,15 @@ def why_not_captured(
     if fault is not None:
         return f"{type(model).__name__} cannot be captured with input {shapes}: {fault}.{advice}"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-    place = _user_line(error)
+    location = _user_line(error)
     if "data dependent" in reason or "data-dependent" in reason or "unbacked" in reason:
         return (
-            f"{type(model).__name__} decides on the values of a tensor{place}, so there is no "
+            f"{type(model).__name__} decides on the values of a tensor{location}, so there is no "
             f"one graph of it ({reason}). Use torch.where instead of if, or optimise the parts "
             "around the decision separately."
         )
     return (
-        f"{type(model).__name__} runs, but torch.export cannot follow it{place}: "
+        f"{type(model).__name__} runs, but torch.export cannot follow it{location}: "
         f"{type(error).__name__}: {reason}"
     )
 

@@ -24,15 +24,15 @@ from fastres.capture.decisions import Decisions, TangledSizes
 from fastres.errors import InputError
 from fastres.system import forking, versions
 
-TANGLED = 60
-"""Operations in the expression of one size, beyond which symbols do not pay.
+MAX_OPERATIONS = 60
+"""Operations in the expression of one size, beyond which heights and widths become plain numbers.
 
 A ResNet's sizes have at most a dozen. Padding computed from the image's size at every layer
 (TensorFlow's SAME) nests divisions, and torch.export then takes minutes instead of seconds.
 """
 
-ENTANGLED = 8
-"""The same for a size that is a quotient of height times width, as attention in blocks has them.
+MAX_PRODUCT_OPERATIONS = 8
+"""The same for a size that is a quotient of height times width, as windowed attention has them.
 
 sympy cannot divide such products again, so every further size is a nest of quotients.
 """
@@ -41,8 +41,8 @@ sympy cannot divide such products again, so every further size is a nest of quot
 _MAX_POOLS = (F.max_pool2d, F._max_pool2d, torch.max_pool2d)  # type: ignore[attr-defined]
 
 
-class Tracing(TorchFunctionMode):
-    """Watches the model's calls of torch while it is traced.
+class TracingMode(TorchFunctionMode):
+    """Sees the model's calls of torch while it is traced.
 
     Keeps ``F.avg_pool2d(f, f.shape[2:])`` independent of the image size: a pooling takes plain
     numbers, so tracing would bake the example's size in, while pooling over the whole image is
@@ -58,9 +58,9 @@ class Tracing(TorchFunctionMode):
         kwargs = kwargs or {}
         self._watch(args)
         image = args[0] if args else kwargs.get("input")
-        if func is F.avg_pool2d and _averages_everything(*args, **kwargs):
+        if func is F.avg_pool2d and _is_global_avg_pool(*args, **kwargs):
             return F.adaptive_avg_pool2d(image, 1)
-        if func in _MAX_POOLS and _takes_largest_of_everything(*args, **kwargs):
+        if func in _MAX_POOLS and _is_global_max_pool(*args, **kwargs):
             return F.adaptive_max_pool2d(image, 1)
         return func(*args, **kwargs)
 
@@ -80,13 +80,13 @@ def _is_tangled(size: Any) -> bool:
     from torch.utils._sympy.functions import FloorDiv, Mod  # imports sympy
 
     operations = size.count_ops()
-    return operations > TANGLED or (
-        operations > ENTANGLED
+    return operations > MAX_OPERATIONS or (
+        operations > MAX_PRODUCT_OPERATIONS
         and any(len(part.args[0].free_symbols) > 1 for part in size.atoms(FloorDiv, Mod))
     )
 
 
-def _averages_everything(
+def _is_global_avg_pool(
     input: Any,
     kernel_size: Any,
     stride: Any = None,
@@ -95,10 +95,10 @@ def _averages_everything(
     count_include_pad: bool = True,
     divisor_override: Any = None,
 ) -> bool:
-    return divisor_override is None and _is_whole(input, kernel_size, padding)
+    return divisor_override is None and _covers_image(input, kernel_size, padding)
 
 
-def _takes_largest_of_everything(
+def _is_global_max_pool(
     input: Any,
     kernel_size: Any,
     stride: Any = None,
@@ -108,11 +108,11 @@ def _takes_largest_of_everything(
     return_indices: bool = False,
 ) -> bool:
     plain = dilation in (1, (1, 1), [1, 1]) and not return_indices
-    return plain and _is_whole(input, kernel_size, padding)
+    return plain and _covers_image(input, kernel_size, padding)
 
 
-def _is_whole(image: Any, window: Any, padding: Any) -> bool:
-    """Whether a window is the whole image by sizes that were taken from it."""
+def _covers_image(image: Any, window: Any, padding: Any) -> bool:
+    """Whether a pooling window is given as the image's own height and width, unpadded."""
     if not isinstance(image, Tensor) or image.dim() != 4 or padding not in (0, (0, 0), [0, 0]):
         return False
     sides = list(window) if isinstance(window, (tuple, list)) else [window]
@@ -126,10 +126,10 @@ def _is_whole(image: Any, window: Any, padding: Any) -> bool:
     return bool(sides[0] == height) and bool(sides[1] == width)
 
 
-def with_batch(
+def with_batch_of_two(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Double a batch of one: torch.export would take a size of one for a constant."""
+    """The call with a batch of two if it had one: torch.export takes a size of 1 for a constant."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     images = [t for t in tensors if t.dim() >= 4] or [t for t in tensors if t.dim() >= 2]
     if not images or images[0].shape[0] > 1:
@@ -169,7 +169,7 @@ class Exported:
     """A model as torch exported it, and what its sizes depend on.
 
     Attributes:
-        decisions: what was decided on sizes.
+        decisions: the conditions on sizes that held during the export.
         fixed_by: the module whose sizes are too tangled to leave heights and widths open; "" where
             none is, None where they are open.
     """
@@ -182,18 +182,18 @@ class Exported:
         """Names of the arguments, and what torch recorded for each: a tensor or a plain value."""
         specs = self.program.graph_signature.input_specs
         placeholders = self.program.graph.find_nodes(op="placeholder")
-        given = [
+        recorded = [
             (node.name, node.meta.get("val", getattr(spec.arg, "value", None)))
             for node, spec in zip(placeholders, specs, strict=True)
             if spec.kind == InputKind.USER_INPUT
         ]
-        return [name for name, _ in given], [value for _, value in given]
+        return [name for name, _ in recorded], [value for _, value in recorded]
 
     def contract(self) -> Contract:
         """The inputs that the program is valid for."""
-        return contract_of(*self.inputs(), self.decisions.places)
+        return contract_of(*self.inputs(), self.decisions.locations)
 
-    def fixed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def fixed_size_note(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """A sentence on heights and widths that the model's code made numbers of; "" for none."""
         if self.fixed_by is not None:
             by = f"module {self.fixed_by}" if self.fixed_by else "the model"
@@ -203,25 +203,31 @@ class Exported:
             )
         leaves = pytree.tree_leaves((args, kwargs))
         sides = [
-            (value.shape[axis], given.shape[axis])
-            for value, given in zip(self.inputs()[1], leaves, strict=True)
+            (value.shape[axis], example.shape[axis])
+            for value, example in zip(self.inputs()[1], leaves, strict=True)
             if isinstance(value, Tensor) and value.dim() >= 4
-            for axis in _image_axes(given)
+            for axis in _image_axes(example)
         ]
         fixed = [got for size, got in sides if fixed_size(size) is not None and got > 1]
         symbols = {str(size) for size, _ in sides}
-        places = [f.place for f in self.decisions.fixed if fixed or f.symbols & symbols]
-        if not fixed and not places:
+        locations = [
+            each.location
+            for each in self.decisions.specializations
+            if fixed or each.symbols & symbols
+        ]
+        if not fixed and not locations:
             return ""
         what = f"a height or width of {fixed[0]} is" if fixed else "image sizes are"
-        where = f"{places[0]} makes plain numbers of sizes" if places else "the model's code does"
+        where = "the model's code does"
+        if locations:
+            where = f"{locations[0]} makes plain numbers of sizes"
         return (
             f"{what} fixed by the example: {where}; optimise once per size, or make that part "
             "adaptive (nn.AdaptiveAvgPool2d, say)"
         )
 
-    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether it is valid for a call."""
+    def accepts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the program is valid for a call with these arguments."""
         try:
             self.contract().check(pytree.tree_leaves((args, kwargs)))
         except InputError:
@@ -229,7 +235,7 @@ class Exported:
         return True
 
 
-def export_openly(
+def export_with_dynamic_sizes(
     model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Exported:
     """Export a model in eval mode with as many sizes left open as its own code allows.
@@ -239,39 +245,44 @@ def export_openly(
     """
     fixed_by: str | None = None
 
-    def exported(args: Any, kwargs: Any, strict: bool = False) -> Exported:
+    def export_once(args: Any, kwargs: Any, strict: bool = False) -> Exported:
         decisions = Decisions(model, strict)
         program = export(model, signature, args, kwargs, decisions, fixed_by is None)
         return Exported(program, decisions, fixed_by)
 
     try:
-        result = exported(*with_batch(args, kwargs))
+        result = export_once(*with_batch_of_two(args, kwargs))
     except TangledSizes as error:
         fixed_by = str(error)
-        result = exported(*with_batch(args, kwargs))
+        result = export_once(*with_batch_of_two(args, kwargs))
     if result.decisions.coincidences:
-        result = _of_larger(exported, args, kwargs) or exported(*with_batch(args, kwargs), True)
-    if not result.takes(args, kwargs):  # the batch is fixed, say by len(x)
-        result = exported(args, kwargs, True)
+        result = _export_enlarged(export_once, args, kwargs) or export_once(
+            *with_batch_of_two(args, kwargs), True
+        )
+    if not result.accepts(args, kwargs):  # the batch is fixed, say by len(x)
+        result = export_once(args, kwargs, True)
     return result
 
 
-def _of_larger(
-    exported: Callable[..., Exported], args: tuple[Any, ...], kwargs: dict[str, Any]
+def _export_enlarged(
+    export_once: Callable[..., Exported], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Exported | None:
-    """The model as a larger example shows it, if that is valid for the given one too."""
-    for factor in LARGER:
+    """The model exported with an enlarged example, if that is valid for the original one too.
+
+    In an enlarged image no size is 1, so that no size is taken for a constant by coincidence.
+    """
+    for factor in ENLARGEMENTS:
         try:
-            result = exported(*enlarged(*with_batch(args, kwargs), factor))
+            result = export_once(*enlarged(*with_batch_of_two(args, kwargs), factor))
         except Exception:  # noqa: BLE001 - a model that takes no other size fails somehow
             return None
         if not result.decisions.coincidences:
-            return result if result.takes(args, kwargs) else None
+            return result if result.accepts(args, kwargs) else None
     return None
 
 
-LARGER = (2, 4, 8, 16)
-"""By how much an example is enlarged in which a size is 1 by coincidence, until none is."""
+ENLARGEMENTS = (2, 4, 8, 16)
+"""Factors on height and width, tried in order until no size of the example is 1 by coincidence."""
 
 
 def enlarged(
@@ -290,7 +301,7 @@ def enlarged(
 
 
 def _image_axes(image: Tensor) -> tuple[int, int]:
-    """Which axes are height and width: bytes may be [N, H, W, C]."""
+    """The axes of height and width of [..., H, W], or of uint8 [..., H, W, C] with C <= 4."""
     last = image.dim() - 1
     pixels = image.dtype == torch.uint8 and image.shape[last] <= 4 < image.shape[last - 2]
     return (last - 2, last - 1) if pixels else (last - 1, last)
@@ -312,13 +323,13 @@ def export(
     """
     shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments), images_vary)
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), Tracing(decisions), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # attributes set in forward: `untouched` tells of them
+    with torch.no_grad(), TracingMode(decisions), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # attributes set in forward: `state_restored` reports them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
-class _Small(nn.Module):
-    """A convolution: what torch imports for it, it imports for every model."""
+class _TinyModel(nn.Module):
+    """One convolution: exporting it imports what exporting any model does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +339,7 @@ class _Small(nn.Module):
         return F.conv2d(x, self.get_buffer("weight"))
 
 
-class _Loader:
+class _ImportThread:
     """Has torch import what capture needs, once, in a thread of its own.
 
     Ctrl-C reaches the main thread only. An import that it cuts off would leave names half
@@ -340,7 +351,7 @@ class _Loader:
         self._thread: threading.Thread | None = None
 
     def wait(self) -> None:
-        """Return when all is imported; begin where nobody has."""
+        """Return when everything is imported; the first caller starts the thread."""
         if self._done.is_set():
             return
         if not torch.cuda.is_available():
@@ -361,11 +372,11 @@ class _Loader:
 
     def _load(self) -> None:
         try:
-            small = _Small().eval()
+            model = _TinyModel().eval()
             x = torch.zeros(2, 1, 4, 4, dtype=torch.float32, device="cpu")
-            export_openly(small, inspect.signature(small.forward), (x,), {})
+            export_with_dynamic_sizes(model, inspect.signature(model.forward), (x,), {})
         finally:
-            self._done.set()  # what is wrong shows in the capture itself
+            self._done.set()  # even after an error: the capture itself will raise it again
 
 
 def _stand_in_for_a_gpu() -> None:
@@ -377,18 +388,18 @@ def _stand_in_for_a_gpu() -> None:
     if threading.current_thread() is threading.main_thread():
         versions.stand_in_for_a_gpu()
         return
-    made = threading.Event()
+    ready = threading.Event()
 
-    def stay() -> None:
+    def create_and_wait() -> None:
         versions.stand_in_for_a_gpu()
-        made.set()
+        ready.set()
         threading.Event().wait()
 
-    threading.Thread(target=stay, name="fastres-stays", daemon=True).start()
-    made.wait()
+    threading.Thread(target=create_and_wait, name="fastres-stays", daemon=True).start()
+    ready.wait()
 
 
-_loader = _Loader()
+_loader = _ImportThread()
 
 
 def import_ahead() -> None:
@@ -396,12 +407,15 @@ def import_ahead() -> None:
     _loader.wait()
 
 
-def _nothing_is_exported() -> None:
-    """torch tells all threads that one exports; in a child that one is not there any more."""
+def _reset_export_flags() -> None:
+    """Clear torch's process-wide "is exporting" flags in a forked child, which has no such thread.
+
+    The thread that exports, and would clear them, exists in the parent only.
+    """
     if forking.cut_off():
         torch.compiler._is_compiling_flag = False
         torch.compiler._is_exporting_flag = False
 
 
 if hasattr(os, "register_at_fork"):  # behind the hook of `forking`
-    os.register_at_fork(after_in_child=_nothing_is_exported)
+    os.register_at_fork(after_in_child=_reset_export_flags)

@@ -32,22 +32,22 @@ def is_view(node: Any) -> bool:
 def can_make_functional(graph: fx.Graph) -> bool:
     """Whether :func:`make_functional` is exact for this graph."""
     order = {node: index for index, node in enumerate(graph.nodes)}
-    family: dict[fx.Node, fx.Node] = {}
+    roots: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if is_in_place(node):
             written = arguments(node)[0] if arguments(node) else None
             if not isinstance(written, fx.Node) or _functional(node) is None:
                 return False
-            family[node] = family.get(written, written)
+            roots[node] = roots.get(written, written)
     members: dict[fx.Node, set[fx.Node]] = {}
-    for node, root in family.items():
+    for node, root in roots.items():
         members.setdefault(root, {root}).add(node)
-    for root, names in members.items():
-        last_write = max(order[node] for node in names)
+    for root, aliases in members.items():
+        last_write = max(order[node] for node in aliases)
         if is_view(root):
             return False
-        for name in names:
-            if any(is_view(user) and order[user] < last_write for user in name.users):
+        for alias in aliases:
+            if any(is_view(user) and order[user] < last_write for user in alias.users):
                 return False
     return True
 

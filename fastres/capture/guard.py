@@ -1,4 +1,4 @@
-"""The user's model as it was: what forward keeps during capture is put back, and told."""
+"""Capture leaves the user's model as it was: changes by forward are undone, and reported."""
 
 from __future__ import annotations
 
@@ -15,89 +15,94 @@ from fastres.ir.graph import user_path
 
 _REGISTRIES = ("_buffers", "_parameters", "_modules")
 _ABSENT = object()
-_PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_DEPTH = 6
-"""Containers inside containers that are looked into."""
+_COMPARABLE = (type(None), bool, int, float, complex, str, bytes)
+_MAX_DEPTH = 6
+"""Levels of nested containers that a snapshot copies."""
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[list[str]]:
-    """A context after which ``model`` holds what it held before, down to the items of its lists.
+def state_restored(model: nn.Module) -> Iterator[list[str]]:
+    """A context after which the state of ``model`` is what it was, down to the items of its lists.
 
-    ``forward`` runs once during capture, on stand-ins for tensors; what it keeps (on a module, in a
-    list or dict of one, on a class) would stay there. Yields a list that has, at the end, a
+    ``forward`` runs once during capture, on fake tensors; what it stores (on a module, in a list or
+    dict of one, on a class) would stay there. Yields a list that holds, once the context is left, a
     sentence for each attribute that forward changed.
     """
-    before = _Contents(model)
-    told: dict[str, None] = {}
+    before = _Snapshot(model)
+    sentences: dict[str, None] = {}
     forward = model.forward
 
     @functools.wraps(forward)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        begun = _Contents(model)  # torch.export has put its stand-ins in the weights' places
+    def recording_forward(*args: Any, **kwargs: Any) -> Any:
+        at_entry = _Snapshot(model)  # by now torch.export has put fake tensors for the weights
         result = forward(*args, **kwargs)
-        told.update(dict.fromkeys(begun.changes()))  # now: it puts some attributes back by itself
+        # Compared here, not after the export: torch.export restores some attributes by itself.
+        sentences.update(dict.fromkeys(at_entry.changes()))
         return result
 
-    # That of the method, without self, which a function's own __signature__ may have.
-    vars(watched)["__signature__"] = inspect.signature(forward)
+    # The bound method's signature, without self; functools.wraps copies one that may have it.
+    vars(recording_forward)["__signature__"] = inspect.signature(forward)
     changed: list[str] = []
-    vars(model)["forward"] = watched
+    vars(model)["forward"] = recording_forward
     try:
         yield changed
     finally:
-        before.put_back()
-        changed += told
+        before.restore()
+        changed += sentences
 
 
-class _Contents:
-    """What the modules of a model hold, their classes, and the containers among it."""
+class _Snapshot:
+    """The attributes of a model's modules and of their classes, with copies of the containers."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._held: list[tuple[str, Any, Any]] = []  # sentence's start, container, its copy
+        self._saved: list[tuple[str, Any, Any]] = []  # sentence's start, container, its copy
         seen: set[int] = set()
         for name, module in model.named_modules():
             where = f"module {user_path(name) or '(the model itself)'} ({type(module).__name__})"
-            own = vars(module)
-            self._held.append((f"{where} sets self.", own, dict(own)))
+            attributes = vars(module)
+            self._saved.append((f"{where} sets self.", attributes, dict(attributes)))
             for registry in _REGISTRIES:
-                self._held.append((f"{where} sets self.", own[registry], dict(own[registry])))
-            for key, value in own.items():
+                self._saved.append(
+                    (f"{where} sets self.", attributes[registry], dict(attributes[registry]))
+                )
+            for key, value in attributes.items():
                 if key not in _REGISTRIES:
-                    self._look_into(value, f"{where} changes self.{key}", seen, _DEPTH)
+                    self._save_containers(value, f"{where} changes self.{key}", seen, _MAX_DEPTH)
         for kind in {type(module) for module in model.modules()}:
             if not kind.__module__.startswith("torch."):
-                self._held.append(
+                self._saved.append(
                     (f"class {kind.__name__} sets {kind.__name__}.", kind, dict(vars(kind)))
                 )
 
-    def _look_into(self, value: Any, where: str, seen: set[int], depth: int) -> None:
+    def _save_containers(self, value: Any, where: str, seen: set[int], depth: int) -> None:
         items = _items(value)
         if items is None or id(value) in seen or not depth:
             return
         seen.add(id(value))
-        if not isinstance(value, tuple):  # which holds what it holds, but its lists may change
+        if not isinstance(value, tuple):  # a tuple cannot change, but a list in it can
             container = value if isinstance(value, (list, dict, set, deque)) else vars(value)
-            self._held.append((where, container, container.copy()))
+            self._saved.append((where, container, container.copy()))
         for item in items:
-            self._look_into(item, where, seen, depth - 1)
+            self._save_containers(item, where, seen, depth - 1)
 
     def changes(self) -> list[str]:
-        """A sentence for each attribute that holds something else now."""
-        told = []
-        for where, now, before in self._held:
-            names = [str(name) for name in _changed(now, before) if name != "forward"]
+        """A sentence for each attribute whose value is another one now."""
+        sentences = []
+        for where, now, before in self._saved:
+            names = [str(name) for name in _changed_names(now, before) if name != "forward"]
             if where.endswith("."):
-                told += [f"{where}{name} in forward" for name in names]
+                sentences += [f"{where}{name} in forward" for name in names]
             elif names:
-                told.append(f"{where} in forward")
-        return [f"{sentence}; the optimised model does not" for sentence in dict.fromkeys(told)]
+                sentences.append(f"{where} in forward")
+        return [
+            f"{sentence}; the optimised model does not" for sentence in dict.fromkeys(sentences)
+        ]
 
-    def put_back(self) -> None:
-        """Let everything hold what it held."""
-        for _, now, before in self._held:
+    def restore(self) -> None:
+        """Put every attribute and every container's items back."""
+        for _, now, before in self._saved:
             if isinstance(now, (list, set, deque)):
-                if _changed(now, before):
+                if _changed_names(now, before):
                     now.clear()
                     now.extend(before) if not isinstance(now, set) else now.update(before)
                 continue
@@ -112,7 +117,7 @@ class _Contents:
 
 
 def _items(value: Any) -> list[Any] | None:
-    """What a container or a plain object holds; None for anything else."""
+    """The items of a container, or attribute values of a plain object; None for anything else."""
     if isinstance(value, dict):
         return list(value.values())
     if isinstance(value, (list, tuple, set, deque)):
@@ -125,29 +130,29 @@ def _items(value: Any) -> list[Any] | None:
     )
 
 
-def _changed(now: Any, before: Any) -> list[Any]:
-    """The names that have another value, or for what has no names, something if it changed."""
+def _changed_names(now: Any, before: Any) -> list[Any]:
+    """The keys whose value changed; for a list or set, ``[""]`` if it changed and ``[]`` if not."""
     if isinstance(now, (list, deque)):
-        same = len(now) == len(before) and all(map(_same, now, before))
+        same = len(now) == len(before) and all(map(_equal, now, before))
         return [] if same else [""]
     if isinstance(now, set):
         return [] if now == before else [""]
     entries = vars(now) if isinstance(now, type) else now
-    return [name for name in {**before, **entries} if _told(entries, before, name)]
+    return [name for name in {**before, **entries} if _is_reported_change(entries, before, name)]
 
 
 def _differs(now: Any, before: Any, name: Any) -> bool:
     return now.get(name, _ABSENT) is not before.get(name, _ABSENT)
 
 
-def _told(now: Any, before: Any, name: Any) -> bool:
-    return not _same(now.get(name, _ABSENT), before.get(name, _ABSENT))
+def _is_reported_change(now: Any, before: Any, name: Any) -> bool:
+    return not _equal(now.get(name, _ABSENT), before.get(name, _ABSENT))
 
 
-def _same(a: Any, b: Any) -> bool:
-    """The same object, or equal numbers and texts: == of anything else may be the user's own."""
+def _equal(a: Any, b: Any) -> bool:
+    """The same object, or equal numbers and strings; == of other types may be the user's code."""
     if a is b:
         return True
     if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return type(a) is type(b) and isinstance(a, _PLAIN) and bool(a == b)
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return type(a) is type(b) and isinstance(a, _COMPARABLE) and bool(a == b)

@@ -95,18 +95,18 @@ def _values(nodes: Any) -> Iterator[Any]:
 
 
 def _copy(call: fx.Node, module: Any, inputs: Any, cast: Any) -> list[fx.Node]:
-    """The nested graph's nodes in front of ``call``; what it returns."""
+    """Copy the nested graph's nodes in front of ``call``; the copies of what it returns."""
     values: dict[fx.Node, Any] = {}
-    given = iter(inputs)
+    remaining = iter(inputs)
     with call.graph.inserting_before(call):
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                values[node] = next(given)
+                values[node] = next(remaining)
             elif node.op == "output":
                 (returned,) = arguments(node)
                 return [values.get(r, r) for r in returned]
             elif node.op == "get_attr":
-                values[node] = _adopt(call, module, node)
+                values[node] = _copy_attribute(call, module, node)
             else:
                 values[node] = call.graph.node_copy(node, values.__getitem__)
                 if cast is not None and node.op == "call_function":
@@ -114,8 +114,8 @@ def _copy(call: fx.Node, module: Any, inputs: Any, cast: Any) -> list[fx.Node]:
     raise AssertionError("a graph ends with its output")
 
 
-def _adopt(call: fx.Node, module: fx.GraphModule, node: fx.Node) -> fx.Node:
-    """A graph or tensor of the nested module, as an attribute of the one around it."""
+def _copy_attribute(call: fx.Node, module: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """A graph or tensor of the nested module, as an attribute of the enclosing module."""
     owner = call.graph.owning_module
     assert owner is not None
     number = 0
@@ -128,30 +128,35 @@ def _adopt(call: fx.Node, module: fx.GraphModule, node: fx.Node) -> fx.Node:
 
 
 class _Casts(TorchDispatchMode):
-    """Watches which arguments an operator casts before anything else."""
+    """Records the casts of an operator under autocast.
 
-    def __init__(self, given: list[Tensor]) -> None:
+    Attributes:
+        dtypes: for the index of an operand, the dtype that it was cast to.
+        casts_inside: something other than an operand was cast, in the middle of the operator.
+    """
+
+    def __init__(self, operands: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._given = given
-        self.made: dict[int, torch.dtype] = {}
-        self.others = False
+        self._operands = operands
+        self.dtypes: dict[int, torch.dtype] = {}
+        self.casts_inside = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is aten._to_copy.default and kwargs.get("dtype") is not None:
-            known = [i for i, tensor in enumerate(self._given) if tensor is args[0]]
+            known = [i for i, tensor in enumerate(self._operands) if tensor is args[0]]
             if known:
-                self.made[known[0]] = kwargs["dtype"]
+                self.dtypes[known[0]] = kwargs["dtype"]
             else:
-                self.others = True
+                self.casts_inside = True
         return func(*args, **kwargs)
 
 
 def _write_casts(node: fx.Node, cast: Any) -> None:
-    """Cast what autocast casts, in front of a copied node, by watching it on stand-ins."""
+    """Write autocast's casts in front of a copied node; running it on fake tensors shows them."""
     parents = [parent for parent in node.all_input_nodes if isinstance(_value(parent), Tensor)]
-    given = [_value(parent) for parent in parents]
-    floating = [tensor for tensor in given if tensor.is_floating_point()]
+    operands = [_value(parent) for parent in parents]
+    floating = [tensor for tensor in operands if tensor.is_floating_point()]
     if not floating or not isinstance(node.target, torch._ops.OpOverload):
         return
     if node.target in (
@@ -162,32 +167,34 @@ def _write_casts(node: fx.Node, cast: Any) -> None:
     ):
         return  # a cast of the model's own
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
-    mode: Any = next(tensor.fake_mode for tensor in given if isinstance(tensor, FakeTensor))
+    mode: Any = next(tensor.fake_mode for tensor in operands if isinstance(tensor, FakeTensor))
     with mode, _no_guards(mode), torch.no_grad():
-        with _Casts(given) as casts, cast:
+        with _Casts(operands) as casts, cast:
             node.target(*args, **kwargs)
-        wanted = {id(given[i]): given[i].to(dtype) for i, dtype in casts.made.items()}
+        cast_operands = {
+            id(operands[i]): operands[i].to(dtype) for i, dtype in casts.dtypes.items()
+        }
         cast_args, cast_kwargs = pytree.tree_map(
-            lambda leaf: wanted.get(id(leaf), leaf), (args, kwargs)
+            lambda leaf: cast_operands.get(id(leaf), leaf), (args, kwargs)
         )
         result = node.target(*cast_args, **cast_kwargs)
-    if casts.others or _dtypes(result) != _dtypes(_value(node)):
+    if casts.casts_inside or _dtypes(result) != _dtypes(_value(node)):
         raise CaptureError(
             f"{module_path(node) or 'the model'} calls {node.target} inside torch.autocast, which "
             "casts in the middle of it; turn autocast off around it, or write the casts out"
         )
-    for index, dtype in casts.made.items():
+    for index, dtype in casts.dtypes.items():
         parent = parents[index]
         with node.graph.inserting_before(node):
             new = node.graph.call_function(aten.to.dtype, (parent, dtype))
-        new.meta = {**node.meta, "val": wanted[id(given[index])], "lowered": True}
+        new.meta = {**node.meta, "val": cast_operands[id(operands[index])], "lowered": True}
         node.replace_input_with(parent, new)
 
 
 def _no_guards(mode: Any) -> Any:
-    """What is asked about sizes was asked before, when the nested graph was made."""
-    environment = mode.shape_env
-    return contextlib.nullcontext() if environment is None else environment.suppress_guards()
+    """A context that records no conditions on sizes: the export recorded them already."""
+    shape_env = mode.shape_env
+    return contextlib.nullcontext() if shape_env is None else shape_env.suppress_guards()
 
 
 def _value(node: fx.Node) -> Any:

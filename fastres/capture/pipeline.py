@@ -1,10 +1,10 @@
-"""A model with what surrounds it, as one module: its definition, in plain PyTorch.
+"""A model with its preprocessing and postprocessing as one module, in plain PyTorch.
 
 ::
 
     image[n, c, h, w] = resize_crop(pixels)[n, c, h, w] * scale[c] + shift[c]
         scale = 1 / (divisor * std),  shift = -mean / std        (float64, rounded once)
-    answer = top_k(softmax(model(image)))
+    output = top_k(softmax(model(image)))
 
 ``optimize`` captures this module instead of the model, and ``verify`` runs it as the reference. A
 pixel is a whole number up to 255, which every floating-point dtype holds exactly, so it goes
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastres.capture.capture import DEFAULT_IMAGE, as_arguments, derive_example, own_dtype
+from fastres.capture.capture import DEFAULT_IMAGE, as_arguments, derive_example, model_dtype
 from fastres.errors import InputError, ModelError, OptionError
 from fastres.ir import ops
 from fastres.ir.graph import INNER
 from fastres.transforms import InputFormat, Preprocessing, Transforms
 
 MARGIN = (32, 96)
-"""Pixels by which the derived example is larger than the resized image, so that it is no square."""
+"""Height and width in pixels by which the derived example exceeds ``resize``: it is not square."""
 
 
 class Pipeline(nn.Module):
@@ -41,22 +41,25 @@ class Pipeline(nn.Module):
         self.train(model.training) if model.training else super().train(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The answer for images as ``preprocessing`` has them; other arguments are the model's."""
+        """The output for images in the format of ``preprocessing``.
+
+        Arguments other than the image go to the model as they are.
+        """
         model: nn.Module = getattr(self, INNER)
-        wanted = self.preprocessing
-        if wanted.input_format is not None:
+        preprocessing = self.preprocessing
+        if preprocessing.input_format is not None:
             args, kwargs = self._with_image(args, kwargs)
-        answer = model(*args, **kwargs)
-        return _finish(answer, wanted)
+        output = model(*args, **kwargs)
+        return _postprocess(output, preprocessing)
 
     def _with_image(self, args: Any, kwargs: Any) -> Any:
         flat, spec = pytree.tree_flatten((args, kwargs))
         index = _first_tensor(flat)
-        flat[index] = _image(flat[index], self.preprocessing, own_dtype(self))
+        flat[index] = _image(flat[index], self.preprocessing, model_dtype(self))
         return pytree.tree_unflatten(flat, spec)
 
 
-def asked(
+def requested_preprocessing(
     input_format: InputFormat | None,
     transforms: Any,
     resize: bool,
@@ -64,14 +67,14 @@ def asked(
     top_k: int | None,
     labels: Sequence[str] | None,
 ) -> Preprocessing | None:
-    """What the caller of ``optimize`` asked to be added to the model; None where that is nothing.
+    """What the options of ``optimize`` add to the model; None where they add nothing.
 
     Raises:
-        OptionError: a value cannot be, or they do not go together.
+        OptionError: a value is invalid, or the options do not go together.
     """
     if isinstance(labels, str):
         raise OptionError(f"labels={labels!r}: expected the names of the classes, in order")
-    wanted = Preprocessing(
+    preprocessing = Preprocessing(
         input_format,
         None if transforms is None else Transforms.of(transforms),
         resize,
@@ -79,11 +82,11 @@ def asked(
         top_k,
         None if labels is None else tuple(labels),
     )
-    return None if wanted == Preprocessing() else wanted
+    return None if preprocessing == Preprocessing() else preprocessing
 
 
-def around(model: nn.Module, preprocessing: Preprocessing | None) -> nn.Module:
-    """``model`` with its surroundings; the model itself where there are none.
+def with_preprocessing(model: nn.Module, preprocessing: Preprocessing | None) -> nn.Module:
+    """``model`` in a :class:`Pipeline`; the model itself without preprocessing.
 
     The result shares the model's parts, has its class's name and its forward's signature.
     """
@@ -106,11 +109,13 @@ def around(model: nn.Module, preprocessing: Preprocessing | None) -> nn.Module:
     return wrapped
 
 
-def example(model: nn.Module, preprocessing: Preprocessing | None, given: Any) -> Any:
-    """The example input of a model with its surroundings.
+def example_for(model: nn.Module, preprocessing: Preprocessing | None, example_input: Any) -> Any:
+    """The example input of a model with its preprocessing.
 
     Args:
-        given: the caller's own; None derives one image from the first convolution and the
+        model: the user's model, without preprocessing.
+        preprocessing: what ``optimize`` adds to it.
+        example_input: the caller's; None derives one image from the first convolution and the
             transforms.
 
     Raises:
@@ -118,15 +123,15 @@ def example(model: nn.Module, preprocessing: Preprocessing | None, given: Any) -
             channels than the first convolution.
     """
     if preprocessing is None or preprocessing.transforms is None:
-        return given
+        return example_input
     transforms, form = preprocessing.transforms, preprocessing.input_format
-    if given is not None:
+    if example_input is not None:
         try:
-            image = pytree.tree_leaves(as_arguments(given))
+            image = pytree.tree_leaves(as_arguments(example_input))
             _check(image[_first_tensor(image)], preprocessing)
         except InputError as error:
             raise OptionError(f"example_input: {error}") from error
-        return given
+        return example_input
     derived = derive_example(model)
     channels = derived.shape[1]
     if channels != transforms.channels:
@@ -164,7 +169,7 @@ def _size(transforms: Transforms, resize: bool) -> tuple[int, int]:
 
 
 def _first_tensor(flat: list[Any]) -> int:
-    """Where the image is among flattened arguments: the first tensor."""
+    """The index of the image among flattened arguments: the first tensor."""
     for index, leaf in enumerate(flat):
         if isinstance(leaf, Tensor):
             return index
@@ -172,7 +177,7 @@ def _first_tensor(flat: list[Any]) -> int:
 
 
 def _image(pixels: Tensor, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:
-    """What the network takes, of uint8 pixels."""
+    """The normalised image [N, C, H, W] in ``dtype``, resized where asked for, of uint8 pixels."""
     _check(pixels, preprocessing)
     transforms = preprocessing.transforms
     assert transforms is not None
@@ -203,25 +208,27 @@ def _check(pixels: Tensor, preprocessing: Preprocessing) -> None:
         )
 
 
-def _finish(answer: Any, wanted: Preprocessing) -> Any:
+def _postprocess(output: Any, preprocessing: Preprocessing) -> Any:
     """Softmax and top-k over the classes, at least in float32."""
-    if not wanted.softmax and wanted.top_k is None and wanted.labels is None:
-        return answer
-    if not isinstance(answer, Tensor) or answer.dim() != 2:
-        got = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+    if not preprocessing.softmax and preprocessing.top_k is None and preprocessing.labels is None:
+        return output
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ModelError(
             f"softmax, top_k and labels need a model that answers one tensor [N, classes]; this "
             f"one answers {got}: leave them out"
         )
-    classes = answer.shape[1]
-    if wanted.labels is not None and len(wanted.labels) != classes:
-        raise OptionError(f"got {len(wanted.labels)} labels for a model of {classes} classes")
-    if wanted.softmax:
-        wide = torch.promote_types(answer.dtype, torch.float32)
-        answer = torch.softmax(answer, 1, dtype=wide)
-    if wanted.top_k is None:
-        return answer
-    if wanted.top_k > classes:
-        raise OptionError(f"top_k={wanted.top_k}: the model has {classes} classes")
-    values, indices = torch.topk(answer, wanted.top_k, dim=1)
+    classes = output.shape[1]
+    if preprocessing.labels is not None and len(preprocessing.labels) != classes:
+        raise OptionError(
+            f"got {len(preprocessing.labels)} labels for a model of {classes} classes"
+        )
+    if preprocessing.softmax:
+        wide = torch.promote_types(output.dtype, torch.float32)
+        output = torch.softmax(output, 1, dtype=wide)
+    if preprocessing.top_k is None:
+        return output
+    if preprocessing.top_k > classes:
+        raise OptionError(f"top_k={preprocessing.top_k}: the model has {classes} classes")
+    values, indices = torch.topk(output, preprocessing.top_k, dim=1)
     return values, indices

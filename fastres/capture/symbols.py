@@ -228,24 +228,24 @@ _BY_CLASS: dict[str, str] = {
 }  # fmt: skip
 
 
-def from_sympy(given: Any) -> Size:
+def from_sympy(expression: Any) -> Size:
     """A sympy expression (of torch's symbolic sizes) as an :class:`Expression` or a number.
 
     Raises:
         UnknownFunction: it holds a function that is none of :data:`FUNCTIONS`.
     """
-    name = type(given).__name__
-    if given.is_Symbol:
-        return symbol(str(given))
-    if given.is_Boolean and name in ("BooleanTrue", "BooleanFalse"):
-        return bool(given)
-    if given.is_Integer:
-        return int(given)
-    if given.is_Float:
-        return float(given)
-    if given.is_Rational:
-        return Expression("fraction", (int(given.p), int(given.q)))
-    operands: Sequence[Any] = [from_sympy(part) for part in given.args]
+    name = type(expression).__name__
+    if expression.is_Symbol:
+        return symbol(str(expression))
+    if expression.is_Boolean and name in ("BooleanTrue", "BooleanFalse"):
+        return bool(expression)
+    if expression.is_Integer:
+        return int(expression)
+    if expression.is_Float:
+        return float(expression)
+    if expression.is_Rational:
+        return Expression("fraction", (int(expression.p), int(expression.q)))
+    operands: Sequence[Any] = [from_sympy(part) for part in expression.args]
     if name == "Identity":
         return operands[0]  # type: ignore[no-any-return]
     if name == "ModularIndexing":

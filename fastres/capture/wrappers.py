@@ -1,4 +1,4 @@
-"""Wrappers that do not change what a model computes are taken off, and their names too."""
+"""Remove wrappers (DataParallel, torch.compile) from a model and their prefixes from its names."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
     Raises:
         CaptureError: a part is wrapped, and the model around it cannot be copied.
     """
-    told: list[str] = []
-    while (inner := _inside(model)) is not None:
-        told.append(f"{type(model).__name__} around the model is left out")
+    notes: list[str] = []
+    while (inner := _wrapped_module(model)) is not None:
+        notes.append(f"{type(model).__name__} around the model is left out")
         model = inner
-    parts = {name: m for name, m in model.named_modules() if _inside(m) is not None}
+    parts = {name: m for name, m in model.named_modules() if _wrapped_module(m) is not None}
     if not parts:
-        return model, told
+        return model, notes
     # deepcopy takes what the memo has for an object instead of copying that object.
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for name, part in parts.items():
-        told.append(f"{type(part).__name__} around {name} is left out")
+        notes.append(f"{type(part).__name__} around {name} is left out")
         inner = part
-        while (next_inner := _inside(inner)) is not None:
-            inner = next_inner
+        while (next_module := _wrapped_module(inner)) is not None:
+            inner = next_module
         memo[id(part)] = inner
     try:
-        return like(model, memo), told
+        return copy_keeping_modes(model, memo), notes
     except Exception as error:  # a user's __deepcopy__ may raise anything
         name, part = next(iter(parts.items()))
         raise CaptureError(
@@ -49,17 +49,17 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, list[str]]:
         ) from error
 
 
-def like(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy in the same mode, part by part: a copied ``fx.GraphModule`` is in training mode."""
-    twin = copy.deepcopy(model, memo)
+def copy_keeping_modes(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy with each module's train/eval mode; a copied ``fx.GraphModule`` would train."""
+    copied = copy.deepcopy(model, memo)
     training = {name: module.training for name, module in model.named_modules()}
-    for name, module in twin.named_modules():
+    for name, module in copied.named_modules():
         module.training = training.get(name, module.training)
-    return twin
+    return copied
 
 
 def unprefixed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensors by the names that they have in the model without wrappers around it."""
+    """A state dict without the prefixes that wrappers put before every name."""
     names = dict(state)
     for prefix in PREFIXES:
         if names and all(name.startswith(prefix) for name in names):
@@ -67,8 +67,8 @@ def unprefixed(state: Mapping[str, Any]) -> dict[str, Any]:
     return names
 
 
-def _inside(module: nn.Module) -> nn.Module | None:
-    """The module in a wrapper; None for anything else."""
+def _wrapped_module(module: nn.Module) -> nn.Module | None:
+    """The module inside a wrapper; None for a module that is no wrapper."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner: Any = module.module
     elif _is_compiled(module):

@@ -39,18 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, 1 where a launch breaks a budget or does not compile, 2 for arguments that cannot be or
         without Triton's compiler.
     """
-    given = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        return _run(given)
+        return _run(options)
     except FastresError as error:
         print(f"fastres inspect: {error}", file=sys.stderr)
         return 2
 
 
-def _run(given: argparse.Namespace) -> int:
-    if given.batch < 1 or given.size < 1:
+def _run(options: argparse.Namespace) -> int:
+    if options.batch < 1 or options.size < 1:
         raise OptionError("--batch and --size: expected positive numbers")
-    architectures = list(dict.fromkeys(gpus.architecture(name) for name in given.arch))
+    architectures = list(dict.fromkeys(gpus.architecture(name) for name in options.arch))
     try:
         from fastres.inspect.table import show
         from fastres.kernels.inspection.compiling import compiler_versions, require_compiler
@@ -61,19 +61,19 @@ def _run(given: argparse.Namespace) -> int:
             f"{error}: kernels are compiled by Triton; install fastres[gpu]"
         ) from error
     require_compiler()
-    names = given.model if given.depth is None else [f"resnet{given.depth}"]
+    names = options.model if options.depth is None else [f"resnet{options.depth}"]
     chosen = [model_source.parse(name) for name in names]
     readings: dict[str, list[Reading]] = {each.name: [] for each in architectures}
-    for precision in dict.fromkeys(given.precision):
+    for precision in dict.fromkeys(options.precision):
         dtype = _dtype(precision)
         graphs = {str(each): graph_of(model_source.build(each, seed=0), dtype) for each in chosen}
         for architecture in architectures:
             readings[architecture.name] += read(
-                graphs, given.batch, given.size, precision, architecture
+                graphs, options.batch, options.size, precision, architecture
             )
     broken = any(reading.broken for found in readings.values() for reading in found)
-    if given.json:
-        print(json.dumps(_record(given, names, compiler_versions(), readings), indent=1))
+    if options.json:
+        print(json.dumps(_record(options, names, compiler_versions(), readings), indent=1))
     else:
         for architecture in architectures:
             show(architecture, readings[architecture.name], Console())
@@ -125,15 +125,15 @@ def _dtype(precision: str) -> Any:
 
 
 def _record(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     names: Sequence[str],
     versions: dict[str, str],
     readings: dict[str, list[Reading]],
 ) -> dict[str, Any]:
     return {
         "models": list(names),
-        "batch": given.batch,
-        "size": given.size,
+        "batch": options.batch,
+        "size": options.size,
         "compiler": versions,
         "architectures": {
             name: [dict(_fields(reading)) for reading in found] for name, found in readings.items()

@@ -59,8 +59,8 @@ def launches(
     images = images_for(module, batch, size)
     return [
         launch
-        for worth in (_never, None)
-        for launch in _of_plan(plan_for(module, images, tactics, numbers, worth))
+        for policy in (_never, None)
+        for launch in _of_plan(plan_for(module, images, tactics, numbers, policy))
     ]
 
 

@@ -16,8 +16,21 @@ from fastres.kernels.tuning.gpus import Architecture
 
 _FILE_WIDTH = 240
 _COLUMNS = (
-    *("layer", "kernel", "in", "tile", "warps", "stages", "registers", "spills", "shared"),
-    *("occupancy", "products", "copies", "loop", "issue", "budgets"),
+    "layer",
+    "kernel",
+    "in",
+    "tile",
+    "warps",
+    "stages",
+    "registers",
+    "spills",
+    "shared",
+    "occupancy",
+    "products",
+    "copies",
+    "loop",
+    "issue",
+    "budgets",
 )
 _LEFT = {"layer", "kernel", "in", "tile", "products", "copies", "loop", "budgets"}
 _LEGEND = (
@@ -63,7 +76,7 @@ def _cells(reading: Reading, library: bool) -> tuple[str, ...]:
     found = reading.finding
     if found is None:
         return layer, reading.operation, reading.precision, *[""] * 11, "does not compile"
-    held = found.occupancy
+    occupancy = found.occupancy
     return (
         layer,
         found.kernel,
@@ -74,7 +87,7 @@ def _cells(reading: Reading, library: bool) -> tuple[str, ...]:
         str(found.registers),
         str(found.spill_bytes),
         str(found.shared_bytes),
-        f"{held.share:.0%} {held.limit}",
+        f"{occupancy.share:.0%} {occupancy.limit}",
         " ".join(f"{name}x{count}" for name, count in found.whole.opcodes.items()),
         _copies(found),
         _loop(found),

@@ -8,7 +8,7 @@ ours:
 - ``"source"``: name of the captured node whose value this node computes, so that a value can be
   compared with the same value in another graph of the same model;
 - ``"lowered"``: the node is a cast that ``torch.autocast`` makes in the user's model;
-- ``"asked"``: the node is no part of the user's model, ``optimize`` was asked to add it.
+- ``"added"``: the node is no part of the user's model, an option of ``optimize`` added it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _same_size(a: Any, b: Any) -> bool:
 
 def copy_meta(new: fx.Node, old: fx.Node) -> fx.Node:
     """Give ``new`` the recorded value, module and source of the node whose value it computes."""
-    for key in ("val", "module", "source", "asked", "lowered", "stack_trace"):
+    for key in ("val", "module", "source", "added", "lowered", "stack_trace"):
         if key in old.meta:
             new.meta[key] = old.meta[key]
     return new

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastres.errors import InputError
 from fastres.ir.graph import arguments
-from fastres.system.torch_logs import quiet
+from fastres.system.torch_logs import silence_torch_logs
 
 
 def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
@@ -28,7 +28,7 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
     mode.cache_enabled = False  # torch's cache of shapes has no bound and would grow with ours
     facts: dict[fx.Node, Any] = {}
     given = iter(inputs)
-    with mode, torch.no_grad(), quiet():
+    with mode, torch.no_grad(), silence_torch_logs():
         for node in module.graph.nodes:
             if node.op == "placeholder":
                 facts[node] = _fake(mode, next(given))

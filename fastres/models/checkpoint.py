@@ -69,14 +69,14 @@ def load_into(model: nn.Module, path: str | Path) -> None:
         ModelError: names or shapes are not those of the model.
     """
     state = read(path)
-    own = model.state_dict()
-    missing = [name for name in own if name not in state]
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in state]
     # Checkpoints from before BatchNorm counted its batches lack a number that nothing reads.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in own]
+    unknown = [name for name in state if name not in expected]
     if missing or unknown:
-        raise ModelError(f"weights {path}: {_mismatch(missing, unknown, list(own))}")
-    for name, value in own.items():  # in the model's order: a safetensors file has none
+        raise ModelError(f"weights {path}: {_mismatch(missing, unknown, list(expected))}")
+    for name, value in expected.items():  # in the model's order: a safetensors file has none
         if name in state and state[name].shape != value.shape:
             raise ModelError(
                 f"weights {path}: {name} is {list(state[name].shape)}, and {list(value.shape)} in "
@@ -107,12 +107,12 @@ def _refuse_no_numbers(what: str, value: Tensor) -> None:
 _PLAIN = (Tensor, nn.Parameter)
 
 
-def _mismatch(missing: list[str], unknown: list[str], own: list[str]) -> str:
+def _mismatch(missing: list[str], unknown: list[str], expected: list[str]) -> str:
     parts = []
     if missing:
         parts.append(f"{len(missing)} of the model's tensors are not there, first {missing[0]}")
     if unknown:
-        close = difflib.get_close_matches(unknown[0], own, n=1)
+        close = difflib.get_close_matches(unknown[0], expected, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         parts.append(f"{len(unknown)} are not the model's, first {unknown[0]}{hint}")
     return "; ".join(parts) + "; name the model that they were trained for"

@@ -41,12 +41,12 @@ def read(path: str | Path) -> list[str]:
 
 def _from_json(file: Path, text: str) -> list[str]:
     try:
-        given = json.loads(text)
+        data = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise OptionError(f"labels {file}: it is no JSON: {error}") from error
-    entries = given
-    if isinstance(given, Mapping):
-        entries = [given.get(str(index)) for index in range(len(given))]
+    entries = data
+    if isinstance(data, Mapping):
+        entries = [data.get(str(index)) for index in range(len(data))]
     if not isinstance(entries, list) or not entries:
         raise OptionError(f"labels {file}: expected a list of names, or indices to names")
     return [_name(file, index, entry) for index, entry in enumerate(entries)]

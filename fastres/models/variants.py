@@ -54,11 +54,12 @@ def _make(
 ) -> ResNet:
     fixed = fixed or {}
     for option, value in fixed.items():
-        given = options.get(option, value)
-        if given != value:
+        requested = options.get(option, value)
+        if requested != value:
             raise OptionError(
-                f"{option}: got {given!r}, expected {value!r}, which is what the name {name} says; "
-                f"leave it out, or build ResNet(Bottleneck, {layers}, {option}={given!r}, ...)."
+                f"{option}: got {requested!r}, expected {value!r}, which is what the name {name} "
+                f"says; leave it out, or build ResNet(Bottleneck, {layers}, "
+                f"{option}={requested!r}, ...)."
             )
     merged: ResNetOptions = {**options, **fixed}
     return ResNet(block, layers, **merged)

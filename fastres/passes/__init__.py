@@ -40,16 +40,18 @@ PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
 """Every pass but the last, in order, with the reason for its place."""
 
 
-def rewrite(module: fx.GraphModule, report: Report, own: torch.dtype, dtype: torch.dtype) -> None:
+def rewrite(
+    module: fx.GraphModule, report: Report, model_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
     """Run all passes on a captured graph, in place.
 
     Args:
         module: the captured graph; it owns its constants afterwards.
         report: the receipt to write to.
-        own: dtype of the user's model.
+        model_dtype: dtype of the user's model.
         dtype: dtype to compute in.
     """
     context = Context(report, dtype)
     for run in PASSES:
         run(module, context)
-    finish.run(module, context, own)
+    finish.run(module, context, model_dtype)

@@ -32,12 +32,12 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 def _absorb(conv: fx.Node) -> bool:
     """Take over the padding right before ``conv``, if there is one that it may."""
-    pad, own = arguments(conv)[0], arguments(conv)[5]
+    pad, padding = arguments(conv)[0], arguments(conv)[5]
     sides = _zero_sides(pad)
     if sides is None or len(pad.users) != 1:
         return False
     conv.update_arg(0, pad.args[0])
-    conv.update_arg(5, [a + b for a, b in zip(own, sides, strict=True)])
+    conv.update_arg(5, [a + b for a, b in zip(padding, sides, strict=True)])
     conv.graph.erase_node(pad)
     return True
 
@@ -54,8 +54,8 @@ def _zero_sides(node: Any) -> list[int] | None:
     else:
         return None
     sides = list(node.args[1])
-    plain = all(isinstance(side, int) and side >= 0 for side in sides)
-    if value not in (None, 0, 0.0) or not plain or len(sides) > 4:
+    non_negative = all(isinstance(side, int) and side >= 0 for side in sides)
+    if value not in (None, 0, 0.0) or not non_negative or len(sides) > 4:
         return None
     left, right, top, bottom = sides + [0] * (4 - len(sides))
     return [top, left, bottom, right]

@@ -70,10 +70,10 @@ def _per_channel(x: Any, value: Any, result: fx.Node) -> Tensor | None:
     tensor = constant(value)
     if tensor is None or not isinstance(x, fx.Node) or not same_shape(x, result):
         return None
-    known = value_of(x)
-    if known.dim() != 4 or tensor.dim() not in (3, 4) or not tensor.is_floating_point():
+    x_value = value_of(x)
+    if x_value.dim() != 4 or tensor.dim() not in (3, 4) or not tensor.is_floating_point():
         return None
-    channels = known.shape[1]
+    channels = x_value.shape[1]
     if list(tensor.shape)[-3:] != [channels, 1, 1] or tensor.numel() != channels:
         return None
     return tensor.detach().double().flatten()
@@ -86,11 +86,11 @@ def _merge(node: fx.Node) -> None:
     a, b = constant(arguments(first)[1]), constant(arguments(first)[2])
     c, d = constant(arguments(node)[1]), constant(arguments(node)[2])
     assert a is not None and b is not None and c is not None and d is not None
-    marked = first.meta.get("batch_norm") or node.meta.get("batch_norm")
+    has_batch_norm = first.meta.get("batch_norm") or node.meta.get("batch_norm")
     if first.meta.get("batch_norm") and node.meta.get("batch_norm"):
         return  # two BatchNorms are two lines of the receipt; folding takes them one by one
     new = _replace_by_scale_shift(node, arguments(first)[0], a * c, b * c + d)
-    if marked:
+    if has_batch_norm:
         new.meta["batch_norm"] = True
         new.meta["module"] = (first if first.meta.get("batch_norm") else node).meta.get(
             "module", ""

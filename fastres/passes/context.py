@@ -1,4 +1,4 @@
-"""What every pass is given beside the graph."""
+"""What every pass gets besides the graph: the receipt and the final dtype."""
 
 from __future__ import annotations
 

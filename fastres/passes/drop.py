@@ -1,4 +1,4 @@
-"""Drop what does nothing in inference: dropout in eval mode, clones, casts to the same dtype.
+"""Remove nodes that do nothing in inference: dropout, clones, casts to the same dtype.
 
 Identity modules and empty ``nn.Sequential`` leave nothing in a captured graph to begin with.
 """
@@ -53,7 +53,7 @@ _IDLE: dict[Any, Callable[[fx.Node], bool]] = {
 
 
 def run(module: fx.GraphModule, context: Context) -> None:
-    """Remove idle nodes; a dropout that is active in inference too is left and said so."""
+    """Remove idle nodes; a dropout that is active in eval mode too stays, with a note."""
     for node in list(module.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)  # capture's own check, which would count as a reader
@@ -64,7 +64,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
         if idle(node):
             node.replace_all_uses_with(arguments(node)[0])
             module.graph.erase_node(node)
-        elif not node.meta.get("asked"):
+        elif not node.meta.get("added"):
             context.report.notes.append(
                 f"{module_of(node)}: {node.target} is active in eval mode too, as in the model"
                 if idle is _in_eval_mode

@@ -1,4 +1,4 @@
-"""The last pass: choose precision, own the weights, list what is left.
+"""The last pass: cast to the final precision, copy the weights, report every operator that is left.
 
 Weights and activations get the final dtype; a float input is cast on entry and each output back to
 the dtype that the model gives. Scale-and-shift constants stay float32 beside 16-bit activations.
@@ -33,8 +33,8 @@ from fastres.passes.context import Context
 aten = torch.ops.aten
 
 
-def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
-    """Finish the graph; ``own`` is the dtype of the user's model.
+def run(module: fx.GraphModule, context: Context, model_dtype: torch.dtype) -> None:
+    """Finish the graph; ``model_dtype`` is the dtype of the user's model.
 
     Afterwards the graph is linted and compiled, and every buffer is read by a node.
     """
@@ -43,24 +43,27 @@ def run(module: fx.GraphModule, context: Context, own: torch.dtype) -> None:
     for node in graph.find_nodes(op="call_function", target=ops.scale_shift):
         _centre(node)
     graph.eliminate_dead_code()
-    _cast_constants(module, own, context.dtype)
-    if context.dtype != own:
+    _cast_constants(module, model_dtype, context.dtype)
+    if context.dtype != model_dtype:
         for node in graph.nodes:
-            if not _stays_wide(node):
-                retype_node(node, own, context.dtype)
-        _cast_boundary(graph, own, context.dtype)
-    _place_constants(graph)
+            if not _is_added_softmax(node):
+                retype_node(node, model_dtype, context.dtype)
+        _cast_boundary(graph, model_dtype, context.dtype)
+    _move_constants_to_readers(graph)
     drop_unused_constants(module)
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(value_of(node), (Tensor, tuple, list)):
-            _list(node, context)
+            _report_layer(node, context)
     _rename(module)
     module.graph.lint()
     module.recompile()
 
 
 def _rename(module: fx.GraphModule) -> None:
-    """Give every operator the plain name of its module: a graph never reuses a name it once had."""
+    """Copy the graph so that every operator has the name of its module, without a suffix.
+
+    A graph never reuses a name it once had, so that replaced nodes leave ``conv1_1`` behind.
+    """
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -73,17 +76,17 @@ def _rename(module: fx.GraphModule) -> None:
     module.graph = graph
 
 
-def _stays_wide(node: fx.Node) -> bool:
+def _is_added_softmax(node: fx.Node) -> bool:
     """Whether a node is the softmax that ``optimize`` adds: probabilities are float32 or more."""
-    return bool(node.meta.get("asked")) and node.target is aten.softmax.int
+    return bool(node.meta.get("added")) and node.target is aten.softmax.int
 
 
 def _is_boundary(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output")
 
 
-def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype) -> None:
-    wide = {
+def _cast_constants(module: fx.GraphModule, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    float32_names = {
         str(argument.target)
         for node in module.graph.nodes
         if is_call(node, ops.scale_shift)
@@ -91,20 +94,20 @@ def _cast_constants(module: fx.GraphModule, own: torch.dtype, dtype: torch.dtype
         if isinstance(argument, fx.Node)
     }
     folded = module.meta.get("folded", set())
-    lower = {
+    autocast_dtypes = {
         str(argument.target): value_of(node).dtype
         for node in module.graph.nodes
-        if is_call(node, ops.conv2d, ops.linear) and value_of(node).dtype != own
+        if is_call(node, ops.conv2d, ops.linear) and value_of(node).dtype != model_dtype
         for argument in arguments(node)[1:3]
         if isinstance(argument, fx.Node)
     }  # inside torch.autocast
     for name, value in list(module.named_buffers(recurse=False)):
         target = value.dtype
         if name in folded:
-            target = lower.get(name, dtype)
-        elif target == own:
+            target = autocast_dtypes.get(name, dtype)
+        elif target == model_dtype:
             target = dtype
-        if name in wide and target.itemsize < 4:
+        if name in float32_names and target.itemsize < 4:
             target = torch.float32
         module.register_buffer(name, value.detach().to(target, copy=True).contiguous())
 
@@ -114,7 +117,7 @@ CANCELS = 32.0
 
 
 def _centre(node: fx.Node) -> None:
-    """Where the mean is far larger than the deviation, ``x - mean`` first, and then the scale.
+    """Subtract the mean before scaling where it is far larger than the standard deviation.
 
     A channel that is nearly constant (the one before it died in training) has next to no variance
     and a scale in the hundreds; ``x * scale`` and ``mean * scale`` would cancel, and leave their
@@ -140,10 +143,10 @@ def _centre(node: fx.Node) -> None:
     replace(node, scaled)
 
 
-def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> None:
+def _cast_boundary(graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
     last = graph.find_nodes(op="placeholder")[-1]  # a call between inputs could take their names
     for node in list(graph.nodes):
-        if node.op == "placeholder" and node.users and _is_float(node, own):
+        if node.op == "placeholder" and node.users and _is_float(node, model_dtype):
             with graph.inserting_after(last):
                 cast = graph.call_function(aten.to.dtype, (node, dtype))
             # An input that the model hands back is handed back as it came.
@@ -152,17 +155,19 @@ def _cast_boundary(graph: fx.Graph, own: torch.dtype, dtype: torch.dtype) -> Non
             )
             cast.meta["module"] = ""
         elif node.op == "output":
-            results = [_cast_back(graph, node, result, own) for result in arguments(node)[0]]
+            results = [
+                _cast_back(graph, node, result, model_dtype) for result in arguments(node)[0]
+            ]
             node.args = (tuple(results),)
 
 
-def _cast_back(graph: fx.Graph, output: fx.Node, result: Any, own: torch.dtype) -> Any:
-    if not isinstance(result, fx.Node) or not _is_float(result, own):
+def _cast_back(graph: fx.Graph, output: fx.Node, result: Any, model_dtype: torch.dtype) -> Any:
+    if not isinstance(result, fx.Node) or not _is_float(result, model_dtype):
         return result
     if result.op == "placeholder":
         return result
     with graph.inserting_before(output):
-        cast = graph.call_function(aten.to.dtype, (result, own))
+        cast = graph.call_function(aten.to.dtype, (result, model_dtype))
     for key in ("val", "module"):
         cast.meta[key] = result.meta.get(key)
     return cast
@@ -173,7 +178,7 @@ def _is_float(node: fx.Node, dtype: torch.dtype) -> bool:
     return isinstance(value, Tensor) and value.dtype == dtype
 
 
-def _place_constants(graph: fx.Graph) -> None:
+def _move_constants_to_readers(graph: fx.Graph) -> None:
     """Read each constant right before its first reader, so that the code can be read in order."""
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -181,12 +186,12 @@ def _place_constants(graph: fx.Graph) -> None:
             min(node.users, key=order.__getitem__).prepend(node)
 
 
-def _list(node: fx.Node, context: Context) -> None:
+def _report_layer(node: fx.Node, context: Context) -> None:
     report = context.report
     if node.target in ops.REFERENCE:
         names = [f"{a.target}" for a in arguments(node) if constant(a) is not None]
         report.layers.append(
             (module_of(node), str(node.target), str(context.dtype) if names else "")
         )
-    elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("asked"):
+    elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("added"):
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

@@ -35,7 +35,7 @@ from fastres.passes.context import Context
 def run(module: fx.GraphModule, context: Context) -> None:
     """Fold each scale-and-shift that passes the checks; refuse the other BatchNorms."""
     for node in list(module.graph.nodes):
-        if not is_call(node, ops.scale_shift) or node.meta.get("asked"):
+        if not is_call(node, ops.scale_shift) or node.meta.get("added"):
             continue
         refusal = refusal_of(node) or fold(node, context)
         if not node.meta.get("batch_norm"):

@@ -1,4 +1,4 @@
-"""Compute once what depends on weights alone: ``f(w) -> constant``.
+"""Constant folding, of what depends on weights alone: ``f(w) -> constant``.
 
 Frozen BatchNorms write ``weight * (var + eps).rsqrt()`` into the graph and standardised
 convolutions normalise their weight at every call; both become plain weights here. Evaluated in the

@@ -33,11 +33,11 @@ from fastres.passes.context import Context
 
 
 def run(module: fx.GraphModule, context: Context) -> None:
-    """Fold the normalisation that ``optimize`` was asked to add, and say whether it could be."""
+    """Fold the normalisation that ``optimize`` added; a note says whether that was exact."""
     for node in module.graph.find_nodes(op="call_function", target=ops.scale_shift):
-        if not node.meta.get("asked"):
+        if not node.meta.get("added"):
             continue
-        _own_constants(node)
+        _copy_constants(node)
         conv: Any = next(iter(node.users))
         refusal = (
             fold_batch_norm_ahead.refusal_of(node)
@@ -51,8 +51,8 @@ def run(module: fx.GraphModule, context: Context) -> None:
         )
 
 
-def _own_constants(node: fx.Node) -> None:
-    """Make the captured float64 constants the pass's own, which the last pass casts."""
+def _copy_constants(node: fx.Node) -> None:
+    """Replace the captured float64 constants by copies marked as folded, which ``finish`` casts."""
     old = arguments(node)[1:3]
     with node.graph.inserting_before(node):
         for index, name in ((1, "input_scale"), (2, "input_shift")):

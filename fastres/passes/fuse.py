@@ -63,9 +63,9 @@ def _fuse_activation(node: fx.Node, context: Context) -> None:
         elif len(producer.users) != 1:
             reason = f"the output of {module_of(producer)} is also read without it"
         else:
-            # The operator moves to the activation's place; its readers are all behind that.
-            replaced = (*producer.args[:-1], name)
-            _move(producer, node, producer.target, replaced)
+            # The fused operator stands where the activation stood, before all of its readers.
+            args = (*producer.args[:-1], name)
+            _move(producer, node, producer.target, args)
             context.report.done["activation"] += 1
             return
     elif name == "relu" and is_residual_addition(producer) and same_shape(*producer.args[:2]):
@@ -90,21 +90,21 @@ def _remarks(addition: fx.Node) -> list[Any]:
 def _fuse_addition(node: fx.Node, context: Context) -> None:
     candidates = [a for a in arguments(node)[:2] if is_call(a, ops.conv2d)]
     reason = "neither summand is a convolution"
-    fitting: list[Any] = []
+    fusible: list[Any] = []
     for conv in candidates:
         assert isinstance(conv, fx.Node)
-        refusal = _why_not(node, conv)
+        refusal = _check(node, conv)
         if refusal is None:
-            fitting.append(conv)
+            fusible.append(conv)
         else:
             reason = refusal
-    if not fitting:
+    if not fusible:
         before = len(context.report.refused)
         context.report.refuse(module_of(node), "residual addition", reason)
         node.meta["remarks"] = context.report.refused[before:]
         return
     order = {other: index for index, other in enumerate(node.graph.nodes)}
-    conv = max(fitting, key=lambda c: (c.args[9] == "none", len(c.args[0].users) == 1, order[c]))
+    conv = max(fusible, key=lambda c: (c.args[9] == "none", len(c.args[0].users) == 1, order[c]))
     (residual,) = (a for a in arguments(node)[:2] if a is not conv)
     x, weight, bias, _, stride, padding, dilation, groups, _, activation = conv.args
     fused = (x, weight, bias, residual, stride, padding, dilation, groups, activation, "none")
@@ -112,7 +112,7 @@ def _fuse_addition(node: fx.Node, context: Context) -> None:
     context.report.done["addition"] += 1
 
 
-def _why_not(addition: fx.Node, conv: fx.Node) -> str | None:
+def _check(addition: fx.Node, conv: fx.Node) -> str | None:
     x, y = arguments(addition)[:2]
     if x is y:
         return f"it adds the output of {module_of(conv)} to itself"
@@ -127,12 +127,12 @@ def _why_not(addition: fx.Node, conv: fx.Node) -> str | None:
     return None
 
 
-def _move(old: fx.Node, place: fx.Node, target: Any, args: Any) -> None:
-    """Let a call of ``target`` at ``place`` stand for ``place``, and remove ``old`` behind it."""
-    with place.graph.inserting_before(place):
-        new = call(place.graph, target, args, label(old))
+def _move(old: fx.Node, position: fx.Node, target: Any, args: Any) -> None:
+    """Replace the node ``position`` by a call of ``target`` there, and erase the node ``old``."""
+    with position.graph.inserting_before(position):
+        new = call(position.graph, target, args, label(old))
     module = old.meta.get("module", "")
-    replace(place, new)
+    replace(position, new)
     new.meta["module"] = module
     if "statistics" in old.meta:  # of a BatchNorm, for the pass `finish`
         new.meta["statistics"] = old.meta["statistics"]
@@ -141,6 +141,11 @@ def _move(old: fx.Node, place: fx.Node, target: Any, args: Any) -> None:
 
 def _flatten_pool(node: fx.Node) -> None:
     pool: Any = arguments(node)[0]
-    whole = list(arguments(node)[1:]) in ([1], [1, -1])
-    if whole and is_call(pool, ops.global_avg_pool) and pool.args[1] and len(pool.users) == 1:
+    flattens_all = list(arguments(node)[1:]) in ([1], [1, -1])
+    if (
+        flattens_all
+        and is_call(pool, ops.global_avg_pool)
+        and pool.args[1]
+        and len(pool.users) == 1
+    ):
         _move(pool, node, ops.global_avg_pool, (pool.args[0], False))

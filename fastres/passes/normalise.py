@@ -230,9 +230,9 @@ def _avg_pool2d(node: fx.Node, context: Context) -> None:
     value = value_of(arguments(node)[0])
     padding = _numbers(_argument(node, 3, "padding", 0))
     # Only plain numbers: comparing a symbol with a number would answer for the example's size.
-    fixed = value.dim() == 4 and all(isinstance(size, int) for size in value.shape[2:])
-    whole = fixed and tuple(value.shape[2:]) == _numbers(arguments(node)[1])
-    if whole and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
+    is_static = value.dim() == 4 and all(isinstance(size, int) for size in value.shape[2:])
+    covers_image = is_static and tuple(value.shape[2:]) == _numbers(arguments(node)[1])
+    if covers_image and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 

@@ -46,14 +46,16 @@ class Classifier:
             raise OptionError("--transforms: the saved model has its own")
         self.transforms = chosen
         self.decoding = replace(chosen, resize=None, crop=None) if self.inside.resize else chosen
-        self._check_answers()
+        self._check_outputs()
 
-    def _check_answers(self) -> None:
-        given = self.inside.top_k
-        if given is None:
+    def _check_outputs(self) -> None:
+        built_in_top_k = self.inside.top_k
+        if built_in_top_k is None:
             return
-        if given < self.top_k:
-            raise OptionError(f"--top-k {self.top_k}: the saved model answers {given} classes")
+        if built_in_top_k < self.top_k:
+            raise OptionError(
+                f"--top-k {self.top_k}: the saved model answers {built_in_top_k} classes"
+            )
         if not self.inside.softmax:
             raise OptionError(
                 "--model: the saved model answers its largest numbers without the others, so there "
@@ -71,8 +73,8 @@ class Classifier:
             OptionError: the answers are no classes, or there is another number of labels.
         """
         with torch.no_grad():
-            answer = self.fast(self._batch(torch.stack(list(images))))
-            values, indices = self._largest(answer)
+            outputs = self.fast(self._batch(torch.stack(list(images))))
+            values, indices = self._largest(outputs)
         rows = zip(values.cpu().tolist(), indices.cpu().tolist(), strict=True)
         return [
             tuple(
@@ -101,20 +103,22 @@ class Classifier:
         leaves = pytree.tree_leaves(self.fast.example)
         return next((x.dtype for x in leaves if isinstance(x, Tensor)), torch.float32)
 
-    def _largest(self, answer: object) -> tuple[Tensor, Tensor]:
+    def _largest(self, outputs: object) -> tuple[Tensor, Tensor]:
         if self.inside.top_k is not None:
-            assert isinstance(answer, tuple)
-            values, indices = answer
+            assert isinstance(outputs, tuple)
+            values, indices = outputs
             self._check_labels(int(indices.max()) + 1 if len(indices) else 0, exactly=False)
             return values[:, : self.top_k].float(), indices[:, : self.top_k]
-        if not isinstance(answer, Tensor) or answer.dim() != 2:
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise OptionError("--model: it does not answer one row of classes per image")
-        self._check_labels(answer.shape[1], exactly=True)
-        chances = answer.float() if self.inside.softmax else torch.softmax(answer.float(), 1)
-        values, indices = torch.topk(chances, min(self.top_k, answer.shape[1]), dim=1)
+        self._check_labels(outputs.shape[1], exactly=True)
+        chances = outputs.float() if self.inside.softmax else torch.softmax(outputs.float(), 1)
+        values, indices = torch.topk(chances, min(self.top_k, outputs.shape[1]), dim=1)
         return values, indices
 
     def _check_labels(self, classes: int, exactly: bool) -> None:
-        given = None if self.labels is None else len(self.labels)
-        if given is not None and (given != classes if exactly else given < classes):
-            raise OptionError(f"--labels: {given} names for a model of {classes} classes")
+        label_count = None if self.labels is None else len(self.labels)
+        if label_count is not None and (
+            label_count != classes if exactly else label_count < classes
+        ):
+            raise OptionError(f"--labels: {label_count} names for a model of {classes} classes")

@@ -17,7 +17,7 @@ from fastres.predict.classifier import Classifier
 from fastres.predict.images import Decoded
 from fastres.predict.results import Choice, Result, as_text, printable, summary
 from fastres.predict.settings import parser
-from fastres.predict.voice import Voice
+from fastres.predict.voice import OutputStream
 from fastres.system import target
 from fastres.system.progress import Progress
 from fastres.version import __version__
@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 if an image could not be classified or nobody is left to tell, or 2 for arguments
         that cannot be.
     """
-    given = parser().parse_args(argv)
-    errors = Voice(sys.stderr)
+    options = parser().parse_args(argv)
+    errors = OutputStream(sys.stderr)
     try:
-        return _run(given, errors)
+        return _run(options, errors)
     except FastresError as error:
         errors.print(f"fastres predict: {error}")
         return 2
@@ -48,60 +48,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(given: argparse.Namespace, errors: Voice) -> int:
-    files = {kind: getattr(given, kind) for kind in ("csv", "json", "parquet")}
+def _run(options: argparse.Namespace, errors: OutputStream) -> int:
+    files = {kind: getattr(options, kind) for kind in ("csv", "json", "parquet")}
     files = {kind: path for kind, path in files.items() if path is not None}
     for kind, path in files.items():
         writing.check(kind, path)
-    wanted = _wanted(given)
-    paths = images.find(given.images)
-    named = (given.weights, given.labels, given.transforms, Path(given.model))
-    writing.check_apart(files, [*paths, *(path for path in named if path is not None)])
-    console = Voice(sys.stdout)
+    settings = _model_settings(options)
+    paths = images.find(options.images)
+    named = (options.weights, options.labels, options.transforms, Path(options.model))
+    writing.check_no_overwrite(files, [*paths, *(path for path in named if path is not None)])
+    console = OutputStream(sys.stdout)
     results: list[Result] = []
     with Progress() as progress:
-        progress.show(f"preparing {given.model}")
-        classifier = model.make(wanted)
+        progress.show(f"preparing {options.model}")
+        classifier = model.make(settings)
         started = time.perf_counter()
-        for result in _classified(classifier, paths, given):
+        for result in _classified(classifier, paths, options):
             results.append(result)
             if result.error is not None:
                 errors.print(f"fastres predict: {printable(result.error)}")
-            elif not given.quiet:
+            elif not options.quiet:
                 console.print(result.lines())
-            if not (files or given.quiet or console.is_heard):
+            if not (files or options.quiet or console.is_open):
                 errors.print("fastres predict: standard output is closed: stopped")
                 return 1
             progress.show(f"{len(results)} of {len(paths)}", len(results) / len(paths))
         took = time.perf_counter() - started
         for kind, path in files.items():
-            writing.write(kind, path, results, _about(given, classifier))
+            writing.write(kind, path, results, _about(options, classifier))
     errors.print(f"fastres predict: {summary(results, took)}")
     return 1 if any(result.error is not None for result in results) else 0
 
 
-def _wanted(given: argparse.Namespace) -> model.Wanted:
-    return model.Wanted(
-        model=given.model,
-        weights=given.weights,
-        classes=given.classes,
-        transforms=given.transforms,
-        size=given.size,
-        labels=None if given.labels is None else labels.read(given.labels),
-        top_k=given.top_k,
-        precision=given.precision,
-        device=given.device,
-        threads=given.threads,
+def _model_settings(options: argparse.Namespace) -> model.ModelSettings:
+    return model.ModelSettings(
+        model=options.model,
+        weights=options.weights,
+        classes=options.classes,
+        transforms=options.transforms,
+        size=options.size,
+        labels=None if options.labels is None else labels.read(options.labels),
+        top_k=options.top_k,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
     )
 
 
 def _classified(
-    classifier: Classifier, paths: Sequence[Path], given: argparse.Namespace
+    classifier: Classifier, paths: Sequence[Path], options: argparse.Namespace
 ) -> Iterator[Result]:
     """A result per file, in order; the next batch is decoded while one is classified."""
     workers = min(target.cpu_threads(), 8)
-    decoded = images.decode(paths, classifier.decoding, given.exif, workers, 2 * given.batch)
-    for batch in images.in_batches(decoded, given.batch):
+    decoded = images.decode(paths, classifier.decoding, options.exif, workers, 2 * options.batch)
+    for batch in images.in_batches(decoded, options.batch):
         results = [Result(image.path, error=image.error) for image in batch]
         for group in images.by_shape(batch):
             for index, result in zip(group, _of_one_shape(classifier, batch, group), strict=True):
@@ -114,10 +114,10 @@ def _of_one_shape(
 ) -> list[Result]:
     chosen = [batch[index] for index in group]
     try:
-        answers = classifier([image.pixels for image in chosen if image.pixels is not None])
+        choices = classifier([image.pixels for image in chosen if image.pixels is not None])
     except InputError as error:  # an image too small for the network, say
         return [Result(image.path, error=f"{image.path}: {error}") for image in chosen]
-    return [_result(image.path, found) for image, found in zip(chosen, answers, strict=True)]
+    return [_result(image.path, found) for image, found in zip(chosen, choices, strict=True)]
 
 
 def _result(path: Path, choices: tuple[Choice, ...]) -> Result:
@@ -126,11 +126,11 @@ def _result(path: Path, choices: tuple[Choice, ...]) -> Result:
     return Result(path, error=f"{path}: the model's answer is NaN; are its weights whole?")
 
 
-def _about(given: argparse.Namespace, classifier: Classifier) -> dict[str, Any]:
+def _about(options: argparse.Namespace, classifier: Classifier) -> dict[str, Any]:
     return {
         "fastres": __version__,
-        "model": as_text(given.model),
-        "weights": None if given.weights is None else as_text(str(given.weights)),
+        "model": as_text(options.model),
+        "weights": None if options.weights is None else as_text(str(options.weights)),
         "precision": classifier.fast.report.precision,
         "engine": classifier.fast.engine,
         "transforms": classifier.transforms.to_dict(),

@@ -1,4 +1,4 @@
-"""Images from files, decoded by several threads while the network is busy with those before."""
+"""Images from files, decoded by several threads while the network runs on the previous batch."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def decode(
 ) -> Iterator[Decoded]:
     """Decode, resize and crop in order, at most ``ahead`` images before they are asked for.
 
-    Pillow lets go of the interpreter while it works, so threads are enough.
+    Pillow releases the interpreter's lock while it decodes, so threads are enough.
     """
 
     def one(path: Path) -> Decoded:

@@ -1,4 +1,4 @@
-"""The model behind ``--model`` and ``--weights``: built, loaded, and how its images should look."""
+"""The classifier for ``--model`` and ``--weights``, with the transforms of its images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastres.workload.model_source import Source
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelSettings:
     """What the command line says about the model; the names are those of ``--help``."""
 
     model: str
@@ -38,66 +38,66 @@ class Wanted:
     threads: int | None
 
 
-def make(wanted: Wanted) -> Classifier:
+def make(settings: ModelSettings) -> Classifier:
     """The classifier, ready to be called.
 
     Raises:
         FastresError: there is no such model, the weights are not its own, the options do not go
             together, or it cannot be optimised.
     """
-    if wanted.model not in available() and Path(wanted.model).is_file():
-        return _saved(wanted)
-    chosen = sources.parse(wanted.model)
-    if wanted.weights is None and chosen.has_random_weights:
+    if settings.model not in available() and Path(settings.model).is_file():
+        return _saved(settings)
+    chosen = sources.parse(settings.model)
+    if settings.weights is None and chosen.has_random_weights:
         raise OptionError(
-            f"--model {wanted.model} without --weights: its weights would be random, which predict "
-            "nothing; give a file of trained ones (.safetensors, .pth)"
+            f"--model {settings.model} without --weights: its weights would be random, which "
+            "predict nothing; give a file of trained ones (.safetensors, .pth)"
         )
-    model = sources.build(chosen, seed=0, classes=wanted.classes)
-    if wanted.weights is not None:
-        weight_files.load_into(model, wanted.weights)
-    transforms = _transforms(wanted, chosen, model)
+    model = sources.build(chosen, seed=0, classes=settings.classes)
+    if settings.weights is not None:
+        weight_files.load_into(model, settings.weights)
+    transforms = _transforms(settings, chosen, model)
     fast = optimize(
         model,
-        device=wanted.device,
-        precision=wanted.precision,
-        threads=wanted.threads,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
         input_format="uint8_nhwc",
         transforms=transforms,
         softmax=True,
     )
-    labels = wanted.labels
-    if labels is None and wanted.classes is None:
-        labels = _own_labels(chosen)
-    return Classifier(fast, None, labels, wanted.top_k)
+    labels = settings.labels
+    if labels is None and settings.classes is None:
+        labels = _published_labels(chosen)
+    return Classifier(fast, None, labels, settings.top_k)
 
 
-def _saved(wanted: Wanted) -> Classifier:
+def _saved(settings: ModelSettings) -> Classifier:
     for option, value in (
-        ("--weights", wanted.weights),
-        ("--classes", wanted.classes),
-        ("--precision", wanted.precision),
+        ("--weights", settings.weights),
+        ("--classes", settings.classes),
+        ("--precision", settings.precision),
     ):
         if value is not None:
-            raise OptionError(f"{option} with --model {wanted.model}: a saved model has its own")
-    fast = load(wanted.model, device=wanted.device, threads=wanted.threads)
-    given = None
-    if wanted.transforms is not None:
-        given = _resized(_read(wanted.transforms), wanted.size)
-    elif wanted.size is not None:
+            raise OptionError(f"{option} with --model {settings.model}: a saved model has its own")
+    fast = load(settings.model, device=settings.device, threads=settings.threads)
+    transforms = None
+    if settings.transforms is not None:
+        transforms = _resized(_read(settings.transforms), settings.size)
+    elif settings.size is not None:
         raise OptionError("--size with a saved model needs --transforms")
-    return Classifier(fast, given, wanted.labels, wanted.top_k)
+    return Classifier(fast, transforms, settings.labels, settings.top_k)
 
 
-def _transforms(wanted: Wanted, chosen: Source, model: nn.Module) -> Transforms:
-    if wanted.transforms is not None:
-        return _resized(_read(wanted.transforms), wanted.size)
+def _transforms(settings: ModelSettings, chosen: Source, model: nn.Module) -> Transforms:
+    if settings.transforms is not None:
+        return _resized(_read(settings.transforms), settings.size)
     if chosen.kind == "torchvision":
-        return _resized(_torchvisions(chosen.name, wanted.weights), wanted.size)
+        return _resized(_torchvision_transforms(chosen.name, settings.weights), settings.size)
     if chosen.kind == "timm":
-        return _resized(_timms(model), wanted.size)
+        return _resized(_timm_transforms(model), settings.size)
     if chosen.kind == "fastres" and not chosen.name.startswith("cifar"):
-        return _resized(Transforms(), wanted.size)
+        return _resized(Transforms(), settings.size)
     raise OptionError(
         f"--model {chosen} does not say how its images were prepared: give --transforms, a JSON "
         "file like " + json.dumps(Transforms(resize=32, crop=32).to_dict())
@@ -115,15 +115,15 @@ def _resized(transforms: Transforms, size: int | None) -> Transforms:
 
 def _read(path: Path) -> Transforms:
     try:
-        given: Any = json.loads(read_text(path))
+        data: Any = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise OptionError(f"--transforms {path}: cannot be read as JSON: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(data, dict):
         raise OptionError(f"--transforms {path}: expected a mapping, as Transforms.to_dict gives")
-    return Transforms.of(given)
+    return Transforms.of(data)
 
 
-def _torchvisions(name: str, weights: Path | None) -> Transforms:
+def _torchvision_transforms(name: str, weights: Path | None) -> Transforms:
     """Those of the published weights that the file is named after, else of the newest."""
     published = list(_published(name))
     if not published:
@@ -134,7 +134,7 @@ def _torchvisions(name: str, weights: Path | None) -> Transforms:
     return Transforms.of(published[-1].transforms())
 
 
-def _timms(model: nn.Module) -> Transforms:
+def _timm_transforms(model: nn.Module) -> Transforms:
     import timm
 
     data: Any = timm.data
@@ -148,7 +148,7 @@ def _published(name: str) -> Any:
     return torchvision.models.get_model_weights(name)
 
 
-def _own_labels(chosen: Source) -> list[str] | None:
+def _published_labels(chosen: Source) -> list[str] | None:
     """The names that torchvision publishes with its weights."""
     if chosen.kind != "torchvision":
         return None

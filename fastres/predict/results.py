@@ -1,4 +1,4 @@
-"""What was found in an image, and how it is shown."""
+"""The classes of an image, or why there are none, and their text for a terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Result:
 
 
 def as_text(name: str) -> str:
-    """What may hold a file's name, as text that every file can hold: see :attr:`Result.image`."""
+    """Text that may hold a file's name, with bytes that are no UTF-8 escaped as ``\\xff``."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -60,7 +60,7 @@ def summary(results: Sequence[Result], seconds: float) -> str:
     """``198 images in 4.1 s, 48.3 a second; 2 could not be read``."""
     failed = sum(result.error is not None for result in results)
     done = len(results) - failed
-    said = f"{done} image{'' if done == 1 else 's'} in {seconds:.1f} s"
+    sentence = f"{done} image{'' if done == 1 else 's'} in {seconds:.1f} s"
     if done and seconds > 0:
-        said += f", {done / seconds:.1f} a second"
-    return said if not failed else f"{said}; {failed} could not be classified"
+        sentence += f", {done / seconds:.1f} a second"
+    return sentence if not failed else f"{sentence}; {failed} could not be classified"

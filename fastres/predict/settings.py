@@ -18,12 +18,12 @@ Exit status: 0, or 1 if an image could not be classified, or 2 for options that 
 
 def parser() -> argparse.ArgumentParser:
     """The parser; its namespace's names are those of the options."""
-    made = argparse.ArgumentParser(
+    command_parser = argparse.ArgumentParser(
         prog="python -m fastres.predict",
         description="Classify image files: the likeliest classes of each, with probabilities.",
         epilog=_EPILOG,
     )
-    add = made.add_argument
+    add = command_parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE|DIR", help="files, or folders of images")
     add(
         "--model",
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="PATH", help="write an entry per image")
     add("--parquet", type=Path, metavar="PATH", help="as --csv, in Parquet (needs pyarrow)")
     add("--quiet", action="store_true", help="print no results, only what went wrong")
-    return made
+    return command_parser
 
 
 def _positive(text: str) -> int:

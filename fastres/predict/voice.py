@@ -8,27 +8,27 @@ from typing import Any, TextIO
 from rich.console import Console
 
 
-class Voice:
-    """Prints on a stream until that is closed, and then keeps quiet.
+class OutputStream:
+    """Prints on a stream until that is closed, and then prints nothing.
 
     Attributes:
-        is_heard: whether the stream took everything so far.
+        is_open: whether every write so far succeeded.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self.is_heard = stream is not None  # None: closed before the process began
+        self.is_open = stream is not None  # None: closed before the process began
         self._stream = stream
         self._console = _Console(file=stream, highlight=False, soft_wrap=True, markup=False)
 
     def print(self, what: Any) -> None:
         """Print a line, or nothing once the stream is closed."""
-        if not self.is_heard or self._stream is None:
+        if not self.is_open or self._stream is None:
             return
         try:
             self._console.print(what)
             self._stream.flush()
         except OSError:
-            self.is_heard = False
+            self.is_open = False
             # What is still buffered is written when the process ends.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

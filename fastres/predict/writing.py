@@ -17,7 +17,7 @@ from typing import Any
 
 from fastres.errors import OptionError
 from fastres.predict.results import Result, as_text
-from fastres.system.files import refuse_special, replacing
+from fastres.system.files import atomic_write, refuse_special
 
 COLUMNS = ("image", "rank", "class", "label", "probability", "error")
 """Of CSV and Parquet; ``rank`` counts from 1, the likeliest."""
@@ -41,7 +41,7 @@ def check(kind: str, path: Path) -> None:
         raise OptionError(f"--{kind} {path}: cannot be written: {error}") from error
 
 
-def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
+def check_no_overwrite(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
     """Find out before the work whether a file would replace another, or one that is read.
 
     Raises:
@@ -50,10 +50,10 @@ def check_apart(outputs: Mapping[str, Path], read: Iterable[Path]) -> None:
     # Path.resolve() raises for a link that leads to itself.
     known = {os.path.realpath(path): "is read here" for path in read}
     for kind, path in outputs.items():
-        place = os.path.realpath(path)
-        if place in known:
-            raise OptionError(f"--{kind} {path}: this file {known[place]}; give another name")
-        known[place] = f"is --{kind} already"
+        resolved = os.path.realpath(path)
+        if resolved in known:
+            raise OptionError(f"--{kind} {path}: this file {known[resolved]}; give another name")
+        known[resolved] = f"is --{kind} already"
 
 
 def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ def write(kind: str, path: Path, results: Sequence[Result], about: Mapping[str, 
         OptionError: the file cannot be written; one that was there is as it was.
     """
     try:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             _WRITERS[kind](temporary, results, about)
     except OSError as error:
         raise OptionError(f"--{kind} {path}: cannot be written: {error}") from error
@@ -112,8 +112,12 @@ def _parquet(path: Path, results: Sequence[Result], about: Mapping[str, Any]) ->
     from pyarrow import parquet
 
     types = (
-        *(pyarrow.string(), pyarrow.int32(), pyarrow.int32()),
-        *(pyarrow.string(), pyarrow.float64(), pyarrow.string()),
+        pyarrow.string(),
+        pyarrow.int32(),
+        pyarrow.int32(),
+        pyarrow.string(),
+        pyarrow.float64(),
+        pyarrow.string(),
     )
     schema = pyarrow.schema(
         list(zip(COLUMNS, types, strict=True)), metadata={"fastres": json.dumps(about)}

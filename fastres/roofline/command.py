@@ -29,51 +29,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for arguments that cannot be.
     """
-    given = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        _run(given)
+        _run(options)
     except FastresError as error:
         print(f"fastres roofline: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _run(given: argparse.Namespace) -> None:
-    if min(given.batch) < 1 or given.size < 1:
+def _run(options: argparse.Namespace) -> None:
+    if min(options.batch) < 1 or options.size < 1:
         raise OptionError("--batch and --size: expected positive numbers")
-    gpu = gpus.by_name(given.gpu)
-    precision = gpu.architecture.computed_in(given.precision)
-    chosen = model_source.named(given.depth, given.model)
+    gpu = gpus.by_name(options.gpu)
+    precision = gpu.architecture.computed_in(options.precision)
+    chosen = model_source.named(options.depth, options.model)
     module = graph_of(model_source.build(chosen, seed=0))
-    ways: dict[str, Worth | None] = {
+    views: dict[str, Worth | None] = {
         "none": None,
         "blocks": by_model(precision, gpu),
         "all blocks": wherever_it_fits(precision, gpu),
     }
     filling = filling_pays(precision, gpu)
     found: list[View] = []
-    for batch in given.batch:
-        for fusion, worth in ways.items():
-            layers = layers_of(module, batch, given.size, worth, filling)
+    for batch in options.batch:
+        for fusion, policy in views.items():
+            layers = layers_of(module, batch, options.size, policy, filling)
             found.append(view(layers, fusion, batch, precision, gpu))
-    told = precision
-    if precision != given.precision:
-        told += f" ({gpu.architecture.name} has no {given.precision})"
-    title = f"{chosen} in {told}, {given.size}x{given.size} pixels, on {_told(gpu)}"
-    if given.json:
-        print(json.dumps(_record(title, given, precision, str(chosen), gpu, found), indent=2))
+    notes = precision
+    if precision != options.precision:
+        notes += f" ({gpu.architecture.name} has no {options.precision})"
+    title = f"{chosen} in {notes}, {options.size}x{options.size} pixels, on {_notes(gpu)}"
+    if options.json:
+        print(json.dumps(_record(title, options, precision, str(chosen), gpu, found), indent=2))
         return
     for line in lines(title, found, why_library(gpu)):
         print(line)
 
 
-def _told(gpu: Gpu) -> str:
+def _notes(gpu: Gpu) -> str:
     return f"{gpu.name} ({gpu.title}, {gpu.architecture.name})"
 
 
 def _record(
     title: str,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     precision: str,
     model: str,
     gpu: Gpu,
@@ -83,7 +83,7 @@ def _record(
         "title": f"modelled, not measured: {title}",
         "model": model,
         "precision": precision,
-        "size": given.size,
+        "size": options.size,
         "gpu": gpu.name,
         "peak_flops": gpu.flops[precision],
         "memory_bytes_per_second": gpu.memory_bytes_per_s,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fastres.capture.capture import capture, in_eval_mode, own_dtype
+from fastres.capture.capture import capture, in_eval_mode, model_dtype
 from fastres.errors import OptionError
 from fastres.ir.graph import aliases, label
 from fastres.ir.propagate import propagate
@@ -69,8 +69,8 @@ def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModu
     evaluated, _ = in_eval_mode(model)
     with torch.no_grad():
         captured = capture(evaluated, None)
-        own = own_dtype(evaluated)
-        rewrite(captured.module, Report(type(model).__name__), own, dtype or own)
+        own_dtype = model_dtype(evaluated)
+        rewrite(captured.module, Report(type(model).__name__), own_dtype, dtype or own_dtype)
     return captured.module
 
 
@@ -78,7 +78,7 @@ def layers_of(
     module: fx.GraphModule,
     batch: int,
     size: int,
-    worth: Worth | None = None,
+    policy: Worth | None = None,
     filling: Pays | None = None,
 ) -> list[Layer]:
     """The operators of a graph for ``batch`` square images, in order.
@@ -87,19 +87,19 @@ def layers_of(
         module: of :func:`graph_of`; not changed.
         batch: images.
         size: pixels of a side.
-        worth: decides which blocks become one kernel; None for none.
+        policy: decides which blocks become one kernel; None for none.
         filling: decides which images get channels of zeros; None for none.
 
     Raises:
         InputError: the model does not take images of this size.
     """
     facts = propagate(module, images_for(module, batch, size))
-    if worth is not None:
+    if policy is not None:
         module = fuse_blocks.copy(module)
         facts = propagate(module, images_for(module, batch, size))
         if filling is not None and fill_channels.run(module, facts, filling):
             facts = propagate(module, images_for(module, batch, size))
-        fuse_blocks.run(module, fuse_blocks.BlockContext(facts, worth))
+        fuse_blocks.run(module, fuse_blocks.BlockContext(facts, policy))
         facts = propagate(module, images_for(module, batch, size))
     found = (_layer(node, facts) for node in module.graph.nodes if node.op == "call_function")
     return [layer for layer in found if layer is not None]

@@ -14,7 +14,14 @@ _FUSION = {
     "all blocks": "every block fused that fits: fewest launches and bytes",
 }
 _HEADER = (
-    *("layer", "operator", "MB", "GFLOP", "floor us", "modelled us", "limit", "launches"),
+    "layer",
+    "operator",
+    "MB",
+    "GFLOP",
+    "floor us",
+    "modelled us",
+    "limit",
+    "launches",
     "configuration",
 )
 _SUMMARY = ("plan", "launches", "us", "images/s", "MB", "fewer bytes")
@@ -37,8 +44,8 @@ def lines(title: str, views: Sequence[View], library: str | None) -> Iterator[st
     for each in views:
         yield f"modelled: batch {each.batch}, {_FUSION[each.fusion]}"
         yield from _aligned([_HEADER, *(_cells(row) for row in each.rows), _total(each)])
-    for ways in zip(views[::3], views[1::3], views[2::3], strict=True):
-        yield from _summary(ways)
+    for views_of_batch in zip(views[::3], views[1::3], views[2::3], strict=True):
+        yield from _summary(views_of_batch)
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -96,22 +103,22 @@ def _total(view: View) -> tuple[str, ...]:
     )
 
 
-def _summary(ways: Sequence[View]) -> Iterator[str]:
+def _summary(views: Sequence[View]) -> Iterator[str]:
     """A line per way to cut the model, beside the roofline of operators one by one.
 
     Bytes saved are those of the whole model and of each stage, against the first way.
     """
-    apart = ways[0]
-    allowed = apart.batch / apart.floor_seconds
-    yield f"modelled batch {apart.batch}: the unfused roofline is {allowed:.0f} images/s"
-    layers = Counter(row.stage for row in apart.rows if row.stage)
+    unfused = views[0]
+    allowed = unfused.batch / unfused.floor_seconds
+    yield f"modelled batch {unfused.batch}: the unfused roofline is {allowed:.0f} images/s"
+    layers = Counter(row.stage for row in unfused.rows if row.stage)
     stages = [stage for stage, count in layers.items() if count > 1]
     if len(stages) > _MOST_STAGES:
         stages = []
     rows = [(*_SUMMARY, *(f"in {stage}" for stage in stages))]
-    for each in ways:
-        saved = [_saved(each.bytes, apart.bytes)]
-        moved, before = each.stages, apart.stages
+    for each in views:
+        saved = [_saved(each.bytes, unfused.bytes)]
+        moved, before = each.stages, unfused.stages
         saved += [_saved(moved.get(stage, 0), before[stage]) for stage in stages]
         rows.append(
             (

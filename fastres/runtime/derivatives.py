@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastres.errors import InputError
-from fastres.system.plain_tensors import has_tangent, stands_for_another
+from fastres.system.plain_tensors import has_python_dispatch, has_tangent
 
 _functorch = torch._C._functorch
 
@@ -63,4 +63,4 @@ def _is_differentiated(value: Tensor) -> bool:
         value = _functorch.get_unwrapped(value)
     if forward_ad._current_level < 0:
         return False
-    return stands_for_another(value) or has_tangent(value)  # what is inside cannot be asked for
+    return has_python_dispatch(value) or has_tangent(value)  # what is inside cannot be asked for

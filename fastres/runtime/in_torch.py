@@ -20,7 +20,7 @@ from fastres.ir import ops
 from fastres.ir.graph import aliases, output_nodes
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.derivatives import refuse_derivatives
-from fastres.system.plain_tensors import lost_memory, watcher
+from fastres.system.plain_tensors import active_tracer, lost_memory
 
 INSTEAD = (
     "fast.graph_module is the optimised model's graph; torch.export, torch.compile and make_fx "
@@ -53,7 +53,7 @@ def run_in_torch(
     except Exception as error:
         if exporting:  # it knows its own
             raise
-        under = watcher()
+        under = active_tracer()
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         first = (str(error).strip().splitlines() or [""])[0]
         raise InputError(

@@ -28,7 +28,7 @@ from fastres.runtime.in_torch import check, refuse_tracing, run_in_torch
 from fastres.runtime.native.library import let_go
 from fastres.runtime.nonfinite import NonFinite
 from fastres.system import forking
-from fastres.system.plain_tensors import is_ordinary, oddity, watcher
+from fastres.system.plain_tensors import active_tracer, is_plain_call, why_not_plain
 from fastres.system.threads import ThreadLimit, safe_threads
 
 
@@ -105,7 +105,7 @@ class Runner:
             InputError: the arguments do not fit the contract, or need a gradient.
             OutOfMemory: the activations do not fit into memory.
         """
-        if not is_ordinary(inputs):
+        if not is_plain_call(inputs):
             with safe_threads():
                 return run_in_torch(self.module, self.contract, inputs)
         executable = self._executable(inputs)
@@ -142,12 +142,12 @@ class Runner:
         Raises:
             InputError: as a call does, and for arguments that no executable can run.
         """
-        if not is_ordinary(inputs):
+        if not is_plain_call(inputs):
             refuse_tracing(inputs)
             check(self.contract, inputs)
             refuse_derivatives(inputs)
-            found = watcher() or next(
-                filter(None, (oddity(v) for v in inputs if isinstance(v, Tensor))),
+            found = active_tracer() or next(
+                filter(None, (why_not_plain(v) for v in inputs if isinstance(v, Tensor))),
                 "it is of a subclass of torch.Tensor",
             )
             raise InputError(
@@ -215,7 +215,7 @@ def refuse_unreadable(name: str, weight: Tensor) -> None:
     Raises:
         ModelError: they do not.
     """
-    found = oddity(weight)
+    found = why_not_plain(weight)
     if found is not None:
         raise ModelError(
             f"the optimised model's weight {name} cannot be read: {found}; give it plain "

@@ -1,4 +1,4 @@
-"""What the control groups of a Linux process leave it of the machine: processor time and memory.
+"""The limits that control groups set to a Linux process: processor time and memory.
 
 A process is in one group of every mounted hierarchy, and each group on the way up to the
 hierarchy's root may set a limit: the tightest counts. Version 1 has one hierarchy per controller,
@@ -47,8 +47,8 @@ def memory_left(root: Path = ROOT) -> int | None:
     Cached files that nobody has touched lately count as free: the kernel drops them before it
     refuses memory. Never negative.
     """
-    left = [_left(group) for group in _groups("memory", root)]
-    return min((room for room in left if room is not None), default=None)
+    limits = [_memory_left(group) for group in _groups("memory", root)]
+    return min((remaining for remaining in limits if remaining is not None), default=None)
 
 
 def _quota(group: _Group) -> float | None:
@@ -63,7 +63,7 @@ def _quota(group: _Group) -> float | None:
     return int(runtime) / int(period)
 
 
-def _left(group: _Group) -> int | None:
+def _memory_left(group: _Group) -> int | None:
     if group.version == 2:
         names = ("memory.max", "memory.current", "inactive_file")
     else:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is there with all of its content, or as it was before."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ except ImportError:  # on Windows
 
 
 def as_path(value: object) -> Path:
-    """What a caller gave as the name of a file.
+    """A caller's argument as a path.
 
     Raises:
-        OptionError: it is no name.
+        OptionError: it is neither str, bytes nor os.PathLike.
     """
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise OptionError(
@@ -34,14 +34,13 @@ def as_path(value: object) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
-    """A context with a temporary file, which takes the place of ``path`` at the end.
+def atomic_write(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
+    """A context with a temporary file, which replaces ``path`` at the end.
 
     The file exists and is empty at first. Where the block raises, it is removed and ``path`` is as
     it was. Otherwise it is on the disk, under its name and with the permissions of what was there,
     when the context is left. A symbolic link keeps pointing where it does; what it points at is
-    replaced. What a process that was killed has left behind goes with the next one that writes
-    there.
+    replaced. Temporary folders of processes that were killed are removed.
 
     Args:
         path: of the file.
@@ -54,7 +53,7 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]
     refuse_null(Path(path))
     target = Path(os.path.realpath(path))
     refuse_special(target)
-    with folder_beside(target) as folder:
+    with temporary_folder(target) as folder:
         temporary = folder / target.name
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         old = target if target.exists() else temporary
@@ -67,7 +66,7 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]
 
 
 def refuse_special(path: Path) -> None:
-    """Raise an OSError for what is there and must not be replaced by a file.
+    """Raise an OSError where ``path`` is something that must not be replaced by a file.
 
     Raises:
         IsADirectoryError: ``path`` is a folder.
@@ -92,20 +91,20 @@ def refuse_null(path: Path) -> None:
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """A hidden folder next to ``target``, gone afterwards; others of dead processes go, too.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder next to ``target``, removed afterwards, as are those of dead processes.
 
     Raises:
         OSError: the folder that both lie in is missing or must not be written to.
     """
     prefix = f".{target.name[:100]}."
-    for left in target.parent.glob(f"{_literal(prefix)}*{_SUFFIX}"):
-        with _held(left) as free:
+    for leftover in target.parent.glob(f"{_escape_glob(prefix)}*{_SUFFIX}"):
+        with _locked(leftover) as free:
             if free:
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(leftover, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(_SUFFIX, prefix, target.parent))
     try:
-        with _held(folder):
+        with _locked(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -114,13 +113,13 @@ def folder_beside(target: Path) -> Iterator[Path]:
 _SUFFIX = ".tmp"
 
 
-def _literal(text: str) -> str:
+def _escape_glob(text: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Lock a folder until its process ends at the latest; False where another one has it."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder, until this process ends at the latest; False if another process has it."""
     if fcntl is None:
         yield False
         return
@@ -130,11 +129,11 @@ def _held(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        taken = False
+        locked = False
         with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            taken = True
-        yield taken
+            locked = True
+        yield locked
     finally:
         os.close(handle)
 

@@ -23,11 +23,17 @@ PATIENCE = 30.0
 
 
 class _Gate:
-    """Who is preparing something, and who wants to fork."""
+    """Threads that prepare something exclude forks, and a fork excludes new ones.
+
+    Attributes:
+        changed: notified whenever one of the other two changes.
+        inside: thread ident -> how often it entered; several threads may be inside.
+        forking: forks that wait or are under way.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
-        self.inside: dict[int, int] = {}  # how deep, by thread
+        self.inside: dict[int, int] = {}
         self.forking = 0
 
     def enter(self, thread: int) -> None:
@@ -44,7 +50,7 @@ class _Gate:
             self.changed.notify_all()
 
     def close(self, thread: int) -> None:
-        """Before a fork: let nobody in, and wait for those who are."""
+        """Before a fork: admit no thread any more, and wait until all others have left."""
         with self.changed:
             self.forking += 1
             if thread not in self.inside:  # others may wait for what this thread holds
@@ -56,10 +62,10 @@ class _Gate:
             self.changed.notify_all()
 
     def forked(self, thread: int) -> bool:
-        """In the child: only this thread is left. Whether another one was inside."""
+        """In the child, where only this thread exists: whether another one was inside."""
         others = set(self.inside) - {thread}
         self.changed = threading.Condition()
-        self.inside = {each: deep for each, deep in self.inside.items() if each == thread}
+        self.inside = {ident: depth for ident, depth in self.inside.items() if ident == thread}
         self.forking = 0
         return bool(others)
 
@@ -71,22 +77,22 @@ _locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def lock() -> threading.Lock:
-    """A lock that no thread of the parent's holds in a child."""
-    made = threading.Lock()
-    _locks.add(made)
-    return made
+    """A lock that is free in a child, whichever thread of the parent held it."""
+    new = threading.Lock()
+    _locks.add(new)
+    return new
 
 
 def rlock() -> threading.RLock:
-    """The same, which one thread may take several times."""
-    made = threading.RLock()
-    _locks.add(made)
-    return made
+    """A reentrant lock, also free in a child."""
+    new = threading.RLock()
+    _locks.add(new)
+    return new
 
 
 @contextlib.contextmanager
 def preparing() -> Iterator[None]:
-    """A context for what a fork must not cut in two; may be entered again inside.
+    """A context for work that no fork may interrupt; reentrant.
 
     Raises:
         TargetError: this process is a child that was forked from such a context of another thread.
@@ -120,7 +126,7 @@ def orphaned() -> bool:
 
 
 def _threads() -> int:
-    """Of this process; where the system does not tell, more than one."""
+    """How many threads this process has; 2 where the system does not tell."""
     tasks = Path("/proc/self/task")
     return len(list(tasks.iterdir())) if tasks.exists() else 2
 
@@ -139,8 +145,8 @@ def _after_in_child() -> None:
     global _cut_off, _orphaned
     _cut_off = _gate.forked(threading.get_ident()) or _cut_off
     _orphaned = _threads_before > 1 or _orphaned
-    for made in _locks:
-        made._at_fork_reinit()
+    for each in _locks:
+        each._at_fork_reinit()
 
 
 _threads_before = 0

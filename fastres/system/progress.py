@@ -1,4 +1,4 @@
-"""What the bench is doing, on standard error while that is a terminal; silent otherwise."""
+"""A progress bar on standard error; nothing where that is no terminal."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class Progress:
         self._bar.stop()
 
     def show(self, text: str, fraction: float | None = None) -> None:
-        """Say what is being done and, if it is known, how much of it is: 0 to 1."""
+        """Show what is being done and, where it is known, the fraction that is done, 0 to 1."""
         self._bar.update(self._task, description=text, completed=fraction or 0.0)

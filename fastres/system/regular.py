@@ -1,4 +1,4 @@
-"""Files that are read: regular ones only, opened without waiting for anybody."""
+"""Open regular files only, without blocking on a pipe or reading a device for ever."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = (
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file, to be read; a pipe without a writer would be waited for, a device never ends.
+    """The file, opened for reading.
 
     Raises:
         OSError: there is no such file, it may not be read, or it is no regular file.
@@ -29,7 +29,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     for is_kind, what in _KINDS:
         if is_kind(mode):
             raise OSError(f"it is {what}; expected a regular file")
-    # What is there may be another thing by now.
+    # Between stat and open the path may have become another file: O_NONBLOCK, and look again.
     file = os.fdopen(os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

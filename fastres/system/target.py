@@ -1,7 +1,7 @@
-"""Every question about the machine, answered in one place and only when asked.
+"""Facts about the machine: processor, caches, memory, GPU, threads, installed packages.
 
-Nothing else in fastres looks at the operating system, the processor or torch's build. What a
-system does not tell is None in the answer; nothing here raises for that.
+Nothing else in fastres looks at the operating system, the processor or torch's build, and nothing
+is looked up at import. What a system does not tell is None; nothing here raises for that.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _CPU0 = "sys/devices/system/cpu/cpu0"
 
 # What decides between kernels, under Linux's names, weakest first within each family.
 _EXTENSIONS = (
-    *("sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni"),
-    *("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
-    *("amx_tile", "amx_int8", "amx_bf16", "amx_fp16"),
-    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme"),
-)
+    "sse4_2", "avx", "f16c", "fma", "avx2", "avx_vnni",
+    "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
+)  # fmt: skip
 
 # torch's names, for systems without /proc/cpuinfo, where they differ from Linux's.
 _TORCH_NAMES = {
@@ -64,10 +64,10 @@ _THREAD_VARIABLES = re.compile(
 )
 
 _PACKAGES = (
-    *("fastres", "torch", "numpy", "pillow", "torchvision", "timm", "triton"),
-    *("onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino"),
-    *("tensorrt", "torch-tensorrt"),
-)
+    "fastres", "torch", "numpy", "pillow", "torchvision", "timm", "triton",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino",
+    "tensorrt", "torch-tensorrt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,14 @@ def _bound_by_openmp() -> int | None:
 
 
 FEW_THREADS = 64
-"""Of these a process may have more than processors: to see what a larger machine would do."""
+"""A process may ask for this many threads on any machine, to see what a larger one would do."""
 
 
 def most_threads() -> int:
-    """More threads than this nobody can mean; the OpenMP runtime ends a process it cannot serve."""
+    """The largest ``threads`` that is accepted.
+
+    An OpenMP runtime that cannot create the threads it is asked for ends the process.
+    """
     return max(FEW_THREADS, 2 * (os.cpu_count() or 1))
 
 
@@ -182,19 +185,19 @@ def cpu(root: Path = ROOT) -> CpuTarget:
     Args:
         root: the folder that holds ``proc`` and ``sys``.
     """
-    told = cpu_capabilities()
+    capabilities = cpu_capabilities()
     info = _cpuinfo(root)
     caches = _caches(root)
     implementer = _integer(info.get("CPU implementer"))
     return CpuTarget(
         vendor=info.get("vendor_id") or _ARM_IMPLEMENTERS.get(implementer or 0),
-        model=info.get("model name") or _string(told.get("cpu_name")),
+        model=info.get("model name") or _string(capabilities.get("cpu_name")),
         architecture=platform.machine(),
-        isa=_isa(info, told),
-        cores=_cores(root) or _integer(told.get("num_physical_cores")),
+        isa=_isa(info, capabilities),
+        cores=_cores(root) or _integer(capabilities.get("num_physical_cores")),
         threads=os.cpu_count() or 1,
-        l1d_bytes=caches.get(1) or _integer(told.get("l1d_cache_size")),
-        l2_bytes=caches.get(2) or _integer(told.get("l2_cache_size")),
+        l1d_bytes=caches.get(1) or _integer(capabilities.get("l1d_cache_size")),
+        l2_bytes=caches.get(2) or _integer(capabilities.get("l2_cache_size")),
         l3_bytes=caches.get(3),
         memory_bytes=_meminfo(root).get("MemTotal") or _physical_memory(),
     )
@@ -233,15 +236,15 @@ def gpu(device: torch.device, root: Path = ROOT) -> GpuTarget:
         device: which one; without an index the current one.
         root: the folder that holds ``proc`` and ``sys``.
     """
-    told = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(device)
     hip = torch.version.hip is not None
-    name = str(getattr(told, "gcnArchName", "")).partition(":")[0]
+    name = str(getattr(properties, "gcnArchName", "")).partition(":")[0]
     return GpuTarget(
-        name=told.name,
+        name=properties.name,
         backend="hip" if hip else "cuda",
-        architecture=name if hip else f"sm_{told.major}{told.minor}",
-        multiprocessors=told.multi_processor_count,
-        memory_bytes=told.total_memory,
+        architecture=name if hip else f"sm_{properties.major}{properties.minor}",
+        multiprocessors=properties.multi_processor_count,
+        memory_bytes=properties.total_memory,
         driver=gpu_driver(root),
     )
 
@@ -349,13 +352,13 @@ def _fields(block: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _isa(info: Mapping[str, str], told: Mapping[str, Any]) -> tuple[str, ...]:
+def _isa(info: Mapping[str, str], capabilities: Mapping[str, Any]) -> tuple[str, ...]:
     """Extensions by /proc/cpuinfo, which knows what the kernel enables; else by torch."""
     listed = info.get("flags") or info.get("Features")
     if listed:
         found = set(listed.split())
     else:
-        found = {_TORCH_NAMES.get(name, name) for name, has in told.items() if has is True}
+        found = {_TORCH_NAMES.get(name, name) for name, has in capabilities.items() if has is True}
     return tuple(name for name in _EXTENSIONS if name in found)
 
 

@@ -1,4 +1,4 @@
-"""How many threads a call may use: what the process is granted, not what the host has."""
+"""How many threads a call may use: by affinity and quota of the process, not cores of the host."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ class ThreadLimit:
 
     def __init__(self, threads: int | None) -> None:
         self._fixed = threads
-        self._granted = cpu_threads()
+        self._available = cpu_threads()
 
     @property
     def threads(self) -> int:
         """Threads that a call from the current thread would use."""
-        return self._fixed or min(_asked(), self._granted)
+        return self._fixed or min(_user_setting(), self._available)
 
     def __call__(self) -> contextlib.AbstractContextManager[None]:
-        """A context that holds the bound and gives the setting back."""
+        """A context in which torch has that many threads; its setting is restored afterwards."""
         current = torch.get_num_threads()
-        wanted = 1 if orphaned() else self._fixed or min(current, self._granted)
-        return _NOTHING if wanted == current else _holding(wanted, current)
+        threads = 1 if orphaned() else self._fixed or min(current, self._available)
+        return _NO_CHANGE if threads == current else _with_threads(threads, current)
 
 
 @contextlib.contextmanager
 def safe_threads() -> Iterator[None]:
-    """A context in which torch has no more threads than it can use: in a child, one.
+    """A context in which torch has one thread if this process was forked, and else its own number.
 
-    A decorator too, for whatever lets torch compute, copy or compare tensors outside of a call.
+    Also a decorator, for functions that compute, copy or compare tensors outside of a call.
     """
     current = torch.get_num_threads()
-    with _holding(1, current) if orphaned() and current > 1 else _NOTHING:
+    with _with_threads(1, current) if orphaned() and current > 1 else _NO_CHANGE:
         yield
 
 
 @contextlib.contextmanager
 def preparing() -> Iterator[None]:
-    """A context for work that a fork must not cut in two, and that runs in children, too.
+    """A context for work that no fork may interrupt, with a safe number of threads in a child.
 
     Raises:
         TargetError: see :func:`fastres.system.forking.preparing`.
@@ -62,24 +62,24 @@ def preparing() -> Iterator[None]:
         yield
 
 
-_setting = threading.local()
+_thread_local = threading.local()
 
 
-def _asked() -> int:
-    """torch's setting in this thread as its user made it, whatever is held to at the moment."""
-    return getattr(_setting, "asked", None) or torch.get_num_threads()
+def _user_setting() -> int:
+    """torch's number of threads as the user set it, also inside of :func:`_with_threads`."""
+    return getattr(_thread_local, "user_threads", None) or torch.get_num_threads()
 
 
 @contextlib.contextmanager
-def _holding(wanted: int, current: int) -> Iterator[None]:
-    outer = getattr(_setting, "asked", None)
-    _setting.asked = outer or current
-    torch.set_num_threads(wanted)
+def _with_threads(threads: int, current: int) -> Iterator[None]:
+    outer = getattr(_thread_local, "user_threads", None)
+    _thread_local.user_threads = outer or current
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(current)
-        _setting.asked = outer
+        _thread_local.user_threads = outer
 
 
-_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+_NO_CHANGE: contextlib.AbstractContextManager[None] = contextlib.nullcontext()

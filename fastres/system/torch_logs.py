@@ -1,4 +1,4 @@
-"""torch logs some errors before it raises them; what we raise in their place says it all."""
+"""Silence torch's log of errors that it also raises, and that fastres reports in its own words."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _LOGGERS = (
 _silent = threading.local()
 
 
-def _speaks(record: logging.LogRecord) -> bool:
+def _is_enabled(record: logging.LogRecord) -> bool:
     return not getattr(_silent, "depth", 0)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_torch_logs() -> Iterator[None]:
     """A context in which torch's shape functions and capture log nothing, in this thread."""
     for name in _LOGGERS:
-        logging.getLogger(name).addFilter(_speaks)  # again and again is once
+        logging.getLogger(name).addFilter(_is_enabled)  # adding a filter twice has no effect
     _silent.depth = getattr(_silent, "depth", 0) + 1
     try:
         yield

@@ -172,14 +172,14 @@ def _settle_classifier(model: nn.Module, pool: torch.Tensor, generator: torch.Ge
     seen: list[torch.Tensor] = []
     handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        answers = [model(images) for images in _chunks(pool)]
+        outputs = [model(images) for images in _chunks(pool)]
     finally:
         handle.remove()
     ends_there = all(
-        isinstance(answer, torch.Tensor) and answer.shape[1:] == (classifier.out_features,)
-        for answer in answers
+        isinstance(output, torch.Tensor) and output.shape[1:] == (classifier.out_features,)
+        for output in outputs
     )
-    if classifier.bias is None or not ends_there or len(seen) != len(answers):
+    if classifier.bias is None or not ends_there or len(seen) != len(outputs):
         return 0
     features = torch.cat(seen)
     mean = features.mean(0)

@@ -220,4 +220,4 @@ def test_loading_does_not_keep_the_file(fast: Any, file: Path) -> None:
 
 def test_limits_are_those_of_the_documentation() -> None:
     assert container.FORMAT_VERSION == 1
-    assert stored.LARGEST_HEADER == 2**26
+    assert stored.MAX_HEADER_BYTES == 2**26

@@ -1,4 +1,4 @@
-"""The check that every contender's answers pass before it is timed, and whom it catches."""
+"""The check that every peer's answers pass before it is timed, and whom it catches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from fastres import models
 from fastres.bench import gate
-from fastres.bench.gate import Answers
+from fastres.bench.gate import Outputs
 from fastres.bench.peers import peer
 from fastres.workload import inputs, model_source
 
@@ -32,7 +32,7 @@ def pool() -> torch.Tensor:
     return inputs.synthetic_images(IMAGES, 3, 32, seed=0)
 
 
-def run(call: Callable[[torch.Tensor], object], batch: int = 4) -> Answers:
+def run(call: Callable[[torch.Tensor], object], batch: int = 4) -> Outputs:
     with torch.no_grad():
         return gate.collect(call, pool().split(batch))
 
@@ -40,19 +40,19 @@ def run(call: Callable[[torch.Tensor], object], batch: int = 4) -> Answers:
 def verdict(
     model: nn.Module, call: Callable[[torch.Tensor], object], *, ours: bool = False
 ) -> gate.Verdict:
-    truth = gate.oracle(model, pool())
+    truth = gate.float64_outputs(model, pool())
     return gate.judge(
         run(call),
         truth,
         precision="fp32",
         eager_error=gate.relative_error(run(model), truth),
-        bound=peer.OURS if ours else peer.PEERS,
+        bound=peer.FASTRES_BOUND if ours else peer.PEER_BOUND,
     )
 
 
 def test_eager_passes_with_its_own_error(model: nn.Module) -> None:
     found = verdict(model, model, ours=True)
-    assert found.complaint is None
+    assert found.reason is None
     assert found.ratio == 1.0
     assert found.top1 == 1.0
     assert 0 < found.error < 1e-5
@@ -60,7 +60,7 @@ def test_eager_passes_with_its_own_error(model: nn.Module) -> None:
 
 def test_the_oracle_is_float64_and_leaves_the_model_alone(model: nn.Module) -> None:
     before = copy.deepcopy(model.state_dict())
-    truth = gate.oracle(model, pool(), chunk=5)
+    truth = gate.float64_outputs(model, pool(), chunk=5)
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         assert torch.allclose(truth.values, exact(pool().double()), rtol=1e-13, atol=1e-13)
@@ -70,8 +70,8 @@ def test_the_oracle_is_float64_and_leaves_the_model_alone(model: nn.Module) -> N
 def test_bfloat16_under_the_name_of_float32_is_caught(model: nn.Module) -> None:
     lower = copy.deepcopy(model).bfloat16()
     found = verdict(model, lambda images: lower(images.bfloat16()).float())
-    assert found.complaint is not None
-    assert "fp32" in found.complaint
+    assert found.reason is not None
+    assert "fp32" in found.reason
     assert found.error > 1e-3
 
 
@@ -79,7 +79,7 @@ def test_one_wrong_weight_is_caught(model: nn.Module) -> None:
     wrong = copy.deepcopy(model)
     with torch.no_grad():
         next(wrong.parameters())[0, 0, 0, 0] += 0.01
-    assert verdict(model, wrong).complaint is not None
+    assert verdict(model, wrong).reason is not None
 
 
 def test_a_batch_norm_with_its_epsilon_forgotten_is_caught(model: nn.Module) -> None:
@@ -87,19 +87,19 @@ def test_a_batch_norm_with_its_epsilon_forgotten_is_caught(model: nn.Module) -> 
     for module in wrong.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 0.0
-    assert verdict(model, wrong).complaint is not None
+    assert verdict(model, wrong).reason is not None
 
 
 def test_answers_in_another_order_are_caught(model: nn.Module) -> None:
     found = verdict(model, lambda images: model(images).flip(0))
-    assert found.complaint is not None
+    assert found.reason is not None
     assert found.top1 is not None
     assert found.top1 < 0.5
 
 
 def test_nan_is_caught(model: nn.Module) -> None:
     found = verdict(model, lambda images: model(images) * math.nan)
-    assert found.complaint is not None
+    assert found.reason is not None
     assert gate.finite(found.error) is None
     assert gate.finite(found.ratio) is None
 
@@ -107,37 +107,39 @@ def test_nan_is_caught(model: nn.Module) -> None:
 def test_too_few_classes_are_caught(model: nn.Module) -> None:
     found = verdict(model, lambda images: model(images)[:, :-1])
     assert found.error == math.inf
-    assert found.complaint is not None
+    assert found.reason is not None
 
 
-@pytest.mark.parametrize(("bound", "passes"), [(peer.OURS, False), (peer.PEERS, True)])
+@pytest.mark.parametrize(
+    ("bound", "passes"), [(peer.FASTRES_BOUND, False), (peer.PEER_BOUND, True)]
+)
 def test_fastres_is_held_to_a_tighter_bound(bound: float, passes: bool) -> None:
-    truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
-    given = Answers(truth.values * (1 + 5e-6), None)
+    truth = Outputs(torch.ones(4, 10, dtype=torch.float64), None)
+    given = Outputs(truth.values * (1 + 5e-6), None)
     found = gate.judge(given, truth, precision="fp32", eager_error=1e-6, bound=bound)
     assert found.ratio == pytest.approx(5.0)
-    assert (found.complaint is None) is passes
+    assert (found.reason is None) is passes
 
 
 def test_an_eager_without_any_error_makes_no_infinite_ratio() -> None:
-    truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
-    given = Answers(truth.values * (1 + 2.0**-23), None)
-    found = gate.judge(given, truth, precision="fp32", eager_error=0.0, bound=peer.OURS)
+    truth = Outputs(torch.ones(4, 10, dtype=torch.float64), None)
+    given = Outputs(truth.values * (1 + 2.0**-23), None)
+    found = gate.judge(given, truth, precision="fp32", eager_error=0.0, bound=peer.FASTRES_BOUND)
     assert found.ratio == pytest.approx(1.0)
 
 
 def test_eager_itself_fails_where_rounding_is_all_there_is() -> None:
-    truth = Answers(torch.ones(4, 10, dtype=torch.float64), None)
-    given = Answers(truth.values * 1.01, None)
-    found = gate.judge(given, truth, precision="fp32", eager_error=0.01, bound=peer.OURS)
+    truth = Outputs(torch.ones(4, 10, dtype=torch.float64), None)
+    given = Outputs(truth.values * 1.01, None)
+    found = gate.judge(given, truth, precision="fp32", eager_error=0.01, bound=peer.FASTRES_BOUND)
     assert found.ratio == pytest.approx(1.0)
-    assert found.complaint is not None
+    assert found.reason is not None
 
 
 def test_a_truth_of_zeros() -> None:
-    truth = Answers(torch.zeros(4, 10, dtype=torch.float64), None)
+    truth = Outputs(torch.zeros(4, 10, dtype=torch.float64), None)
     assert gate.relative_error(truth, truth) == 0.0
-    assert gate.relative_error(Answers(truth.values + 1, None), truth) == math.inf
+    assert gate.relative_error(Outputs(truth.values + 1, None), truth) == math.inf
 
 
 def test_several_outputs_count_together() -> None:
@@ -154,9 +156,9 @@ def test_several_outputs_count_together() -> None:
 def test_feature_maps_have_no_first_choice() -> None:
     assert run(lambda images: images).first_choice is None
     truth = run(lambda images: images)
-    found = gate.judge(truth, truth, precision="fp32", eager_error=0.0, bound=peer.OURS)
+    found = gate.judge(truth, truth, precision="fp32", eager_error=0.0, bound=peer.FASTRES_BOUND)
     assert found.top1 is None
-    assert found.complaint is None
+    assert found.reason is None
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,8 @@ def test_the_first_few() -> None:
 def test_reference_models_are_not_trivial_for_the_check() -> None:
     """Fresh from the initialiser the first choice is noise; settled, it is each image's own."""
     fresh = models.build("cifar_resnet20").eval()
-    before = gate.oracle(fresh, pool()).first_choice
+    before = gate.float64_outputs(fresh, pool()).first_choice
     inputs.settle(fresh, pool(), seed=0)
-    after = gate.oracle(fresh, pool()).first_choice
+    after = gate.float64_outputs(fresh, pool()).first_choice
     assert before is not None and after is not None
     assert len(set(after.tolist())) > len(set(before.tolist()))

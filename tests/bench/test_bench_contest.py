@@ -15,7 +15,7 @@ from torch import nn
 from fastres import bench
 from fastres.bench import compare, gate, settings
 from fastres.bench.peers import catalogue, export_peer, fastres_peer, onnxruntime_peer, torch_peers
-from fastres.bench.peers.peer import OURS, PEERS, Contender, Job, Ready
+from fastres.bench.peers.peer import FASTRES_BOUND, PEER_BOUND, Job, Peer, Ready
 from fastres.bench.record import Batch, Row
 from fastres.errors import ModelError
 from fastres.system import target
@@ -25,7 +25,7 @@ from fastres.workload import inputs, model_source
 Answer = Callable[[nn.Module, torch.Tensor], object]
 
 
-def contender(name: str, answer: Answer, *notes: str) -> Contender:
+def stub_peer(name: str, answer: Answer, *notes: str) -> Peer:
     """One that answers with what a function makes of the model and the images."""
 
     def prepare(job: Job) -> Ready:
@@ -37,7 +37,7 @@ def contender(name: str, answer: Answer, *notes: str) -> Contender:
 
         return Ready(call, notes=notes)
 
-    return Contender(name, f"the {name}", prepare)
+    return Peer(name, f"the {name}", prepare)
 
 
 def right(model: nn.Module, images: torch.Tensor) -> object:
@@ -52,27 +52,27 @@ def explodes(model: nn.Module, images: torch.Tensor) -> object:
     raise ArithmeticError("reading /home/somebody/secret/file failed\nand more")
 
 
-def hold(folder: Path, batch: int = 4, words: str = "--precision fp32") -> Batch:
+def run_batch(folder: Path, batch: int = 4, words: str = "--precision fp32") -> Batch:
     """A table with a small network, without fresh processes."""
     given = settings.parse(f"--model cifar_resnet20 --size 32 --seconds 0 {words}".split())
     model = model_source.build(given.source, given.seed)
     pool = inputs.synthetic_images(16, 3, 32, seed=0)
     inputs.settle(model, pool, seed=0)
-    truth = gate.oracle(model, pool)
-    stage = compare.Stage(given, model, pool, truth, folder)
-    return compare.hold(stage, compare.entries(given), batch, cold=False, progress=Progress())
+    truth = gate.float64_outputs(model, pool)
+    stage = compare.Setup(given, model, pool, truth, folder)
+    return compare.run_batch(stage, compare.entries(given), batch, cold=False, progress=Progress())
 
 
 def rows(batch: Batch) -> dict[str, Row]:
     return {row.key: row for row in batch.rows}
 
 
-def only(monkeypatch: pytest.MonkeyPatch, *peers: Contender, ours: Contender | None = None) -> None:
+def only(monkeypatch: pytest.MonkeyPatch, *peers: Peer, ours: Peer | None = None) -> None:
     """Let the catalogue hold these beside the reference."""
     everybody = {peer.name: peer for peer in (catalogue.REFERENCE, *peers)}
     monkeypatch.setattr(catalogue, "PEERS", everybody)
     monkeypatch.setattr(
-        catalogue, "FASTRES", replace(ours or contender("fastres", right), bound=OURS)
+        catalogue, "FASTRES", replace(ours or stub_peer("fastres", right), bound=FASTRES_BOUND)
     )
 
 
@@ -89,7 +89,9 @@ def test_the_reference_is_first_and_each_row_says_its_precision() -> None:
 
 
 def test_both_engines_stand_in_one_table(tmp_path: Path) -> None:
-    found = rows(hold(tmp_path, words="--precision fp32 fp16 --threads 1 --peers fastres-onednn"))
+    found = rows(
+        run_batch(tmp_path, words="--precision fp32 fp16 --threads 1 --peers fastres-onednn")
+    )
     ours = found["fastres-onednn-fp32"]
     assert ours.status == "timed"
     assert ours.title == "fastres, oneDNN engine"
@@ -102,8 +104,8 @@ def test_both_engines_stand_in_one_table(tmp_path: Path) -> None:
 
 
 def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, contender("honest", right, "in its own way"))
-    batch = hold(tmp_path)
+    only(monkeypatch, stub_peer("honest", right, "in its own way"))
+    batch = run_batch(tmp_path)
     assert batch.batch == 4
     assert batch.images_checked == 16
     assert [row.status for row in batch.rows] == ["timed"] * 3
@@ -115,8 +117,8 @@ def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_who_answers_wrongly_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    only(monkeypatch, contender("liar", wrong), contender("bomb", explodes))
-    found = rows(hold(tmp_path))
+    only(monkeypatch, stub_peer("liar", wrong), stub_peer("bomb", explodes))
+    found = rows(run_batch(tmp_path))
     liar, bomb = found["liar-fp32"], found["bomb-fp32"]
     assert liar.status == bomb.status == "failed"
     assert liar.samples_ns == bomb.samples_ns == ()
@@ -133,15 +135,15 @@ def test_fastres_is_held_to_its_own_bound(tmp_path: Path, monkeypatch: pytest.Mo
 
     only(
         monkeypatch,
-        contender("peer", slightly_off),
-        ours=contender("fastres", slightly_off),
+        stub_peer("peer", slightly_off),
+        ours=stub_peer("fastres", slightly_off),
     )
-    found = rows(hold(tmp_path))
+    found = rows(run_batch(tmp_path))
     assert found["peer-fp32"].status == "timed"
     assert found["fastres-fp32"].status == "failed"
     ratio = found["fastres-fp32"].error_ratio
     assert ratio is not None
-    assert OURS < ratio < PEERS
+    assert FASTRES_BOUND < ratio < PEER_BOUND
 
 
 def test_the_exit_status_is_1_when_fastres_answers_wrongly(
@@ -149,32 +151,32 @@ def test_the_exit_status_is_1_when_fastres_answers_wrongly(
 ) -> None:
     words = """--model cifar_resnet20 --size 32 --batch 4 --seconds 0 --cold none --threads 1
         --precision fp32"""
-    only(monkeypatch, contender("liar", wrong))
+    only(monkeypatch, stub_peer("liar", wrong))
     assert bench.main(words.split()) == 0, "a peer's failure is its own"
-    only(monkeypatch, ours=contender("fastres", wrong))
+    only(monkeypatch, ours=stub_peer("fastres", wrong))
     assert bench.main(words.split()) == 1
     said = capsys.readouterr()
     assert "fastres-fp32 failed its check: error 1.0e-03" in said.err
 
 
 def test_a_reference_that_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "REFERENCE", contender("eager", explodes))
+    monkeypatch.setattr(catalogue, "REFERENCE", stub_peer("eager", explodes))
     only(monkeypatch)
     with pytest.raises(ModelError, match="eager itself cannot run the model in fp32: Arithmetic"):
-        hold(tmp_path)
+        run_batch(tmp_path)
 
 
 def test_a_model_whose_answers_are_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noisy = contender("eager", lambda model, images: model(images) + torch.randn(len(images), 1))
+    noisy = stub_peer("eager", lambda model, images: model(images) + torch.randn(len(images), 1))
     monkeypatch.setattr(catalogue, "REFERENCE", noisy)
     only(monkeypatch)
     with pytest.raises(ModelError, match="the reference cannot be timed: error"):
-        hold(tmp_path)
+        run_batch(tmp_path)
 
 
 def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     words = "--precision bf16 --peers onnxruntime"
-    found = rows(hold(tmp_path, words=words))["onnxruntime-bf16"]
+    found = rows(run_batch(tmp_path, words=words))["onnxruntime-bf16"]
     assert found.status == "unavailable"
     assert found.reason == "its CPU provider has no bfloat16 convolution"
     assert found.samples_ns == ()
@@ -183,7 +185,7 @@ def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
 
 
 def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
-    found = rows(hold(tmp_path, words="--precision fp32 bf16 --peers onnxruntime-export"))
+    found = rows(run_batch(tmp_path, words="--precision fp32 bf16 --peers onnxruntime-export"))
     ours = found["onnxruntime-export-fp32"]
     assert (ours.title, ours.status) == ("ONNX Runtime, fastres export", "timed")
     assert ours.samples_ns
@@ -199,14 +201,14 @@ def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
 def test_a_peer_that_is_not_installed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    absent = Contender(
+    absent = Peer(
         "absent",
         "Absent",
-        contender("absent", right).prepare,
+        stub_peer("absent", right).prepare,
         missing=lambda device: "pip install absent",
     )
     only(monkeypatch, absent)
-    found = rows(hold(tmp_path))["absent-fp32"]
+    found = rows(run_batch(tmp_path))["absent-fp32"]
     assert (found.status, found.reason) == ("unavailable", "pip install absent")
 
 
@@ -260,7 +262,7 @@ def test_compile_leaves_no_setting_behind(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    needed = torch_peers.no_compiler("cpu")
+    needed = torch_peers.missing_compiler("cpu")
     assert needed is not None
     assert "a C++ compiler" in needed
 

@@ -116,7 +116,7 @@ def test_a_call_runs_under_its_flags_and_to_its_end(
 
     monkeypatch.setattr(torch.cuda, "device", current)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda where: happened.append(("end", where)))
-    answer = device.complete(call, precision, gpu)(torch.zeros(1))
+    answer = device.synchronized(call, precision, gpu)(torch.zeros(1))
     assert isinstance(answer, torch.Tensor)
     assert float(answer) == 1.0
     assert happened == [("current", gpu), allowed, allowed, ("end", gpu), "left"]
@@ -126,7 +126,7 @@ def test_on_the_cpu_nothing_is_added() -> None:
     def call(images: torch.Tensor) -> object:
         return images
 
-    assert device.complete(call, "fp32", torch.device("cpu")) is call
+    assert device.synchronized(call, "fp32", torch.device("cpu")) is call
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

@@ -58,7 +58,7 @@ def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
     images = torch.zeros(1, 3, 32, 32)
     request = cold_start.save(model, model_source.parse("cifar_resnet20"), images, 0, tmp_path)
     job = Job(model, images, "fp32", 1, tmp_path, tmp_path / "cache")
-    with pytest.raises(cold_start.FreshFailed, match="there is no contender 'nobody'"):
+    with pytest.raises(cold_start.ColdStartFailed, match="there is no contender 'nobody'"):
         cold_start.measure(replace(request, model="cifar_resnet20"), "nobody", job)
 
 

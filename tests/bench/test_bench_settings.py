@@ -12,7 +12,7 @@ from torch import nn
 from fastres import bench, models
 from fastres.bench import settings
 from fastres.bench.peers import catalogue
-from fastres.bench.peers.peer import Contender
+from fastres.bench.peers.peer import Peer
 from fastres.errors import OptionError
 from fastres.system import target
 from fastres.workload import model_source
@@ -132,12 +132,12 @@ def test_our_other_engine_takes_part_where_it_is_asked_for() -> None:
     assert settings.parse(["--peers", name]).peers == (name,)
     assert name in settings.parse(["--peers", "all"]).peers
     assert name not in catalogue.peers("cuda")
-    assert catalogue.find(name) is catalogue.ONEDNN
+    assert catalogue.find_peer(name) is catalogue.ONEDNN
     assert catalogue.ONEDNN.bound == catalogue.FASTRES.bound
 
 
 def test_a_peer_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Contender(
+    absent = Peer(
         "openvino",
         "OpenVINO",
         catalogue.FASTRES.prepare,

@@ -16,7 +16,7 @@ import fastres
 from benchmarks import host_time, ladder, memory, native, overhead, shapes
 from fastres import models
 from fastres.bench import measure, record
-from fastres.bench.peers.peer import Contender, Job, Ready
+from fastres.bench.peers.peer import Job, Peer, Ready
 from fastres.runtime.native import schedule
 from fastres.runtime.native.library import Library, load
 
@@ -96,7 +96,7 @@ def test_a_broken_rung_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ready = ladder.folded(job)
         return Ready(lambda images: ready.call(images * 1.001))
 
-    rungs = (ladder.RUNGS[0], (Contender("folded", "broken", broken), "fp32"))
+    rungs = (ladder.RUNGS[0], (Peer("folded", "broken", broken), "fp32"))
     monkeypatch.setattr(ladder, "RUNGS", rungs)
     assert climb(tmp_path / "ladder.json") == 1
 

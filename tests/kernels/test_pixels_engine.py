@@ -157,7 +157,7 @@ def test_where_something_is_missing_the_image_is_normalised_before(name: str) ->
     model = stem(function)
     x = pixels(*shape)
     fast = bytes_in(model, x, **options)
-    reference = pipeline.around(model, fast.preprocessing).eval()
+    reference = pipeline.with_preprocessing(model, fast.preprocessing).eval()
     plan = plan_of(fast, x)
     assert not takes_bytes(plan)
     assert any(step.operation == "fastres.scale_shift" for step in plan.steps)

@@ -16,7 +16,7 @@ from small import Net, classifier, conv
 from torch import Tensor, nn
 
 import fastres
-from fastres.capture.pipeline import around
+from fastres.capture.pipeline import with_preprocessing
 from fastres.errors import InputError, NotOptimizedError, OptionError
 from fastres.export import to_standard
 from fastres.transforms import Preprocessing, Transforms
@@ -268,5 +268,5 @@ def test_it_can_be_exported_as_standard_operators(model: nn.Module) -> None:
     for shape in ((2, 50, 70, 3), (3, 90, 41, 3), (1, 40, 40, 3)):
         images = pixels(*shape)
         with torch.no_grad():
-            wanted = around(model, fast.preprocessing)(images)
+            wanted = with_preprocessing(model, fast.preprocessing)(images)
             torch.testing.assert_close(program.module()(images), wanted, rtol=1e-4, atol=1e-4)

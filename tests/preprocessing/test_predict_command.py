@@ -291,15 +291,17 @@ def test_images_are_decoded_ahead_but_not_all_at_once(
 
 def test_transforms_come_from_the_model() -> None:
     """Those of the published weights that a file is named after; timm's own."""
-    torchvisions = model._torchvisions
+    torchvisions = model._torchvision_transforms
     first, second = Path("resnet50-0676ba61.pth"), Path("resnet50-11ad3fa6.pth")
     assert torchvisions("resnet50", first) == Transforms()
     assert torchvisions("resnet50", second) == Transforms(resize=232)
     assert torchvisions("resnet50", Path("mine.pth")) == Transforms(resize=232)
     assert model._resized(Transforms(resize=232), 112) == Transforms(resize=116, crop=112)
-    assert len(model._own_labels(sources.parse("torchvision:resnet18")) or ()) == 1000
+    assert len(model._published_labels(sources.parse("torchvision:resnet18")) or ()) == 1000
     timms = sources.build(sources.parse("timm:resnet10t"), seed=0)
-    assert model._timms(timms) == Transforms(resize=201, crop=176, interpolation="bicubic")
+    assert model._timm_transforms(timms) == Transforms(
+        resize=201, crop=176, interpolation="bicubic"
+    )
 
 
 def test_it_is_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:

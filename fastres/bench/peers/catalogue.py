@@ -1,4 +1,4 @@
-"""The contenders there are."""
+"""Every peer, by name."""
 
 from __future__ import annotations
 
@@ -10,69 +10,69 @@ from fastres.bench.peers import (
     tensorrt_peer,
     torch_peers,
 )
-from fastres.bench.peers.peer import OURS, Contender
+from fastres.bench.peers.peer import FASTRES_BOUND, Peer
 from fastres.errors import OptionError
 
-ONEDNN = Contender(
+ONEDNN = Peer(
     "fastres-onednn",
     "fastres, oneDNN engine",
     fastres_peer.prepare_onednn,
     refuses=fastres_peer.onednn_refuses,
     devices=("cpu",),
-    bound=OURS,
+    bound=FASTRES_BOUND,
     alternative=False,
 )
-"""fastres without kernels of its own, to see what those are worth."""
+"""fastres on oneDNN's kernels, to see how much faster its own are."""
 
-REFERENCE = Contender("eager", "torch eager NCHW", torch_peers.eager)
-"""What everything is compared with, in float32: the model as its user has it."""
+REFERENCE = Peer("eager", "torch eager NCHW", torch_peers.eager)
+"""In float32 the row that others are compared with: the model as its user has it."""
 
 PEERS = {
-    contender.name: contender
-    for contender in (
+    peer.name: peer
+    for peer in (
         REFERENCE,
-        Contender("channels-last", "torch channels-last", torch_peers.channels_last),
-        Contender(
+        Peer("channels-last", "torch channels-last", torch_peers.channels_last),
+        Peer(
             "cuda-graph",
             "torch channels-last in a CUDA graph",
-            torch_peers.graphed,
+            torch_peers.cuda_graph,
             devices=("cuda",),
         ),
-        Contender(
+        Peer(
             "compile",
             "torch.compile frozen",
             torch_peers.compiled,
-            missing=torch_peers.no_compiler,
+            missing=torch_peers.missing_compiler,
         ),
-        Contender(
+        Peer(
             "compile-replayed",
             "torch.compile reduce-overhead",
-            torch_peers.compiled_replayed,
-            missing=torch_peers.no_compiler,
+            torch_peers.compiled_reduce_overhead,
+            missing=torch_peers.missing_compiler,
             devices=("cuda",),
         ),
-        Contender(
+        Peer(
             "compile-max",
             "torch.compile max-autotune",
-            torch_peers.compiled_max,
-            missing=torch_peers.no_compiler,
+            torch_peers.compiled_max_autotune,
+            missing=torch_peers.missing_compiler,
             devices=("cuda",),
         ),
-        Contender(
+        Peer(
             "onnxruntime",
             "ONNX Runtime",
             onnxruntime_peer.prepare,
             missing=onnxruntime_peer.missing,
             refuses=onnxruntime_peer.refuses,
         ),
-        Contender(
+        Peer(
             "onnxruntime-export",
             "ONNX Runtime, fastres export",
             export_peer.prepare,
             missing=export_peer.missing,
             refuses=export_peer.refuses,
         ),
-        Contender(
+        Peer(
             "openvino",
             "OpenVINO",
             openvino_peer.prepare,
@@ -80,14 +80,14 @@ PEERS = {
             refuses=openvino_peer.refuses,
             devices=("cpu",),
         ),
-        Contender(
+        Peer(
             "tensorrt",
             "TensorRT",
             tensorrt_peer.prepare,
             missing=tensorrt_peer.missing,
             devices=("cuda",),
         ),
-        Contender(
+        Peer(
             "torch-tensorrt",
             "Torch-TensorRT",
             tensorrt_peer.prepare_in_torch,
@@ -99,16 +99,16 @@ PEERS = {
 }
 
 
-def peers(device: str) -> dict[str, Contender]:
-    """Those for a kind of device, by name."""
+def peers(device: str) -> dict[str, Peer]:
+    """The peers for a kind of device, by name."""
     return {name: peer for name, peer in PEERS.items() if device in peer.devices}
 
 
-FASTRES = Contender("fastres", "fastres", fastres_peer.prepare, bound=OURS)
+FASTRES = Peer("fastres", "fastres", fastres_peer.prepare, bound=FASTRES_BOUND)
 
 
-def find(name: str) -> Contender:
-    """The contender of that name.
+def find_peer(name: str) -> Peer:
+    """The peer of that name.
 
     Raises:
         OptionError: there is none.

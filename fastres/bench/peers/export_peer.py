@@ -1,4 +1,4 @@
-"""ONNX Runtime, from the file that `fastres.export` writes, in a session as that makes it."""
+"""ONNX Runtime on the file that `fastres.export` writes, in the session that it prepares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def missing(device: str) -> str | None:
 
 
 def refuses(precision: str, device: str) -> str | None:
-    """What a file cannot compute in, or ONNX Runtime here."""
+    """Why neither the file nor ONNX Runtime on this device computes in a precision, or None."""
     if precision == "bf16":
         return "fastres.export writes float32 and float16"
     if precision == "tf32":
@@ -53,7 +53,7 @@ def prepare(job: Job) -> Ready:
     notes = (f"{check:.1f} s of its export are the comparison with the model",)
 
     def call(images: torch.Tensor) -> object:
-        answers = ready(images)
-        return answers if isinstance(answers, torch.Tensor) else list(answers.values())
+        outputs = ready(images)
+        return outputs if isinstance(outputs, torch.Tensor) else list(outputs.values())
 
     return Ready(call, seconds, notes)

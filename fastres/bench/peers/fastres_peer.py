@@ -6,7 +6,7 @@ import contextlib
 import warnings
 
 from fastres.bench.peers.peer import DTYPES, Job, Ready
-from fastres.bench.peers.torch_peers import environment
+from fastres.bench.peers.torch_peers import environment_variable
 from fastres.errors import FastresWarning
 from fastres.system import target
 
@@ -17,12 +17,12 @@ def prepare(job: Job) -> Ready:
 
 
 def prepare_onednn(job: Job) -> Ready:
-    """The same with the oneDNN engine, also where another one would be chosen."""
+    """As :func:`prepare`, with the oneDNN engine."""
     return _prepare(job, "onednn")
 
 
 def onednn_refuses(precision: str, device: str) -> str | None:
-    """Whether torch's oneDNN computes in that precision on this processor."""
+    """Why torch's oneDNN does not compute in that precision on this processor, or None."""
     dtype = DTYPES[precision]
     if target.onednn_supports(dtype):
         return None
@@ -32,10 +32,10 @@ def onednn_refuses(precision: str, device: str) -> str | None:
 def _prepare(job: Job, engine: str) -> Ready:
     import fastres
 
-    cached: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    kernel_cache: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if job.device.type == "cuda":
-        cached = environment("TRITON_CACHE_DIR", str(job.cache))
-    with cached, warnings.catch_warnings(record=True) as caught:
+        kernel_cache = environment_variable("TRITON_CACHE_DIR", str(job.cache))
+    with kernel_cache, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FastresWarning)
         fast = fastres.optimize(
             job.model,
@@ -46,5 +46,5 @@ def _prepare(job: Job, engine: str) -> Ready:
             precision=None if job.precision == "tf32" else job.precision,
             threads=job.threads,
         )
-    left = [str(warning.message) for warning in caught]
-    return Ready(fast, notes=(f"engine {fast.engine}", *left))
+    messages = [str(warning.message) for warning in caught]
+    return Ready(fast, notes=(f"engine {fast.engine}", *messages))

@@ -12,12 +12,12 @@ import torch
 from fastres.bench.peers import onnx_file
 from fastres.bench.peers.peer import Job, Ready
 
-_NEEDED = ("onnx", "onnxruntime", "onnxscript")
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def missing(device: str, needed: tuple[str, ...] = _NEEDED) -> str | None:
+def missing(device: str, packages: tuple[str, ...] = _PACKAGES) -> str | None:
     """What to install."""
-    absent = [name for name in needed if find_spec(name) is None]
+    absent = [name for name in packages if find_spec(name) is None]
     if device == "cuda":
         absent = [{"onnxruntime": "onnxruntime-gpu"}.get(name, name) for name in absent]
     if absent:
@@ -72,26 +72,29 @@ def prepare(job: Job) -> Ready:
         return Ready(lambda images: session.run(None, {name: images.numpy()}), export_seconds)
     if session.get_providers()[:1] != ["CUDAExecutionProvider"]:
         raise RuntimeError(f"asked for its CUDA provider, it loaded {session.get_providers()}")
-    return Ready(_bound(session, job.device), export_seconds)
+    return Ready(_with_io_binding(session, job.device), export_seconds)
 
 
-def _bound(session: Any, device: torch.device) -> Callable[[torch.Tensor], object]:
+def _with_io_binding(session: Any, device: torch.device) -> Callable[[torch.Tensor], object]:
     """Calls that read torch's memory on the GPU and write into new memory there."""
-    (given,) = session.get_inputs()
-    results = session.get_outputs()
+    (image_input,) = session.get_inputs()
+    output_nodes = session.get_outputs()
 
     def call(images: torch.Tensor) -> object:
         torch.cuda.current_stream(device).synchronize()  # the session has a stream of its own
         binding = session.io_binding()
         shape = tuple(images.shape)
-        binding.bind_input(given.name, "cuda", device.index, np.float32, shape, images.data_ptr())
-        answers = [
-            torch.empty(tuple(node.shape), dtype=torch.float32, device=device) for node in results
+        binding.bind_input(
+            image_input.name, "cuda", device.index, np.float32, shape, images.data_ptr()
+        )
+        outputs = [
+            torch.empty(tuple(node.shape), dtype=torch.float32, device=device)
+            for node in output_nodes
         ]
-        for node, answer in zip(results, answers, strict=True):
-            where = tuple(answer.shape), answer.data_ptr()
-            binding.bind_output(node.name, "cuda", device.index, np.float32, *where)
+        for node, output in zip(output_nodes, outputs, strict=True):
+            destination = tuple(output.shape), output.data_ptr()
+            binding.bind_output(node.name, "cuda", device.index, np.float32, *destination)
         session.run_with_iobinding(binding)
-        return answers
+        return outputs
 
     return call

@@ -19,7 +19,7 @@ import torch
 from fastres.bench import measure
 from fastres.bench.peers.peer import Job, Ready
 
-_TRIAL = measure.Plan(seconds=0.5, min_rounds=3, max_rounds=20, warmup=1)
+_TRIAL_PLAN = measure.Plan(seconds=0.5, min_rounds=3, max_rounds=20, warmup=1)
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -29,13 +29,13 @@ def missing(device: str) -> str | None:
 
 
 def refuses(precision: str, device: str) -> str | None:
-    """Whether its CPU plugin computes in that precision on this processor."""
+    """Why its CPU plugin does not compute in that precision on this processor, or None."""
     if precision == "fp32":
         return None
     import openvino
 
-    can = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if precision.upper() in can:
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision.upper() in capabilities:
         return None
     name = {"bf16": "bfloat16", "fp16": "float16"}[precision]
     return f"its CPU plugin has no {name} on this processor"
@@ -59,7 +59,9 @@ def prepare(job: Job) -> Ready:
     if job.threads > 1 and batch % job.threads == 0:
         part = batch // job.threads
         compiled = _compile(model, job, part, job.threads)
-        modes[f"throughput hint, {job.threads} streams of {part}"] = _streams(compiled, job.threads)
+        modes[f"throughput hint, {job.threads} streams of {part}"] = _several_streams(
+            compiled, job.threads
+        )
     name = _faster(modes, job.example)
     return Ready(modes[name], export_seconds, (name,))
 
@@ -106,7 +108,7 @@ def _one_stream(compiled: Any) -> Callable[[torch.Tensor], object]:
     return call
 
 
-def _streams(compiled: Any, count: int) -> Callable[[torch.Tensor], object]:
+def _several_streams(compiled: Any, count: int) -> Callable[[torch.Tensor], object]:
     requests = [compiled.create_infer_request() for _ in range(count)]
 
     def call(images: torch.Tensor) -> object:
@@ -115,8 +117,8 @@ def _streams(compiled: Any, count: int) -> Callable[[torch.Tensor], object]:
             request.start_async([shaped], share_inputs=True)
         for request in requests:
             request.wait()
-        each = [[tensor.data for tensor in request.output_tensors] for request in requests]
-        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
+        outputs = [[tensor.data for tensor in request.output_tensors] for request in requests]
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     return call
 
@@ -125,5 +127,5 @@ def _faster(modes: dict[str, Callable[[torch.Tensor], object]], example: torch.T
     if len(modes) == 1:
         return next(iter(modes))
     calls = {name: (lambda call=call: call(example)) for name, call in modes.items()}
-    times = measure.interleave(calls, _TRIAL)
+    times = measure.interleave(calls, _TRIAL_PLAN)
     return min(modes, key=lambda name: measure.summarise(times[name]).p50_ns)

@@ -1,4 +1,4 @@
-"""What a contender is. Those there are stand in `fastres.bench.peers.catalogue`."""
+"""What a peer is: one way to run the model. `fastres.bench.peers.catalogue` lists them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import nn
 from fastres.dtypes import ROWS
 
 DTYPES = {row.name: row.dtype for row in ROWS}
-"""What a contender may compute in."""
+"""What a peer may compute in."""
 
 PRECISIONS = {
     device: tuple(row.name for row in ROWS if device in row.devices) for device in ("cpu", "cuda")
 }
 """Those that each kind of device has, in the order of the tables."""
 
-OURS = 2.0
+FASTRES_BOUND = 2.0
 """fastres passes up to this multiple of eager's own error in the same precision."""
 
-PEERS = 10.0
-"""Others pass up to this multiple: their algorithms are their choice, a wrong answer is not."""
+PEER_BOUND = 10.0
+"""Others pass up to this multiple: they may choose other algorithms, but not answer wrongly."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a contender gets to make itself ready.
+    """What a peer is prepared for: a model, one input shape and a precision.
 
     Attributes:
         model: the user's, in float32 and evaluation mode; not to be changed.
@@ -36,7 +36,7 @@ class Job:
             that computes.
         precision: what to compute in, a key of `DTYPES`.
         threads: how many may be used.
-        folder: for files that the contender writes.
+        folder: for files that the peer writes.
         cache: a folder, perhaps not there yet, for what a second process would find again.
     """
 
@@ -55,10 +55,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """A contender that can be called.
+    """A prepared peer.
 
     Attributes:
-        call: from a batch like the example to the model's answers. Each contender gets the same
+        call: from a batch like the example to the model's answers. Each peer gets the same
             float32 tensor and gives float32 answers in memory of their own; what converting them
             takes is part of its time.
         export_seconds: how long it took to write the model for another runtime, if it was.
@@ -71,7 +71,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Contender:
+class Peer:
     """One way to run the model.
 
     Attributes:
@@ -92,5 +92,5 @@ class Contender:
     missing: Callable[[str], str | None] = lambda device: None
     refuses: Callable[[str, str], str | None] = lambda precision, device: None
     devices: tuple[str, ...] = ("cpu", "cuda")
-    bound: float = PEERS
+    bound: float = PEER_BOUND
     alternative: bool = True

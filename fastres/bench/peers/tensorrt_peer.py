@@ -66,20 +66,20 @@ def _call(trt: Any, engine: Any, device: torch.device) -> Callable[[torch.Tensor
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
     outputs = {n: tuple(engine.get_tensor_shape(n)) for n in names if n not in inputs}
-    (given,) = inputs
+    (image_input,) = inputs
 
     def call(images: torch.Tensor) -> object:
-        answers = [
+        results = [
             torch.empty(shape, dtype=torch.float32, device=device) for shape in outputs.values()
         ]
         stream.wait_stream(torch.cuda.current_stream(device))
-        context.set_tensor_address(given, images.data_ptr())
-        for name, answer in zip(outputs, answers, strict=True):
-            context.set_tensor_address(name, answer.data_ptr())
+        context.set_tensor_address(image_input, images.data_ptr())
+        for name, result in zip(outputs, results, strict=True):
+            context.set_tensor_address(name, result.data_ptr())
         if not context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError("TensorRT did not start")
         torch.cuda.current_stream(device).wait_stream(stream)
-        return answers
+        return results
 
     return call
 
@@ -98,7 +98,7 @@ def prepare_in_torch(job: Job) -> Ready:
 
     def call(images: torch.Tensor) -> object:
         with torch.inference_mode():
-            answers = leaves(converted(images.to(dtype)))
-            return [tensor.to(torch.float32, copy=True) for tensor in answers]
+            outputs = leaves(converted(images.to(dtype)))
+            return [tensor.to(torch.float32, copy=True) for tensor in outputs]
 
     return Ready(call, notes=(f"Torch-TensorRT {torch_tensorrt.__version__}",))

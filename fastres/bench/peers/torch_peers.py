@@ -1,4 +1,4 @@
-"""torch by itself: eager as it comes, eager in channels-last, and torch.compile with freezing."""
+"""torch without fastres: eager, channels-last, CUDA graph, and torch.compile with freezing."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def channels_last(job: Job) -> Ready:
     if job.device.type != "cuda":
         return Ready(call)
 
-    def by_timing(images: torch.Tensor) -> object:
-        with _chosen_by_timing():
+    def call_with_benchmark(images: torch.Tensor) -> object:
+        with _cudnn_benchmark():
             return call(images)
 
-    by_timing(job.example)
-    return Ready(by_timing, notes=("cuDNN's kernels are chosen by timing",))
+    call_with_benchmark(job.example)
+    return Ready(call_with_benchmark, notes=("cuDNN's kernels are chosen by timing",))
 
 
-def graphed(job: Job) -> Ready:
-    """The same, cuDNN's kernels chosen by timing, recorded once and replayed as a CUDA graph.
+def cuda_graph(job: Job) -> Ready:
+    """As :func:`channels_last`, recorded once and replayed as a CUDA graph.
 
-    What a user of torch does who wants the host out of the way and nothing compiled.
+    The usual way to remove the host's launch overhead without a compiler.
     """
     dtype = DTYPES[job.precision]
     model = _channels_last_copy(job)
@@ -56,17 +56,17 @@ def graphed(job: Job) -> Ready:
         images = job.example.to(dtype, memory_format=torch.channels_last, copy=True)
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), _chosen_by_timing():
+        with torch.cuda.stream(stream), _cudnn_benchmark():
             for _ in range(3):  # chooses kernels, and allocates what they need
                 model(images)
             with torch.cuda.graph(graph, stream=stream):
-                answers = leaves(model(images))
+                outputs = leaves(model(images))
         torch.cuda.current_stream().wait_stream(stream)
 
-    def call(given: torch.Tensor) -> object:
-        images.copy_(given)
+    def call(new_images: torch.Tensor) -> object:
+        images.copy_(new_images)
         graph.replay()
-        return [tensor.to(torch.float32, copy=True) for tensor in answers]
+        return [tensor.to(torch.float32, copy=True) for tensor in outputs]
 
     return Ready(call, notes=("cuDNN's kernels are chosen by timing",))
 
@@ -82,8 +82,8 @@ def compiled(job: Job) -> Ready:
     return _compiled(job, None)
 
 
-def compiled_replayed(job: Job) -> Ready:
-    """The same with ``mode="reduce-overhead"``: replayed as a CUDA graph.
+def compiled_reduce_overhead(job: Job) -> Ready:
+    """As :func:`compiled` with ``mode="reduce-overhead"``: replayed as a CUDA graph.
 
     Raises:
         RuntimeError: as for `compiled`.
@@ -91,8 +91,8 @@ def compiled_replayed(job: Job) -> Ready:
     return _compiled(job, "reduce-overhead")
 
 
-def compiled_max(job: Job) -> Ready:
-    """The same with ``mode="max-autotune"``: kernels chosen by timing, replayed as a CUDA graph.
+def compiled_max_autotune(job: Job) -> Ready:
+    """As :func:`compiled` with ``mode="max-autotune"``: kernels chosen by timing, CUDA graph.
 
     Raises:
         RuntimeError: as for `compiled`.
@@ -109,19 +109,19 @@ def _compiled(job: Job, mode: str | None) -> Ready:
         torch.compile(_channels_last_copy(job), dynamic=False, mode=mode),
         lambda images: images.to(dtype, memory_format=torch.channels_last),
         # A CUDA graph's next replay overwrites its answers.
-        own_answers=mode is not None,
+        copy_outputs=mode is not None,
     )
     before = counters["stats"]["unique_graphs"]
-    cached = environment("TORCHINDUCTOR_CACHE_DIR", str(job.cache))
-    with config.patch(freezing=True), cached, _fewer_log_lines():
+    compiler_cache = environment_variable("TORCHINDUCTOR_CACHE_DIR", str(job.cache))
+    with config.patch(freezing=True), compiler_cache, _without_cuda_warnings():
         call(job.example)
     if counters["stats"]["unique_graphs"] == before:
         raise RuntimeError("torch.compile compiled nothing and ran the model eagerly")
     return Ready(call)
 
 
-def no_compiler(device: str) -> str | None:
-    """What torch.compile needs for a kind of device and this machine lacks."""
+def missing_compiler(device: str) -> str | None:
+    """What torch.compile needs for a kind of device and this machine lacks, or None."""
     if device == "cuda":
         return None if find_spec("triton") else "pip install triton"
     from torch._inductor import config
@@ -133,7 +133,7 @@ def no_compiler(device: str) -> str | None:
     return f"a C++ compiler ({', '.join(names)}), which torch.compile calls for a CPU's code"
 
 
-def forget_compiled() -> None:
+def reset_compiler() -> None:
     """Drop what torch.compile compiled before, so that another shape is compiled from scratch.
 
     Otherwise torch makes the batch size symbolic at the second one, and gives up compiling the
@@ -151,28 +151,28 @@ def _channels_last_copy(job: Job) -> nn.Module:
 def _inference(
     model: Callable[..., object] | nn.Module,
     convert: Callable[[torch.Tensor], torch.Tensor],
-    own_answers: bool = False,
+    copy_outputs: bool = False,
 ) -> Callable[[torch.Tensor], object]:
     def call(images: torch.Tensor) -> object:
         with torch.inference_mode():
-            answers = model(convert(images))
-            if own_answers:
-                return [tensor.to(torch.float32, copy=True) for tensor in leaves(answers)]
-            return answers if _is_float32(answers) else _to_float32(answers)
+            outputs = model(convert(images))
+            if copy_outputs:
+                return [tensor.to(torch.float32, copy=True) for tensor in leaves(outputs)]
+            return outputs if _is_float32(outputs) else _to_float32(outputs)
 
     return call
 
 
-def _is_float32(answers: object) -> bool:
-    return isinstance(answers, torch.Tensor) and answers.dtype == torch.float32
+def _is_float32(outputs: object) -> bool:
+    return isinstance(outputs, torch.Tensor) and outputs.dtype == torch.float32
 
 
-def _to_float32(answers: object) -> list[torch.Tensor]:
-    return [tensor.float() for tensor in leaves(answers)]
+def _to_float32(outputs: object) -> list[torch.Tensor]:
+    return [tensor.float() for tensor in leaves(outputs)]
 
 
 @contextmanager
-def _chosen_by_timing() -> Iterator[None]:
+def _cudnn_benchmark() -> Iterator[None]:
     """Let cuDNN time its kernels for each shape, and take the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -183,11 +183,10 @@ def _chosen_by_timing() -> Iterator[None]:
 
 
 @contextmanager
-def environment(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment, as long as the block runs.
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """A context in which a variable of the environment has a value.
 
-    For a compiler's cache in the bench's own folder: among the user's files it may be warm, and
-    would grow.
+    Compilers thus keep their caches in the bench's folder: the user's cache may be warm already.
     """
     before = os.environ.get(name)
     os.environ[name] = value
@@ -201,8 +200,8 @@ def environment(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _fewer_log_lines() -> Iterator[None]:
-    """Without a GPU, torch.compile's look for CUDA's compiler is worth no line in the table."""
+def _without_cuda_warnings() -> Iterator[None]:
+    """Silence torch.compile's warning that it found no CUDA compiler, on machines without a GPU."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fastres.errors import FastresWarning
-from fastres.system.files import replacing
+from fastres.system.files import atomic_write
 
 try:
     import fcntl
@@ -172,7 +172,7 @@ class TuningCache:
     def _write(self, path: Path) -> None:
         content = {"format": FORMAT, **asdict(self.identity), "entries": self._entries}
         with (
-            replacing(path, mode=0o600) as temporary,
+            atomic_write(path, mode=0o600) as temporary,
             temporary.open("w", encoding="utf-8") as file,
         ):
             json.dump(content, file, indent=1, sort_keys=True)
