@@ -26,8 +26,8 @@ SCHEMA = "fastres.versions"
 RECORD = Path(__file__).parent / "results" / "versions.json"
 
 LANE = (
-    *("tests/test_versions.py", "tests/test_ops.py", "tests/test_engine.py"),
-    *("tests/test_capture_errors.py", "tests/test_optimized_module.py"),
+    *("tests/system/test_versions.py", "tests/ir/test_ops.py", "tests/runtime/test_engine.py"),
+    *("tests/capture/test_capture_errors.py", "tests/test_optimized_module.py"),
     *("tests/passes/test_fuse.py", "tests/passes/test_fold_batch_norm.py"),
     *("tests/passes/test_normalise.py", "tests/artifact/test_artifact_round_trip.py"),
     *("tests/artifact/test_refresh.py", "tests/kernels/test_gpu_executable.py"),

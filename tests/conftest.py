@@ -6,11 +6,11 @@ import os
 import random
 from collections.abc import Iterator
 
-import gpu_runs
-import interpreter
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support import gpu_runs, interpreter
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that all use all threads only wait for each other
     torch.set_num_threads(1)

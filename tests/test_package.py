@@ -14,18 +14,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import cxx
 import pytest
 
 import fastres
 from fastres import errors
+from tests.support import ROOT, cxx
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Where the files of the packages outside of fastres/ lie.

@@ -13,8 +13,8 @@ import fastres
 from benchmarks import versions
 from benchmarks.gpu_day import tables as gpu_tables
 from fastres.bench import record, table
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RECORD = ROOT / "benchmarks" / "results" / "resnet50.json"
 GPU_RECORD = ROOT / "benchmarks" / "results" / "gpu_day" / "2026-11-28b"

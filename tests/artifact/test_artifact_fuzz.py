@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import conv, net
-from stored import changed, header_of, optimized, parts_of, with_text
 from torch import Tensor, nn
 
 import fastres
 from fastres.errors import ArtifactError, FastresError
+from tests.support.small import conv, net
+from tests.support.stored import changed, header_of, optimized, parts_of, with_text
 
 IMAGE = torch.linspace(-1, 1, 2 * 4 * 9 * 8).view(2, 4, 9, 8)
 

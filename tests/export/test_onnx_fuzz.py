@@ -15,11 +15,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from export_small import EXAMPLE, Exported, small_model
 from onnx import TensorProto, helper, numpy_helper
 
 from fastres.errors import ArtifactError, FastresError
 from fastres.export import session, to_onnx
+from tests.support.small import EXAMPLE, Exported, small_model
 
 CASES = int(os.environ.get("FASTRES_FUZZ_CASES", "120"))
 """How many damaged files of each kind."""

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import codegen_blocks
 import pytest
 
 from fastres.kernels.spec import BottleneckSpec
 from fastres.kernels.tuning.gpus import by_name
+from tests.kernels import codegen_blocks
 
 EVERY = [(name, gpu) for name, case in codegen_blocks.CASES.items() for gpu in case.gpus]
 INSTRUCTION = {"a100": "HMMA", "h100": "HGMMA", "mi300x": "v_mfma"}

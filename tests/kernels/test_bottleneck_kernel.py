@@ -9,22 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    PRECISIONS,
-    assert_kernel_as_accurate,
-    channels_last_strides,
-    fenced,
-    guarded_output,
-    in_float64,
-    in_precision,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
@@ -39,6 +25,20 @@ from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.kernels.tuning import bottleneck as configs
 from fastres.kernels.tuning.bottleneck import BottleneckConfig
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    PRECISIONS,
+    assert_kernel_as_accurate,
+    channels_last_strides,
+    fenced,
+    guarded_output,
+    in_float64,
+    in_precision,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
+)
 
 SMALL = BottleneckConfig(16, 16, 16, 4, 2)
 """Tiles so small that a few pixels and channels make several in each direction."""

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import codegen_convolutions
 import pytest
 
 from fastres.kernels.tuning.cost import loop_instructions
 from fastres.kernels.tuning.gpus import ARCHITECTURES
 from fastres.system.versions import descriptors_round
+from tests.kernels import codegen_convolutions
 
 EVERY = [
     (name, architecture)

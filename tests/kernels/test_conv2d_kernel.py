@@ -9,7 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
+from torch import Tensor
+
+from fastres.errors import InputError
+from fastres.kernels import reference
+from fastres.kernels.launch.conv2d import conv2d, conv2d_calls, workspace_bytes
+from fastres.kernels.packing import pack_conv2d
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec
+from fastres.kernels.tuning.conv2d import Conv2dConfig, counters, used_splits
+from tests.support.kernel_oracle import (
     channels_last_strides,
     fenced,
     guarded_output,
@@ -19,14 +27,6 @@ from kernel_oracle import (
     random_tensor,
     random_vector,
 )
-from torch import Tensor
-
-from fastres.errors import InputError
-from fastres.kernels import reference
-from fastres.kernels.launch.conv2d import conv2d, conv2d_calls, workspace_bytes
-from fastres.kernels.packing import pack_conv2d
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec
-from fastres.kernels.tuning.conv2d import Conv2dConfig, counters, used_splits
 
 PRECISIONS = ("fp16", "bf16", "tf32", "fp32")
 SMALL = Conv2dConfig(16, 16, 16)

@@ -10,16 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_device import (
-    CannotRecord,
-    FakeDevice,
-    chain,
-    expected,
-    mixing_step,
-    result,
-    torch_step,
-    value,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
@@ -29,6 +19,16 @@ from fastres.runtime.triton.memory_planner import Arena, clashes
 from fastres.runtime.triton.plan import Plan, Result
 from fastres.runtime.triton.weights import Weights
 from fastres.runtime.triton.workspace import Workspace
+from tests.support.fake_device import (
+    CannotRecord,
+    FakeDevice,
+    chain,
+    expected,
+    mixing_step,
+    result,
+    torch_step,
+    value,
+)
 
 SHAPE = (2, 3, 4, 5)
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_oracle import (
+
+from fastres.kernels import reference
+from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
+from fastres.kernels.packing import pack_conv2d
+from fastres.kernels.spec import ACTIVATIONS, ConvSpec, Padding, Pair
+from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_descriptors
+from tests.support.kernel_oracle import (
     fenced,
     guarded_output,
     judge,
@@ -12,12 +18,6 @@ from kernel_oracle import (
     random_tensor,
     random_vector,
 )
-
-from fastres.kernels import reference
-from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
-from fastres.kernels.packing import pack_conv2d
-from fastres.kernels.spec import ACTIVATIONS, ConvSpec, Padding, Pair
-from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_descriptors
 
 SMALL = Conv2dConfig(16, 16, 16, descriptors=True)
 PLAIN: tuple[Pair, Padding, Pair, int] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)

@@ -9,17 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    fenced,
-    guarded_output,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-)
 from torch import Tensor
 
 from fastres.kernels import reference
@@ -33,6 +24,15 @@ from fastres.kernels.launch.pooling import (
 )
 from fastres.kernels.tuning.pooling import (
     PoolConfig,
+)
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    fenced,
+    guarded_output,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
 )
 
 STORED = ("fp16", "bf16", "fp32")

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
-import codegen_simple
 import pytest
+
+from tests.kernels import codegen_simple
 
 NAMES = (
     *("add_relu", "scale_shift", "max_pool2d", "avg_pool2d", "global_avg_pool", "pool_linear"),

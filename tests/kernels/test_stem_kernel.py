@@ -9,23 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    PRECISIONS,
-    assert_kernel_as_accurate,
-    channels_last_strides,
-    fenced,
-    guarded_output,
-    in_float64,
-    in_precision,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
@@ -41,6 +26,21 @@ from fastres.kernels.tuning.stem import (
     row_layout,
     supports,
     tiles,
+)
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    PRECISIONS,
+    assert_kernel_as_accurate,
+    channels_last_strides,
+    fenced,
+    guarded_output,
+    in_float64,
+    in_precision,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
 )
 
 SMALL = StemConfig(8, 8, 16, 4, 2)

@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from cxx import COMPILER, ROOT, SOURCES, needs_compiler, settings, shared_library, tool
+
+from tests.support import ROOT
+from tests.support.cxx import (
+    COMPILER,
+    SOURCES,
+    needs_compiler,
+    settings,
+    shared_library,
+    tool,
+)
 
 NAME = "_native.abi3.so"
 

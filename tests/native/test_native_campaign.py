@@ -8,18 +8,18 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
-from native.by_hand import SETS, check, inputs_of, piece
-from native.emulator import loaded
-from native.examined import Examined
-from native.random_graphs import RandomGraph, graphs, kept_size_specs, specs
-from optimizing import optimize
-from oracle import PRECISIONS, assert_as_accurate, float64_error
-from test_properties import build
-from zoo.generated import Network, networks
 
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.abi import ACTIVATIONS
+from tests.networks.test_properties import build
+from tests.support.native.by_hand import SETS, check, inputs_of, piece
+from tests.support.native.emulator import loaded
+from tests.support.native.examined import Examined
+from tests.support.native.random_graphs import RandomGraph, graphs, kept_size_specs, specs
+from tests.support.optimizing import optimize
+from tests.support.oracle import PRECISIONS, assert_as_accurate, float64_error
+from tests.zoo.generated import Network, networks
 
 # torch says so once in a process, of the model itself.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

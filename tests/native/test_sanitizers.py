@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cxx import COMPILER, ROOT, SOURCES, shared_library
 
 from fastres.runtime.native.abi import ISAS
+from tests.support import ROOT
+from tests.support.cxx import COMPILER, SOURCES, shared_library
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
 
