@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastres.kernels.spec import BottleneckSpec
 from fastres.kernels.tuning.gpus import by_name
-from tests.kernels import codegen_blocks
+from tests.support import codegen
 
-EVERY = [(name, gpu) for name, case in codegen_blocks.CASES.items() for gpu in case.gpus]
+EVERY = [(name, gpu) for name, case in codegen.BLOCKS.items() for gpu in case.gpus]
 INSTRUCTION = {"a100": "HMMA", "h100": "HGMMA", "mi300x": "v_mfma"}
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, str], dict[str, Any]]:
     """What was read of each kernel, by case and GPU."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(Path(codegen_blocks.__file__))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = map(json.loads, done.stdout.splitlines())
-    return {(line["name"], line["gpu"]): line for line in lines}
+    return {(line["name"], line["gpu"]): line for line in codegen.read("blocks")}
 
 
 @pytest.mark.parametrize(("name", "gpu"), EVERY)
 def test_budgets(name: str, gpu: str, compiled: Any) -> None:
     found = compiled[name, gpu]
-    block = isinstance(codegen_blocks.CASES[name].spec, BottleneckSpec)
+    block = isinstance(codegen.BLOCKS[name].spec, BottleneckSpec)
     assert found["kernel"] == ("bottleneck_kernel" if block else "stem_kernel")
     assert found["wrong"] == []
     assert found["local"] == 0 or found["together"] > 1  # there the budget is of bytes, above

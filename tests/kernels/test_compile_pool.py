@@ -14,7 +14,7 @@ from tests.support import ROOT
 PROGRAM = """
 import dataclasses, os, sys, threading
 import torch
-from fastres.kernels import compile_pool
+from fastres.kernels.launch import compile_pool
 from fastres.kernels.launch.compile_pool import CompilePool, distinct
 from fastres.kernels.launch.elementwise import add_relu_calls
 from fastres.kernels.tuning.gpus import architecture

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,30 +10,21 @@ import pytest
 from fastres.kernels.tuning.cost import loop_instructions
 from fastres.kernels.tuning.gpus import ARCHITECTURES
 from fastres.system.versions import descriptors_round
-from tests.kernels import codegen_convolutions
+from tests.support import codegen
 
 EVERY = [
     (name, architecture)
-    for name, (_, config, _) in codegen_convolutions.CONVOLUTIONS.items()
-    for architecture in codegen_convolutions.targets(config)
+    for name, (_, config, _) in codegen.CONVOLUTIONS.items()
+    for architecture in codegen.targets(config)
 ]
-BOXES = [name for name, (_, config, _) in codegen_convolutions.CONVOLUTIONS.items() if config.box_w]
+BOXES = [name for name, (_, config, _) in codegen.CONVOLUTIONS.items() if config.box_w]
 
 
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, str], list[dict[str, Any]]]:
     """What was read of each convolution's kernels, by name and architecture."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, str(Path(codegen_convolutions.__file__))],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for line in map(json.loads, done.stdout.splitlines()):
+    for line in codegen.read("convolutions"):
         found.setdefault((line["name"], line["architecture"]), []).append(line)
     return found
 
@@ -46,7 +32,7 @@ def compiled() -> dict[tuple[str, str], list[dict[str, Any]]]:
 @pytest.mark.parametrize(("name", "architecture"), EVERY)
 def test_budgets(name: str, architecture: str, compiled: Any) -> None:
     kernels = compiled[name, architecture]
-    config = codegen_convolutions.CONVOLUTIONS[name][1]
+    config = codegen.CONVOLUTIONS[name][1]
     by_descriptor = "tiled_conv2d_kernel" if config.box_w else "pointwise_kernel"
     expected = [by_descriptor if config.descriptors else "conv2d_kernel"]
     if "split" in name or name == "one pixel":
@@ -80,7 +66,7 @@ def test_boxes_are_multiplied_where_they_were_copied_to(compiled: Any) -> None:
     Nor weights, where all of a step's channels are of one tap.
     """
     for name in BOXES:
-        spec, config, _ = codegen_convolutions.CONVOLUTIONS[name]
+        spec, config, _ = codegen.CONVOLUTIONS[name]
         loop = compiled[name, "sm_90"][0]["loop"]
         if spec.c % config.block_k == 0 and (descriptors_round() or "tf32" not in name):
             assert not {"shared", "float", "local"} & set(loop), name

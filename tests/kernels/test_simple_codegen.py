@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.kernels import codegen_simple
+from tests.support import codegen
 
 NAMES = (
     *("add_relu", "scale_shift", "max_pool2d", "avg_pool2d", "global_avg_pool", "pool_linear"),
@@ -21,16 +17,10 @@ NAMES = (
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, ...], dict[str, Any]]:
     """What was read of each kernel, by its name and the case."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, codegen_simple.__file__], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(line["name"], *line["case"]): line for line in lines}
+    return {(line["name"], *line["case"]): line for line in codegen.read("simple")}
 
 
-@pytest.mark.parametrize("case", codegen_simple.CASES, ids="-".join)
+@pytest.mark.parametrize("case", codegen.SIMPLE, ids="-".join)
 @pytest.mark.parametrize("name", NAMES)
 def test_budgets(name: str, case: tuple[str, ...], compiled: Any) -> None:
     found = compiled[(name, *case)]
@@ -38,7 +28,7 @@ def test_budgets(name: str, case: tuple[str, ...], compiled: Any) -> None:
     assert found["int64"] == (case[0] == "large")
 
 
-@pytest.mark.parametrize("case", [c for c in codegen_simple.CASES if c[0] != "one"], ids="-".join)
+@pytest.mark.parametrize("case", [c for c in codegen.SIMPLE if c[0] != "one"], ids="-".join)
 @pytest.mark.parametrize("name", ["add_relu", "scale_shift", "max_pool2d", "avg_pool2d"])
 def test_every_access_has_16_bytes(name: str, case: tuple[str, ...], compiled: Any) -> None:
     assert {kind: list(sizes) for kind, sizes in compiled[(name, *case)]["copies"].items()} == {
