@@ -138,6 +138,7 @@ def pip(python: str | Path, command: str, *arguments: str | Path) -> None:
     run(sys.executable, "-m", "pip", "--python", python, command, *options, *arguments, cwd=ROOT)
 
 
+@pytest.mark.campaign
 def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     expected = {"fastres/py.typed"}
     for name, folder in package_folders().items():
@@ -151,6 +152,7 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
 
 
+@pytest.mark.campaign
 def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
     info = f"fastres-{PROJECT['project']['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
@@ -203,6 +205,7 @@ def installed(request: pytest.FixtureRequest, checkout: Path, wheel: Path) -> En
     return environment
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
 def test_all_parts_are_found(
     installed: Environment, checkout: Path, place: str, tmp_path: Path
@@ -227,6 +230,7 @@ def test_all_parts_are_found(
     }
 
 
+@pytest.mark.campaign
 @cxx.needs_compiler
 def test_the_library_is_found(installed: Environment, checkout: Path, tmp_path: Path) -> None:
     code = "from fastres.runtime.native.library import find; print(find())"

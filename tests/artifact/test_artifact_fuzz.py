@@ -73,6 +73,7 @@ def outcome(path: Path, wanted: Any, counts: Counter[str]) -> None:
         counts["unharmed"] += 1
 
 
+@pytest.mark.campaign
 def test_flipped_bits(fast: Any, file: Path, tmp_path: Path) -> None:
     wanted, data = fast(IMAGE), file.read_bytes()
     size, _ = header_of(file)
@@ -91,6 +92,7 @@ def test_flipped_bits(fast: Any, file: Path, tmp_path: Path) -> None:
     print(f"bit flips: {dict(counts)}")
 
 
+@pytest.mark.campaign
 def test_overwritten_runs_of_bytes(fast: Any, file: Path, tmp_path: Path) -> None:
     wanted, data = fast(IMAGE), file.read_bytes()
     draw, counts = random.Random(1), Counter[str]()
@@ -103,6 +105,7 @@ def test_overwritten_runs_of_bytes(fast: Any, file: Path, tmp_path: Path) -> Non
     print(f"overwritten: {dict(counts)}")
 
 
+@pytest.mark.campaign
 def test_truncated_anywhere(file: Path, tmp_path: Path) -> None:
     data = file.read_bytes()
     size, _ = header_of(file)

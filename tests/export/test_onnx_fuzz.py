@@ -43,6 +43,7 @@ def told(kind: str, counts: Counter[str], capsys: pytest.CaptureFixture[str]) ->
         print(f"\n{kind}: {sum(counts.values())} files: {listed}")
 
 
+@pytest.mark.campaign
 def test_flipped_bits(
     exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_flipped_bits(
     assert counts["ArtifactError"] > 0.8 * CASES
 
 
+@pytest.mark.campaign
 def test_every_flipped_weight_is_found(exported: Exported, tmp_path: Path) -> None:
     whole, path = exported.path.read_bytes(), tmp_path / "m.onnx"
     proto = onnx.load(exported.path)
@@ -86,6 +88,7 @@ def test_truncated(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFix
     assert counts["loaded"] == 0
 
 
+@pytest.mark.campaign
 def test_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, counts, drawn = tmp_path / "m.onnx", Counter[str](), random.Random(4)
     for case in range(CASES):

@@ -10,6 +10,8 @@ from fastres.kernels.spec import BottleneckSpec
 from fastres.kernels.tuning.gpus import by_name
 from tests.support import codegen
 
+pytestmark = pytest.mark.campaign
+
 EVERY = [(name, gpu) for name, case in codegen.BLOCKS.items() for gpu in case.gpus]
 INSTRUCTION = {"a100": "HMMA", "h100": "HGMMA", "mi300x": "v_mfma"}
 

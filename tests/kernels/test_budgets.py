@@ -20,6 +20,8 @@ from fastres.kernels.inspection.budgets import spills
 from fastres.kernels.tuning import cost, gpus
 from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 
+pytestmark = pytest.mark.campaign
+
 RESNETS = ("--model", "resnet18", "resnet50", "resnext50_32x4d")
 RUNS: dict[str, tuple[str, ...]] = {
     "resnets": (*RESNETS, "--arch", "sm_80", "sm_90"),

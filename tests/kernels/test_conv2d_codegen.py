@@ -12,6 +12,8 @@ from fastres.kernels.tuning.gpus import ARCHITECTURES
 from fastres.system.versions import descriptors_round
 from tests.support import codegen
 
+pytestmark = pytest.mark.campaign
+
 EVERY = [
     (name, architecture)
     for name, (_, config, _) in codegen.CONVOLUTIONS.items()

@@ -20,6 +20,7 @@ def strict_interpreter() -> None:
     interpreter.install()
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_seeded_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
     with seeded(fault, tmp_path), pytest.raises(AssertionError):
@@ -36,6 +37,7 @@ def described(check: Callable[[], Any]) -> str:
 CHECKS = {described(fault.check): fault.check for fault in FAULTS}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_without_a_fault_the_check_passes(check: Callable[[], Any]) -> None:
     check()

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support import codegen
 
+pytestmark = pytest.mark.campaign
+
 NAMES = (
     *("add_relu", "scale_shift", "max_pool2d", "avg_pool2d", "global_avg_pool", "pool_linear"),
     *("to channels-last", "to NCHW", "cast"),

@@ -22,7 +22,10 @@ from tests.support.oracle import PRECISIONS, assert_as_accurate, float64_error
 from tests.zoo.generated import Network, networks
 
 # torch says so once in a process, of the model itself.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
 
 sets_here = st.deferred(
     lambda: st.sampled_from([(p, isa) for p, isa in SETS if isa in loaded().isas])

@@ -25,10 +25,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: text for name, _, text in said}
 
 
+@pytest.mark.campaign
 def test_without_a_fault_the_checks_pass(outcomes: dict[str, str]) -> None:
     assert outcomes["none"] == "passed"
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", [*(fault.name for fault in FAULTS), *PLANNER_FAULTS])
 def test_a_seeded_fault_is_noticed(name: str, outcomes: dict[str, str]) -> None:
     needed = {"winograd": "avx512", "tiles_avx512": "avx512", "finish": "avx512", "pairs": "bf16"}

@@ -17,7 +17,10 @@ from fastres.runtime.native.abi import ISAS
 from tests.support import ROOT
 from tests.support.cxx import COMPILER, SOURCES, shared_library
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(sys.platform != "linux", reason="written for Linux"),
+]
 
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREAD = ["-fsanitize=thread"]

@@ -14,7 +14,10 @@ from tests.zoo.generated import Network, networks
 from tests.zoo.statistics import randomise_statistics
 
 # torch says so once in a process, of the model itself.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
 
 # Some networks subtract a value from itself; what remains is rounding, which nobody can be held to.
 WELL_CONDITIONED = 1e-5

@@ -13,6 +13,8 @@ from tests.support.optimizing import assert_complete, nodes, optimize
 from tests.support.oracle import assert_as_accurate
 from tests.zoo.statistics import randomise_statistics
 
+pytestmark = pytest.mark.campaign
+
 
 def build(name: str, images: torch.Tensor, **options: Any) -> nn.Module:
     torch.manual_seed(0)
