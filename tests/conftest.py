@@ -67,6 +67,13 @@ def device(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """What a test leaves behind is freed behind it, if it is much."""
+    yield
+    memory.give_back()
+
+
+@pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """Each test draws the same random numbers whichever tests ran before it."""
     random.seed(0)
