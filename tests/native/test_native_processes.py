@@ -106,6 +106,7 @@ FORK = """
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("threads", "before"), [(1, True), (3, True), (3, False)])
 def test_children_after_fork(threads: int, before: bool) -> None:
     """They call the model and end, and so do theirs; whether or not the parent had called it."""
@@ -114,6 +115,7 @@ def test_children_after_fork(threads: int, before: bool) -> None:
     assert separately(code, OMP_NUM_THREADS="1").splitlines()[-1] == "done"
 
 
+@pytest.mark.campaign
 def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
     """Without torch's own functions in that thread, which may abort a process that ends."""
     loaded()
@@ -161,12 +163,14 @@ GUARDED = """
 """
 
 
+@pytest.mark.campaign
 def test_between_guard_pages() -> None:
     """Every buffer with pages around it that nobody may touch: a crash names its convolution."""
     loaded()
     assert separately(GUARDED)
 
 
+@pytest.mark.campaign
 def test_guard_pages_notice() -> None:
     """An import that is told of more rows than there are runs into the page behind its buffer."""
     loaded()

@@ -115,6 +115,7 @@ PEAK = """
 """
 
 
+@pytest.mark.campaign
 def test_one_large_image_takes_no_more_than_eager_and_is_given_back() -> None:
     loaded()
     theirs, _ = map(int, separately(PEAK.format(eager=True)).split())

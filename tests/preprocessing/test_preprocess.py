@@ -65,15 +65,17 @@ def test_photographs_are_preprocessed_as_torchvision_does(
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("width", [1, 2, 17, 31, 32, 33, 50])
-@pytest.mark.parametrize("height", [1, 3, 31, 32, 64, 75])
-@pytest.mark.parametrize(("resize", "crop"), [(32, 28), (32, 27), (33, 28), (31, 31), (30, 35)])
-def test_odd_sizes_round_as_torchvision_does(
-    width: int, height: int, resize: int, crop: int
-) -> None:
-    preprocessing = Transforms(resize=resize, crop=crop)
-    image = gradient(width, height)
-    assert torch.equal(load_image(image, preprocessing), torchvision_pipeline(preprocessing)(image))
+def test_odd_sizes_round_as_torchvision_does() -> None:
+    wrong = []
+    for resize, crop in ((32, 28), (32, 27), (33, 28), (31, 31), (30, 35)):
+        preprocessing = Transforms(resize=resize, crop=crop)
+        theirs = torchvision_pipeline(preprocessing)
+        for height in (1, 3, 31, 32, 64, 75):
+            for width in (1, 2, 17, 31, 32, 33, 50):
+                image = gradient(width, height)
+                if not torch.equal(load_image(image, preprocessing), theirs(image)):
+                    wrong.append((width, height, resize, crop))
+    assert wrong == []
 
 
 def test_a_known_picture_gives_known_numbers() -> None:

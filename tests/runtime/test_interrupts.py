@@ -44,11 +44,11 @@ def test_the_next_one_works(after: float) -> None:
 def test_what_is_imported_draws_no_random_numbers() -> None:
     code = """
         import torch
-        from fastres import tracing
+        from fastres.capture.export_program import import_ahead
         torch.manual_seed(0)
         before = torch.get_rng_state()
         torch.set_default_dtype(torch.float64)
-        tracing.import_ahead()
+        import_ahead()
         print(torch.equal(before, torch.get_rng_state()), torch.get_default_dtype())
     """
     assert separately(code).split() == ["True", "torch.float64"]
