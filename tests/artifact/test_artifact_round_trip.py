@@ -50,6 +50,7 @@ def small_network(**options: Any) -> tuple[nn.Module, fastres.OptimizedModule]:
     return model, optimized(model, images(2), **options)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -90,6 +91,7 @@ def test_timms_resnets_in_bfloat16(name: str, tmp_path: Path) -> None:
     assert {b.dtype for b in loaded.graph_module.buffers()} == {torch.bfloat16}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
 def test_quirks(quirk: Any, tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("spec", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers(spec: BottleneckSpec, precision: str, device: str) -> None:
@@ -210,6 +211,7 @@ def random_blocks(draw: st.DrawFn) -> BottleneckSpec:
     return block(conv, draw(st.integers(1, 40)), next_k, shortcut)
 
 
+@pytest.mark.campaign
 @given(spec=random_blocks())
 @settings(max_examples=25)
 def test_random_blocks(spec: BottleneckSpec, device: str) -> None:
@@ -228,6 +230,7 @@ def test_nan_and_infinity(name: str, place: int, value: float, device: str) -> N
     assert got[0][-1, :, -1, -1].isfinite().all()  # of another image
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("next_k", "stride"),
@@ -289,6 +292,7 @@ def test_wide_is_rounded_before_the_third_product(device: str) -> None:
     torch.testing.assert_close(head.double().cpu(), again, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("place", [0, 5])
 @pytest.mark.parametrize("name", ["next", "shortcut and next"])
 def test_memory_layouts_do_not_matter(name: str, place: int, device: str) -> None:

@@ -385,6 +385,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(inputs, 0, steps, [result(name) for name in wanted])
 
 
+@pytest.mark.campaign
 @given(plans())
 @settings(max_examples=150)
 def test_any_program_computes_in_its_arena_what_it_computes_in_memory_without_end(
@@ -397,6 +398,7 @@ def test_any_program_computes_in_its_arena_what_it_computes_in_memory_without_en
         check(bound.executable, torch.randn(SHAPE), torch.randn(SHAPE))
 
 
+@pytest.mark.campaign
 @given(plans())
 @settings(max_examples=60)
 def test_two_values_share_memory_only_where_one_overwrites_the_other(plan: Plan) -> None:

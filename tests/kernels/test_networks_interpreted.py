@@ -64,7 +64,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SMALLEST = "concatenation"
+NAMES = [
+    pytest.param(name, marks=() if name == SMALLEST else pytest.mark.campaign) for name in CASES
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_network(name: str, device: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)

@@ -38,6 +38,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)

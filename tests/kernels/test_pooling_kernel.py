@@ -133,6 +133,7 @@ def test_negative_images_are_not_padded_with_zero(device: str) -> None:
     check_pool(max_pool2d_calls, reference.max_pool2d, x, arguments, "fp16")
 
 
+@pytest.mark.campaign
 @settings(max_examples=50)
 @given(
     axes=st.tuples(*[st.tuples(*[st.integers(1, most) for most in (9, 4, 4, 2)])] * 2),

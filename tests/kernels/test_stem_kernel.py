@@ -116,6 +116,7 @@ def check(
     return got
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("spec", STEMS.values(), ids=STEMS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers(spec: StemSpec, precision: str, device: str) -> None:
@@ -179,6 +180,7 @@ def random_stems(draw: st.DrawFn) -> StemSpec:
     return stem(conv, taps, padding if conv.p > 2 and conv.q > 2 else (1, 1))
 
 
+@pytest.mark.campaign
 @given(spec=random_stems())
 @settings(max_examples=25)
 def test_random_stems(spec: StemSpec, device: str) -> None:

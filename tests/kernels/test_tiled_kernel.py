@@ -311,6 +311,7 @@ def specs(draw: st.DrawFn) -> ConvSpec:
     )
 
 
+@pytest.mark.campaign
 @given(
     spec=specs(),
     precision=st.sampled_from(["fp16", "bf16", "tf32", "fp32"]),

@@ -134,7 +134,7 @@ def test_the_tests_of_the_engine_under_the_address_sanitizer(checked: Path) -> N
     tests = Path(__file__).parent
     here = [f"--ignore={tests / name}" for name in ("test_build.py", Path(__file__).name)]
     # Tests that read machine code mean the ordinary build's.
-    options = ["-q", "-p", "no:cacheprovider", "-k", "not main_loop", *here]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "", "-k", "not main_loop", *here]
     done = under_address_sanitizer(checked, "-m", "pytest", *options, str(tests))
     assert done.returncode == 0, reports(checked) + done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -32,6 +32,7 @@ COUNTS = {
 KINDS = ("batch_norm", "convolution", "addition", "activation")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_network_is_optimised_whole(name: str) -> None:
     model = build(name)
@@ -42,6 +43,7 @@ def test_a_network_is_optimised_whole(name: str) -> None:
     assert_as_accurate(model, fast, torch.randn(1, 3, 71, 96))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2"])
 def test_a_network_is_as_accurate_in_bfloat16(name: str) -> None:
     model = build(name)
@@ -50,6 +52,7 @@ def test_a_network_is_as_accurate_in_bfloat16(name: str) -> None:
     assert_as_accurate(model, fast, torch.randn(4, 3, 64, 64), precision="bf16")
 
 
+@pytest.mark.campaign
 def test_densenet_keeps_the_batch_norms_that_follow_no_convolution() -> None:
     model = build("densenet121")
     fast = optimize(model, torch.randn(1, 3, 64, 64))
