@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from typing import Any
 
-import gpu_runs
-import interpreter
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.support import gpu_runs, interpreter, lanes, memory
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that all use all threads only wait for each other
     torch.set_num_threads(1)
@@ -29,11 +30,30 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Before ``-m`` selects, which it does by the marks that are set here."""
     gpu_runs.select(config, items)
+    lanes.sort_into_lanes(items)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say how kernels are run."""
     return gpu_runs.header(config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker says what it held at most, for the line below."""
+    memory.record(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear it."""
+    memory.collect(node)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much memory the tests need: a worker has to do with 2 GB."""
+    line = memory.summary()
+    if line is not None:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +64,13 @@ def device(pytestconfig: pytest.Config) -> str:
     interpreter.need()
     interpreter.install()
     return "cpu"
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back() -> Iterator[None]:
+    """What a test leaves behind is freed behind it, if it is much."""
+    yield
+    memory.give_back()
 
 
 @pytest.fixture(autouse=True)

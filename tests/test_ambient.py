@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import interpreter
 import pytest
 import torch
-from optimizing import optimize
-from small import classifier, images
 from torch import Tensor, nn
 
 import fastres
+from tests.support import ROOT, interpreter
+from tests.support.optimizing import optimize
+from tests.support.small import classifier, images
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("fastres", "kernels", "export", "benchmarks")
 
 # What makes a tensor of torch's default dtype, or on its default device.

@@ -222,7 +222,7 @@ def test_the_glossary_is_short() -> None:
 def test_the_bounds_are_the_codes() -> None:
     text = (ROOT / "docs" / "numerics.md").read_text(encoding="utf-8")
     values = {name: value for name, value in vars(bounds).items() if name.isupper()}
-    values |= {"FASTRES_BOUND": peer.OURS, "PEER_BOUND": peer.PEERS}
+    values |= {"FASTRES_BOUND": peer.FASTRES_BOUND, "PEER_BOUND": peer.PEER_BOUND}
     assert len(values) >= 8
     missing = [
         f"{name} = {value:g}"

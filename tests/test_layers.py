@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 _SPEC = importlib.util.spec_from_file_location("import_graph", ROOT / "docs" / "import_graph.py")
 assert _SPEC is not None and _SPEC.loader is not None
 import_graph = importlib.util.module_from_spec(_SPEC)

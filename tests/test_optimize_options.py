@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import optimize
-from oracle import unchanged
-from small import assert_right, conv, images, measured
 from torch import Tensor, nn
 
 import fastres
 from fastres.errors import ModelError, NotOptimizedError, OptionError, TargetError
 from fastres.system.versions import release
+from tests.support.optimizing import optimize
+from tests.support.oracle import unchanged
+from tests.support.small import assert_right, conv, images, measured
 
 
 def small_model() -> nn.Module:

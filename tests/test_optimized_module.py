@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, optimize
-from small import assert_right, conv, images, measured, net
 from torch import Tensor, nn
 from torch.export import Dim, export
 
 import fastres
 from fastres.errors import FastresWarning, OptionError
+from tests.support.optimizing import nodes, optimize
+from tests.support.small import assert_right, conv, images, measured, net
 
 
 def chain(m: Any, x: Tensor) -> Any:

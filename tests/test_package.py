@@ -14,18 +14,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import cxx
 import pytest
 
 import fastres
 from fastres import errors
+from tests.support import ROOT, cxx
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Where the files of the packages outside of fastres/ lie.
@@ -139,6 +138,7 @@ def pip(python: str | Path, command: str, *arguments: str | Path) -> None:
     run(sys.executable, "-m", "pip", "--python", python, command, *options, *arguments, cwd=ROOT)
 
 
+@pytest.mark.campaign
 def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     expected = {"fastres/py.typed"}
     for name, folder in package_folders().items():
@@ -152,6 +152,7 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
 
 
+@pytest.mark.campaign
 def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
     info = f"fastres-{PROJECT['project']['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:
@@ -204,6 +205,7 @@ def installed(request: pytest.FixtureRequest, checkout: Path, wheel: Path) -> En
     return environment
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
 def test_all_parts_are_found(
     installed: Environment, checkout: Path, place: str, tmp_path: Path
@@ -228,6 +230,7 @@ def test_all_parts_are_found(
     }
 
 
+@pytest.mark.campaign
 @cxx.needs_compiler
 def test_the_library_is_found(installed: Environment, checkout: Path, tmp_path: Path) -> None:
     code = "from fastres.runtime.native.library import find; print(find())"

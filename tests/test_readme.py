@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import summary
 from fastres.bench import record
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -9,16 +9,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from optimizing import BATCH_NORM_NODES, assert_complete, nodes, operator_name, optimize
-from small import Net, assert_right, conv, images, measured, net
 from torch import nn
-from zoo.resblk import ResBlkNetwork
-from zoo.residual_notes import one_channel_network
 
 import fastres
 from fastres import models
 from fastres.errors import FastresWarning, NotOptimizedError
 from fastres.report import KINDS, Report
+from tests.support.optimizing import (
+    BATCH_NORM_NODES,
+    assert_complete,
+    nodes,
+    operator_name,
+    optimize,
+)
+from tests.support.small import Net, assert_right, conv, images, measured, net
+from tests.zoo.resblk import ResBlkNetwork
+from tests.zoo.residual_notes import one_channel_network
 
 
 def image(channels: int = 3, size: int = 64, batch: int = 1) -> torch.Tensor:

@@ -46,7 +46,8 @@ def amx(folder: Path) -> list[Job]:
     names = ("test_tiles", "test_amx_network", "test_amx_emulated", "test_native_convolutions")
     if not _has_amx():
         return [Job("the whole", _no_amx)]
-    return [_pytest(folder, "amx", [*(f"tests/native/{name}.py" for name in names), "-n", "3"])]
+    files = [f"tests/native/{name}.py" for name in names]
+    return [_pytest(folder, "amx", [*files, "-m", "", "-n", "3"])]
 
 
 def amx_layers(folder: Path) -> list[Job]:

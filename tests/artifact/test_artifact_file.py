@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import conv, images, net
-from stored import changed, optimized, parts_of, with_text
 from torch import nn
 
 import fastres
 from fastres.artifact import container, saving, stored
 from fastres.artifact.document import describe
 from fastres.errors import ArtifactError
+from tests.support.small import conv, images, net
+from tests.support.stored import changed, optimized, parts_of, with_text
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import conv, net
-from stored import changed, header_of, optimized, parts_of, with_text
 from torch import Tensor, nn
 
 import fastres
 from fastres.errors import ArtifactError, FastresError
+from tests.support.small import conv, net
+from tests.support.stored import changed, header_of, optimized, parts_of, with_text
 
 IMAGE = torch.linspace(-1, 1, 2 * 4 * 9 * 8).view(2, 4, 9, 8)
 
@@ -73,6 +73,7 @@ def outcome(path: Path, wanted: Any, counts: Counter[str]) -> None:
         counts["unharmed"] += 1
 
 
+@pytest.mark.campaign
 def test_flipped_bits(fast: Any, file: Path, tmp_path: Path) -> None:
     wanted, data = fast(IMAGE), file.read_bytes()
     size, _ = header_of(file)
@@ -91,6 +92,7 @@ def test_flipped_bits(fast: Any, file: Path, tmp_path: Path) -> None:
     print(f"bit flips: {dict(counts)}")
 
 
+@pytest.mark.campaign
 def test_overwritten_runs_of_bytes(fast: Any, file: Path, tmp_path: Path) -> None:
     wanted, data = fast(IMAGE), file.read_bytes()
     draw, counts = random.Random(1), Counter[str]()
@@ -103,6 +105,7 @@ def test_overwritten_runs_of_bytes(fast: Any, file: Path, tmp_path: Path) -> Non
     print(f"overwritten: {dict(counts)}")
 
 
+@pytest.mark.campaign
 def test_truncated_anywhere(file: Path, tmp_path: Path) -> None:
     data = file.read_bytes()
     size, _ = header_of(file)

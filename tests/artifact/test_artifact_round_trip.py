@@ -14,8 +14,14 @@ import pytest
 import timm
 import torch
 import torchvision.models
-from small import Net, conv, images, net
-from stored import (
+from torch import Tensor, nn
+
+import fastres
+from fastres.errors import ArtifactError, FastresWarning, InputError, OptionError
+from fastres.export import to_standard
+from tests.networks.test_reference_families import FAMILIES
+from tests.support.small import Net, conv, images, net
+from tests.support.stored import (
     assert_equal,
     assert_same_module,
     optimized,
@@ -23,15 +29,9 @@ from stored import (
     parts_of,
     there_and_back,
 )
-from test_reference_families import FAMILIES
-from torch import Tensor, nn
-from zoo.quirks import QUIRKS
-from zoo.quirks_signature import Answers
-from zoo.statistics import randomise_statistics
-
-import fastres
-from fastres.errors import ArtifactError, FastresWarning, InputError, OptionError
-from fastres.export import to_standard
+from tests.zoo.quirks import QUIRKS
+from tests.zoo.quirks_signature import Answers
+from tests.zoo.statistics import randomise_statistics
 
 TORCHVISION = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -50,6 +50,7 @@ def small_network(**options: Any) -> tuple[nn.Module, fastres.OptimizedModule]:
     return model, optimized(model, images(2), **options)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -90,6 +91,7 @@ def test_timms_resnets_in_bfloat16(name: str, tmp_path: Path) -> None:
     assert {b.dtype for b in loaded.graph_module.buffers()} == {torch.bfloat16}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
 def test_quirks(quirk: Any, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from small import Net, conv, images
-from stored import assert_equal, changed, optimized
 from torch import Tensor
 
 import fastres
 from fastres.artifact.graph_json import graph_from_json, graph_to_json
 from fastres.errors import OptionError, TargetError
 from fastres.system.device import checked_device, move
+from tests.support.small import Net, conv, images
+from tests.support.stored import assert_equal, changed, optimized
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from small import Net, conv, images, net
-from stored import assert_same_module, optimized, other_weights
 from torch import Tensor, nn
 
 import fastres
@@ -25,6 +23,8 @@ from fastres.errors import (
     TargetError,
     VerificationError,
 )
+from tests.support.small import Net, conv, images, net
+from tests.support.stored import assert_same_module, optimized, other_weights
 
 
 @pytest.fixture(scope="module")

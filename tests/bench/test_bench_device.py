@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from record_sample import sample
 from rich.console import Console
 from torch import nn
 
@@ -19,6 +18,7 @@ from fastres.bench import compare, device, settings, table
 from fastres.bench.peers import catalogue, onnx_file
 from fastres.bench.peers.peer import Job
 from fastres.errors import OptionError, TargetError
+from tests.support.record_sample import sample
 
 
 @pytest.fixture

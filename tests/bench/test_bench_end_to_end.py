@@ -19,6 +19,7 @@ from fastres.bench.peers.peer import Job
 from fastres.workload import model_source
 
 
+@pytest.mark.campaign
 def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "record.json"
     words = f"""--model cifar_resnet20 --size 32 --batch 2 3 --peers none --precision fp32

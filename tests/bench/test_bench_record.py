@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record_sample import sample
 from rich.console import Console
 
 from fastres import bench
 from fastres.bench import plot, record, revision, table
 from fastres.bench.record import Batch
 from fastres.errors import OptionError
+from tests.support import ROOT
+from tests.support.record_sample import sample
 
-PUBLISHED = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+PUBLISHED = ROOT / "benchmarks" / "results"
 MOST_LINES = 4000
 """Of a record: what a person can still page through, and a change of it be looked at."""
 

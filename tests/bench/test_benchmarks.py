@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import interpreter
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from fastres.bench import measure, record
 from fastres.bench.peers.peer import Job, Peer, Ready
 from fastres.runtime.native import schedule
 from fastres.runtime.native.library import Library, load
+from tests.support import interpreter
 
 
 def test_shapes_are_those_of_the_papers_table() -> None:

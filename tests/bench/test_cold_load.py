@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import cold_load
 
+pytestmark = pytest.mark.campaign
+
 
 def test_both_ways_answer_alike_and_are_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

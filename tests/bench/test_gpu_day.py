@@ -39,8 +39,8 @@ from fastres.kernels.launch.elementwise import add_relu
 from fastres.kernels.tuning.conv2d import choose_conv2d
 from fastres.kernels.tuning.gpus import by_name
 from fastres.system import versions
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 RECORDS = ROOT / "benchmarks" / "results" / "gpu_day"
 
 

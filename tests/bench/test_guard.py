@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import nn
 import fastres
 from benchmarks import guard, native
 from fastres.bench import measure
+from tests.support import ROOT
 
 ROUNDS = 60
 
@@ -136,9 +136,8 @@ def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ci_runs_it_in_the_main_jobs_environment() -> None:
-    root = Path(__file__).parent.parent.parent
-    script = (root / ".ci" / "run").read_text(encoding="utf-8")
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "python -m benchmarks.guard" in script
     assert script.index('step "main job"') < script.index('step "guard"')
     assert script.index('step "guard"') < script.index('step "checks"')
-    subprocess.run(["bash", "-n", str(root / ".ci" / "run")], check=True)
+    subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=True)

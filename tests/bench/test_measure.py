@@ -209,11 +209,15 @@ def test_plans_that_cannot_be(wrong: dict[str, float], says: str) -> None:
         Plan(**wrong)  # type: ignore[arg-type] # they are what is tested
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 101])
-@pytest.mark.parametrize("q", [0, 1, 25, 50, 75, 99, 100])
-def test_percentiles_are_numpys(count: int, q: float) -> None:
-    values = [random.expovariate(1.0) for _ in range(count)]
-    assert measure.percentile(values, q) == pytest.approx(float(np.percentile(values, q)))
+def test_percentiles_are_numpys() -> None:
+    wrong = []
+    for count in (1, 2, 3, 10, 101):
+        values = [random.expovariate(1.0) for _ in range(count)]
+        for q in (0, 1, 25, 50, 75, 99, 100):
+            theirs = float(np.percentile(values, q))
+            if measure.percentile(values, q) != pytest.approx(theirs):
+                wrong.append((count, q))
+    assert wrong == []
 
 
 def test_percentiles_that_do_not_exist() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from export_small import EXAMPLE, Exported, small_model
 
 from fastres.export import to_onnx
+from tests.support.small import EXAMPLE, Exported, small_model
 
 
 @pytest.fixture(scope="session")

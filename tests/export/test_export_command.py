@@ -10,11 +10,11 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from export_small import Small, small_model
 
 from fastres import cli, models
 from fastres.errors import VerificationError
 from fastres.export import command
+from tests.support.small import Small, small_model
 
 HERE = Path(__file__).parent
 

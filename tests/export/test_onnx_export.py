@@ -13,10 +13,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from export_small import EXAMPLE, OPERATORS, Exported, small_model
-from oracle import unchanged
 from torch import nn
-from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres import models
@@ -24,6 +21,9 @@ from fastres.errors import ArtifactError, FastresWarning, ModelError, OptionErro
 from fastres.export import model_file, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM, weights_sha256
 from fastres.transforms import Transforms
+from tests.support.oracle import unchanged
+from tests.support.small import EXAMPLE, OPERATORS, Exported, small_model
+from tests.zoo.statistics import randomise_statistics
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -9,15 +9,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_small import EXAMPLE, small_model
 from onnx import ModelProto, numpy_helper
 from torch import nn
-from zoo.resblk import ConcatenationNetwork
-from zoo.statistics import randomise_statistics
 
 from fastres.errors import ArtifactError, VerificationError
 from fastres.export import to_onnx, write
 from fastres.export.graph import Converted, convert
+from tests.support.small import EXAMPLE, small_model
+from tests.zoo.resblk import ConcatenationNetwork
+from tests.zoo.statistics import randomise_statistics
 
 
 def node(proto: ModelProto, name: str) -> onnx.NodeProto:

@@ -15,11 +15,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from export_small import EXAMPLE, Exported, small_model
 from onnx import TensorProto, helper, numpy_helper
 
 from fastres.errors import ArtifactError, FastresError
 from fastres.export import session, to_onnx
+from tests.support.small import EXAMPLE, Exported, small_model
 
 CASES = int(os.environ.get("FASTRES_FUZZ_CASES", "120"))
 """How many damaged files of each kind."""
@@ -43,6 +43,7 @@ def told(kind: str, counts: Counter[str], capsys: pytest.CaptureFixture[str]) ->
         print(f"\n{kind}: {sum(counts.values())} files: {listed}")
 
 
+@pytest.mark.campaign
 def test_flipped_bits(
     exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -62,6 +63,7 @@ def test_flipped_bits(
     assert counts["ArtifactError"] > 0.8 * CASES
 
 
+@pytest.mark.campaign
 def test_every_flipped_weight_is_found(exported: Exported, tmp_path: Path) -> None:
     whole, path = exported.path.read_bytes(), tmp_path / "m.onnx"
     proto = onnx.load(exported.path)
@@ -86,6 +88,7 @@ def test_truncated(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFix
     assert counts["loaded"] == 0
 
 
+@pytest.mark.campaign
 def test_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, counts, drawn = tmp_path / "m.onnx", Counter[str](), random.Random(4)
     for case in range(CASES):

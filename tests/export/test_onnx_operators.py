@@ -9,9 +9,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx_nets import IMAGE, NETWORKS, fixed_pooling, network
-from optimizing import optimize
-from small import Net, conv, net
 from torch import Tensor, nn
 
 from fastres.errors import ModelError
@@ -22,6 +19,9 @@ from fastres.ir import ops
 from fastres.ir.propagate import propagate
 from fastres.runtime.triton import fuse_blocks
 from fastres.transforms import Transforms
+from tests.support.onnx_nets import IMAGE, NETWORKS, fixed_pooling, network
+from tests.support.optimizing import optimize
+from tests.support.small import Net, conv, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 

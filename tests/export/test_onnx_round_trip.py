@@ -14,18 +14,18 @@ import pytest
 import timm
 import torch
 import torchvision.models
-from oracle import assert_as_accurate
-from test_reference_families import FAMILIES
 from torch import nn
-from zoo.quirks import QUIRKS
-from zoo.quirks_signature import SIGNATURES
-from zoo.resblk import ConcatenationNetwork
-from zoo.same_padding import SamePaddingResNet
-from zoo.statistics import randomise_statistics
 
 from fastres.errors import ModelError
 from fastres.export import session, to_onnx
 from fastres.export.tensorrt_operators import OPERATORS
+from tests.networks.test_reference_families import FAMILIES
+from tests.support.oracle import assert_as_accurate
+from tests.zoo.quirks import QUIRKS
+from tests.zoo.quirks_signature import SIGNATURES
+from tests.zoo.resblk import ConcatenationNetwork
+from tests.zoo.same_padding import SamePaddingResNet
+from tests.zoo.statistics import randomise_statistics
 
 
 def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: Any) -> Any:

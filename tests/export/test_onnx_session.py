@@ -12,8 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export_small import EXAMPLE, Exported
-from small import conv, net
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
@@ -28,6 +26,7 @@ from fastres.errors import (
 from fastres.export import Session, requirements, session, to_onnx, triton_server
 from fastres.export.metadata import CHECKSUM
 from fastres.system import target
+from tests.support.small import EXAMPLE, Exported, conv, net
 
 
 @pytest.fixture(scope="module")

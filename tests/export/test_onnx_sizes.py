@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import Net, PairNet, conv, net
 from torch import Tensor, nn
-from zoo.same_padding import same_pad
 
 from fastres.errors import ArtifactError, ModelError
 from fastres.export import session, to_onnx
+from tests.support.small import Net, PairNet, conv, net
+from tests.zoo.same_padding import same_pad
 
 SQUARE = torch.zeros(1, 4, 32, 32)
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from export_small import EXAMPLE, Exported, small_model
-from small import PairNet, conv, net
 
 import fastres
 from fastres.errors import OptionError, VerificationError
 from fastres.export import Session, session, triton_server
 from fastres.export.serving import triton_config, triton_repository
 from fastres.transforms import Transforms
+from tests.support.small import EXAMPLE, Exported, PairNet, conv, net, small_model
 
 text_format = pytest.importorskip("google.protobuf.text_format")
 model_config_pb2 = pytest.importorskip("tritonclient.grpc").model_config_pb2

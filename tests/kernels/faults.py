@@ -25,7 +25,7 @@ class Fault:
     """A mistake that somebody could make.
 
     Attributes:
-        module: of ``fastres.kernels``, with the device code.
+        module: of ``fastres.kernels.triton``, with the device code.
         what: what is wrong, in a few words.
         old, new: the text to be replaced, found exactly once in the source, and what replaces it.
         check: an ordinary test, or a part of one, that passes without the fault.
@@ -49,7 +49,7 @@ Replacements: TypeAlias = list[tuple[str, str, str, Callable[[], Any]]]
 
 def source_file(module: str) -> Path:
     """Where the device code stands."""
-    file = importlib.import_module(f"fastres.kernels.{module}").__file__
+    file = importlib.import_module(f"fastres.kernels.triton.{module}").__file__
     assert file is not None
     return Path(file)
 
@@ -90,7 +90,7 @@ def seeded(fault: Fault, folder: Path) -> Iterator[None]:
     assert spec is not None and spec.loader is not None
     faulty = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(faulty)
-    original = importlib.import_module(f"fastres.kernels.{fault.module}")
+    original = importlib.import_module(f"fastres.kernels.triton.{fault.module}")
     replacements = {
         id(function): getattr(faulty, name)
         for name, function in vars(original).items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import loops
 import onnx
 import pytest
 import torch
@@ -21,8 +20,7 @@ from fastres.kernels.activations import ACTIVATIONS, BY_ATEN, Activation
 from fastres.kernels.launch.checks import check_activation
 from fastres.runtime.native import abi
 from fastres.runtime.nonfinite import LARGEST, may_break
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT, loops
 
 
 @pytest.fixture(params=ACTIVATIONS.values(), ids=list(ACTIVATIONS))

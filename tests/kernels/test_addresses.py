@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 
 from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
 from fastres.kernels.tuning.elementwise import ElementwiseConfig
+from tests.support.addresses import accesses, last_program, touched
 
 
 @pytest.mark.parametrize("where", ["cpu", "meta"])

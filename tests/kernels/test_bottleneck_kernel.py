@@ -9,22 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    PRECISIONS,
-    assert_kernel_as_accurate,
-    channels_last_strides,
-    fenced,
-    guarded_output,
-    in_float64,
-    in_precision,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
@@ -39,6 +25,20 @@ from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.kernels.tuning import bottleneck as configs
 from fastres.kernels.tuning.bottleneck import BottleneckConfig
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    PRECISIONS,
+    assert_kernel_as_accurate,
+    channels_last_strides,
+    fenced,
+    guarded_output,
+    in_float64,
+    in_precision,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
+)
 
 SMALL = BottleneckConfig(16, 16, 16, 4, 2)
 """Tiles so small that a few pixels and channels make several in each direction."""
@@ -139,6 +139,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("spec", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers(spec: BottleneckSpec, precision: str, device: str) -> None:
@@ -210,6 +211,7 @@ def random_blocks(draw: st.DrawFn) -> BottleneckSpec:
     return block(conv, draw(st.integers(1, 40)), next_k, shortcut)
 
 
+@pytest.mark.campaign
 @given(spec=random_blocks())
 @settings(max_examples=25)
 def test_random_blocks(spec: BottleneckSpec, device: str) -> None:
@@ -228,6 +230,7 @@ def test_nan_and_infinity(name: str, place: int, value: float, device: str) -> N
     assert got[0][-1, :, -1, -1].isfinite().all()  # of another image
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("next_k", "stride"),
@@ -289,6 +292,7 @@ def test_wide_is_rounded_before_the_third_product(device: str) -> None:
     torch.testing.assert_close(head.double().cpu(), again, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("place", [0, 5])
 @pytest.mark.parametrize("name", ["next", "shortcut and next"])
 def test_memory_layouts_do_not_matter(name: str, place: int, device: str) -> None:

@@ -7,7 +7,6 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ import pytest
 from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, estimate_conv2d, fastest
 from fastres.kernels.tuning.gpus import by_name
+from tests.support import ROOT
 
-RECORD = Path(__file__).parents[2] / "benchmarks/results/gpu_day/2026-11-28b/layers.jsonl"
+RECORD = ROOT / "benchmarks/results/gpu_day/2026-11-28b/layers.jsonl"
 H100 = by_name("h100")
 
 

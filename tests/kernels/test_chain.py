@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 PROGRAM = """
 import dataclasses, importlib.util, sys
@@ -83,6 +83,7 @@ def test_they_wait_before_they_read_and_then_let_the_next_one_start(tmp_path: Pa
     assert found("        gdc_wait()\n", "        gdc_wait()\n", tmp_path) == "right"
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("old", "new"),
     [

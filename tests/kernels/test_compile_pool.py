@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
+
 PROGRAM = """
 import dataclasses, os, sys, threading
 import torch
-from fastres.kernels import compile_pool
+from fastres.kernels.launch import compile_pool
 from fastres.kernels.launch.compile_pool import CompilePool, distinct
 from fastres.kernels.launch.elementwise import add_relu_calls
 from fastres.kernels.tuning.gpus import architecture
@@ -61,9 +63,8 @@ def test_the_pool(tmp_path: Path) -> None:
         "PATH": "/usr/bin:/bin",
         "HOME": str(tmp_path),
     }
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=root, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "right", done.stderr[-3000:]
 
@@ -82,7 +83,7 @@ def test_options_say_what_is_compiled_differently() -> None:
 )
 def test_every_kernel_waits_before_it_reads_and_lets_the_next_one_start(kernel: str) -> None:
     """A launch that may start early and does not wait would read what is not written yet."""
-    text = (Path(__file__).parents[2] / "kernels" / f"{kernel}.py").read_text()
+    text = (ROOT / "kernels" / "triton" / f"{kernel}.py").read_text()
     for source in text.split("@triton.jit\n")[1:]:
         if source.partition("(")[0].endswith("_kernel"):
             assert "CHAINED: tl.constexpr = False" in source

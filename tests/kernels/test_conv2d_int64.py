@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from far_memory import FarTensor, run_program
 from torch import Tensor
 
 from fastres.kernels.launch.call import KernelCall
@@ -12,6 +11,7 @@ from fastres.kernels.launch.conv2d import conv2d_calls, workspace_bytes
 from fastres.kernels.packing import pack_conv2d, packed_shape
 from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig
+from tests.support.far_memory import FarTensor, run_program
 
 SMALL = Conv2dConfig(16, 16, 16)
 

@@ -7,18 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
-from kernel_oracle import (
-    PRECISIONS,
-    assert_kernel_as_accurate,
-    fenced,
-    guarded_output,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
@@ -31,6 +19,18 @@ from fastres.kernels.launch.elementwise import (
     scale_shift_calls,
 )
 from fastres.kernels.tuning.elementwise import ElementwiseConfig
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    PRECISIONS,
+    assert_kernel_as_accurate,
+    fenced,
+    guarded_output,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
+)
 
 STORED = ("fp16", "bf16", "fp32")  # tf32 is a way to multiply matrices
 

@@ -10,16 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_device import (
-    CannotRecord,
-    FakeDevice,
-    chain,
-    expected,
-    mixing_step,
-    result,
-    torch_step,
-    value,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
@@ -29,6 +19,16 @@ from fastres.runtime.triton.memory_planner import Arena, clashes
 from fastres.runtime.triton.packed_weights import PackedWeights
 from fastres.runtime.triton.plan import Plan, Result
 from fastres.runtime.triton.workspace import Workspace
+from tests.support.fake_device import (
+    CannotRecord,
+    FakeDevice,
+    chain,
+    expected,
+    mixing_step,
+    result,
+    torch_step,
+    value,
+)
 
 SHAPE = (2, 3, 4, 5)
 
@@ -387,6 +387,7 @@ def plans(draw: st.DrawFn) -> Plan:
     return Plan(inputs, 0, steps, [result(name) for name in wanted])
 
 
+@pytest.mark.campaign
 @given(plans())
 @settings(max_examples=150)
 def test_any_program_computes_in_its_arena_what_it_computes_in_memory_without_end(
@@ -399,6 +400,7 @@ def test_any_program_computes_in_its_arena_what_it_computes_in_memory_without_en
         check(bound.executable, torch.randn(SHAPE), torch.randn(SHAPE))
 
 
+@pytest.mark.campaign
 @given(plans())
 @settings(max_examples=60)
 def test_two_values_share_memory_only_where_one_overwrites_the_other(plan: Plan) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import optimize
 from torch import Tensor, fx
 
 import fastres
@@ -19,6 +18,7 @@ from fastres.runtime.triton.lower import Planned, plan_for
 from fastres.runtime.triton.memory_planner import clashes
 from fastres.runtime.triton.plan import KernelStep, Plan, TorchStep
 from fastres.runtime.triton.tactics import Tactics
+from tests.support.optimizing import optimize
 
 STAGES = ("layer1", "layer2")
 """conv2_x and conv3_x."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from fake_device import CannotRecord, FakeDevice, call, torch_step, value
 from rich.console import Console
 from torch import Tensor, fx, nn
 
@@ -24,6 +23,7 @@ from fastres.runtime.triton.plan import KernelStep, Step, TorchStep, Value, dens
 from fastres.runtime.triton.tactics import CANDIDATES, Layer, Tactics, Tuner
 from fastres.runtime.triton.tuning_cache import Identity, TuningCache
 from fastres.runtime.triton.workspace import Workspace
+from tests.support.fake_device import CannotRecord, FakeDevice, call, torch_step, value
 
 A100, T4 = by_name("a100"), by_name("t4")
 IDENTITY = Identity("fake", "1", "3.8", "91900", "00")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import interpreter
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+
+from tests.support import interpreter
 
 
 @triton.jit  # type: ignore[untyped-decorator]

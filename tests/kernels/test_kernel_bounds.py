@@ -6,13 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_bottleneck_kernel
-import test_conv2d_int64
-import test_conv2d_kernel
-import test_pointwise_kernel
-import test_stem_kernel
 import torch
-from addresses import accesses, assert_within_bounds, last_program, touched
 from torch import Tensor
 
 from fastres.kernels.launch.elementwise import add_relu_calls, scale_shift_calls
@@ -27,6 +21,14 @@ from fastres.kernels.launch.pooling import (
 from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.kernels.tuning.elementwise import ElementwiseConfig, TransposeConfig
 from fastres.kernels.tuning.pooling import PoolConfig, PoolLinearConfig
+from tests.kernels import (
+    test_bottleneck_kernel,
+    test_conv2d_int64,
+    test_conv2d_kernel,
+    test_pointwise_kernel,
+    test_stem_kernel,
+)
+from tests.support.addresses import accesses, assert_within_bounds, last_program, touched
 
 SMALL = PoolConfig(16, 16)
 IMAGES = [(2, 40, 3, 5), (1, 16, 4, 4), (3, 1, 1, 1), (2, 3, 7, 3)]

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import kernel_oracle
 import pytest
 import torch
-from kernel_oracle import PRECISIONS, assert_kernel_as_accurate
 
 from fastres.kernels import reference
+from tests.support import ROOT, kernel_oracle
+from tests.support.kernel_oracle import PRECISIONS, assert_kernel_as_accurate
 
 SHAPE = (2, 5, 3, 4)
 
@@ -127,13 +127,12 @@ def test_references_know_relu() -> None:
 
 def pytest_on(test: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run one test file under this repository's tests/conftest.py, without seeing any GPU."""
-    tests = Path(__file__).parent.parent
-    for name in ("conftest.py", "gpu_runs.py", "interpreter.py"):
-        (folder / name).write_text((tests / name).read_text(encoding="utf-8"), encoding="utf-8")
+    conftest = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    (folder / "conftest.py").write_text(conftest, encoding="utf-8")
     (folder / "test_some.py").write_text(test, encoding="utf-8")
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu: a GPU\n", encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", *options, "."]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 

@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
-from kernel_oracle import (
+from torch import Tensor
+
+from fastres.errors import InputError
+from fastres.kernels.launch.layout import convert_calls, to_channels_last, to_nchw
+from fastres.kernels.tuning.elementwise import TransposeConfig, choose_transpose
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
     PRECISIONS,
     channels_last_strides,
     fenced,
@@ -17,11 +22,6 @@ from kernel_oracle import (
     random_images,
     random_tensor,
 )
-from torch import Tensor
-
-from fastres.errors import InputError
-from fastres.kernels.launch.layout import convert_calls, to_channels_last, to_nchw
-from fastres.kernels.tuning.elementwise import TransposeConfig, choose_transpose
 
 SHAPES = {
     "photographs": (2, 3, 9, 11),

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_oracle import channels_last_strides
-from optimizing import optimize
-from small import assert_right, conv, images, net
 from torch import Tensor, nn
 
 from fastres.kernels.launch import layout
 from fastres.runtime.triton.layouts import laid_out
+from tests.support.kernel_oracle import channels_last_strides
+from tests.support.optimizing import optimize
+from tests.support.small import assert_right, conv, images, net
 
 
 @pytest.fixture

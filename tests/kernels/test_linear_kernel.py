@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_oracle import judge, random_tensor, random_vector, strided
 
 from fastres.errors import InputError
 from fastres.kernels import reference
 from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.launch.linear import linear, linear_calls
 from fastres.kernels.tuning.conv2d import Conv2dConfig
+from tests.support.kernel_oracle import judge, random_tensor, random_vector, strided
 
 SMALL = Conv2dConfig(16, 32, 16)
 

@@ -8,22 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import faults_blocks
-import faults_convolution
-import faults_elementwise
-import faults_pooling
-import faults_stem
-import interpreter
 import pytest
-from faults import Fault, seeded, source_file
 
-FAULTS = [
-    *faults_elementwise.FAULTS,
-    *faults_pooling.FAULTS,
-    *faults_convolution.FAULTS,
-    *faults_blocks.FAULTS,
-    *faults_stem.FAULTS,
-]
+from tests.kernels.fault_table import FAULTS
+from tests.kernels.faults import Fault, seeded, source_file
+from tests.support import interpreter
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +20,7 @@ def strict_interpreter() -> None:
     interpreter.install()
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_seeded_fault_is_noticed(fault: Fault, tmp_path: Path) -> None:
     with seeded(fault, tmp_path), pytest.raises(AssertionError):
@@ -47,13 +37,14 @@ def described(check: Callable[[], Any]) -> str:
 CHECKS = {described(fault.check): fault.check for fault in FAULTS}
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 def test_without_a_fault_the_check_passes(check: Callable[[], Any]) -> None:
     check()
 
 
 def test_every_device_module_has_faults() -> None:
-    folder = source_file("call").parent
+    folder = source_file("conv2d").parent
     device = {path.stem for path in folder.glob("*.py") if "@triton.jit" in path.read_text("utf-8")}
     # Interpreted, chained launches are like others: their faults are in test_chain.
     assert device - {fault.module for fault in FAULTS} == {"chain"}
@@ -68,7 +59,7 @@ def test_a_fault_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
 def test_afterwards_everything_is_as_before(tmp_path: Path) -> None:
     fault = next(fault for fault in FAULTS if fault.module == "activations")
     activations, *others = (
-        vars(importlib.import_module(f"fastres.kernels.{name}"))
+        vars(importlib.import_module(f"fastres.kernels.triton.{name}"))
         for name in ("activations", "elementwise", "pooling")
     )
     before = activations["activate"]

@@ -11,18 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import optimize
-from oracle import assert_as_accurate
 from torch import Tensor, nn
-from zoo.configurable import BottleneckUnit, ConfigurableResNet
-from zoo.resblk import ConcatenationNetwork, ResBlkNetwork
-from zoo.residual_notes import nested_sequential_network, one_channel_network
-from zoo.statistics import randomise_statistics
 
 import fastres
 from fastres.report import KINDS
 from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.plan import KernelStep
+from tests.support.optimizing import optimize
+from tests.support.oracle import assert_as_accurate
+from tests.zoo.configurable import BottleneckUnit, ConfigurableResNet
+from tests.zoo.resblk import ConcatenationNetwork, ResBlkNetwork
+from tests.zoo.residual_notes import nested_sequential_network, one_channel_network
+from tests.zoo.statistics import randomise_statistics
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SMALLEST = "concatenation"
+NAMES = [
+    pytest.param(name, marks=() if name == SMALLEST else pytest.mark.campaign) for name in CASES
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_network(name: str, device: str) -> None:
     case = CASES[name]
     torch.manual_seed(0)

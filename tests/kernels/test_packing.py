@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import rounded_to_tf32
 
 from fastres.errors import InputError
 from fastres.kernels.packing import (
@@ -17,6 +16,7 @@ from fastres.kernels.packing import (
     rounded,
     super_groups,
 )
+from tests.support.kernel_oracle import rounded_to_tf32
 
 # channels and filters per group, groups -> groups of a super-group
 TOGETHER = {

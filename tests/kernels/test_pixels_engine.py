@@ -11,9 +11,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import optimize
-from oracle import PRECISIONS, assert_as_accurate, in_precision
-from small import Net, conv, images, measured
 from torch import Tensor, nn
 
 from fastres.capture import pipeline
@@ -24,6 +21,9 @@ from fastres.runtime.triton.lower import Planned, plan_for
 from fastres.runtime.triton.plan import KernelStep, Plan
 from fastres.runtime.triton.tactics import Tactics
 from fastres.transforms import Transforms
+from tests.support.optimizing import optimize
+from tests.support.oracle import PRECISIONS, assert_as_accurate, in_precision
+from tests.support.small import Net, conv, images, measured
 
 FAR = Transforms(None, None, mean=(6.0, -9.0, 7.0), std=(0.2, 0.3, 0.25))
 FACTOR = 2.0

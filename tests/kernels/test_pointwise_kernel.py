@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_oracle import (
-    fenced,
-    guarded_output,
-    judge,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 
 from fastres.kernels import reference
 from fastres.kernels.activations import ACTIVATIONS
@@ -19,6 +11,14 @@ from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d
 from fastres.kernels.spec import ConvSpec, Padding, Pair
 from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_descriptors
+from tests.support.kernel_oracle import (
+    fenced,
+    guarded_output,
+    judge,
+    random_images,
+    random_tensor,
+    random_vector,
+)
 
 SMALL = Conv2dConfig(16, 16, 16, descriptors=True)
 PLAIN: tuple[Pair, Padding, Pair, int] = ((1, 1), (0, 0, 0, 0), (1, 1), 1)
@@ -39,6 +39,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)

@@ -7,16 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
-from kernel_oracle import (
-    fenced,
-    guarded_output,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels import reference
@@ -28,6 +18,16 @@ from fastres.kernels.tuning.pooling import (
     PoolLinearConfig,
     choose_pool_linear,
     pool_linear_candidates,
+)
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    fenced,
+    guarded_output,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
 )
 
 STORED = ("fp16", "bf16", "fp32")

@@ -9,17 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    fenced,
-    guarded_output,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-)
 from torch import Tensor
 
 from fastres.kernels import reference
@@ -33,6 +24,15 @@ from fastres.kernels.launch.pooling import (
 )
 from fastres.kernels.tuning.pooling import (
     PoolConfig,
+)
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    fenced,
+    guarded_output,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
 )
 
 STORED = ("fp16", "bf16", "fp32")
@@ -133,6 +133,7 @@ def test_negative_images_are_not_padded_with_zero(device: str) -> None:
     check_pool(max_pool2d_calls, reference.max_pool2d, x, arguments, "fp16")
 
 
+@pytest.mark.campaign
 @settings(max_examples=50)
 @given(
     axes=st.tuples(*[st.tuples(*[st.integers(1, most) for most in (9, 4, 4, 2)])] * 2),

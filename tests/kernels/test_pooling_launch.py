@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_oracle import random_images
 
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.pooling import (
@@ -18,6 +17,7 @@ from fastres.kernels.launch.pooling import (
     pooled_size,
 )
 from fastres.kernels.tuning.pooling import PoolConfig, choose_global_avg_pool, choose_pool2d
+from tests.support.kernel_oracle import random_images
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
-import codegen_simple
 import pytest
+
+from tests.support import codegen
+
+pytestmark = pytest.mark.campaign
 
 NAMES = (
     *("add_relu", "scale_shift", "max_pool2d", "avg_pool2d", "global_avg_pool", "pool_linear"),
@@ -20,30 +19,24 @@ NAMES = (
 @pytest.fixture(scope="module")
 def compiled() -> dict[tuple[str, ...], dict[str, Any]]:
     """What was read of each kernel, by its name and the case."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, codegen_simple.__file__], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {(line["name"], *line["case"]): line for line in lines}
+    return {(line["name"], *line["case"]): line for line in codegen.read("simple")}
 
 
-@pytest.mark.parametrize("case", codegen_simple.CASES, ids="-".join)
-@pytest.mark.parametrize("name", NAMES)
-def test_budgets(name: str, case: tuple[str, ...], compiled: Any) -> None:
-    found = compiled[(name, *case)]
-    assert found["wrong"] == []
-    assert found["int64"] == (case[0] == "large")
+def test_budgets(compiled: Any) -> None:
+    assert set(compiled) == {(name, *case) for name in NAMES for case in codegen.SIMPLE}
+    assert {at: found["wrong"] for at, found in compiled.items() if found["wrong"]} == {}
+    assert {at[1] for at, found in compiled.items() if found["int64"]} == {"large"}
+    assert all(found["int64"] for at, found in compiled.items() if at[1] == "large")
 
 
-@pytest.mark.parametrize("case", [c for c in codegen_simple.CASES if c[0] != "one"], ids="-".join)
-@pytest.mark.parametrize("name", ["add_relu", "scale_shift", "max_pool2d", "avg_pool2d"])
-def test_every_access_has_16_bytes(name: str, case: tuple[str, ...], compiled: Any) -> None:
-    assert {kind: list(sizes) for kind, sizes in compiled[(name, *case)]["copies"].items()} == {
-        "load": ["16"],
-        "store": ["16"],
+def test_every_access_has_16_bytes(compiled: Any) -> None:
+    names = ("add_relu", "scale_shift", "max_pool2d", "avg_pool2d")
+    sizes = {
+        at: {kind: list(found) for kind, found in compiled[at]["copies"].items()}
+        for at in ((name, *case) for name in names for case in codegen.SIMPLE if case[0] != "one")
     }
+    whole = {"load": ["16"], "store": ["16"]}
+    assert {at: found for at, found in sizes.items() if found != whole} == {}
 
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_90", "gfx942"])

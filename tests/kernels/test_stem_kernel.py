@@ -9,23 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from addresses import accesses, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    PRECISIONS,
-    assert_kernel_as_accurate,
-    channels_last_strides,
-    fenced,
-    guarded_output,
-    in_float64,
-    in_precision,
-    judge,
-    layouts,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 from torch import Tensor
 
 from fastres.errors import InputError, OptionError
@@ -42,6 +27,21 @@ from fastres.kernels.tuning.stem import (
     row_layout,
     supports,
     tiles,
+)
+from tests.support.addresses import accesses, last_program, touched
+from tests.support.kernel_oracle import (
+    PRECISIONS,
+    assert_kernel_as_accurate,
+    channels_last_strides,
+    fenced,
+    guarded_output,
+    in_float64,
+    in_precision,
+    judge,
+    layouts,
+    random_images,
+    random_tensor,
+    random_vector,
 )
 
 SMALL = StemConfig(8, 8, 16, 4, 2)
@@ -117,6 +117,7 @@ def check(
     return got
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("spec", STEMS.values(), ids=STEMS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers(spec: StemSpec, precision: str, device: str) -> None:
@@ -180,6 +181,7 @@ def random_stems(draw: st.DrawFn) -> StemSpec:
     return stem(conv, taps, padding if conv.p > 2 and conv.q > 2 else (1, 1))
 
 
+@pytest.mark.campaign
 @given(spec=random_stems())
 @settings(max_examples=25)
 def test_random_stems(spec: StemSpec, device: str) -> None:

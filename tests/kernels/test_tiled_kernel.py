@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from addresses import accesses, assert_within_bounds, last_program, touched
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_oracle import (
-    fenced,
-    guarded_output,
-    judge,
-    random_images,
-    random_tensor,
-    random_vector,
-)
 
 from fastres.dtypes import PRECISIONS
 from fastres.kernels import reference
@@ -28,6 +19,15 @@ from fastres.kernels.launch.conv2d import conv2d, conv2d_calls
 from fastres.kernels.packing import pack_conv2d, packed_shape
 from fastres.kernels.spec import ConvSpec
 from fastres.kernels.tuning.conv2d import Conv2dConfig, allows_boxes
+from tests.support.addresses import accesses, assert_within_bounds, last_program, touched
+from tests.support.kernel_oracle import (
+    fenced,
+    guarded_output,
+    judge,
+    random_images,
+    random_tensor,
+    random_vector,
+)
 
 
 def boxes(
@@ -313,6 +313,7 @@ def specs(draw: st.DrawFn) -> ConvSpec:
     )
 
 
+@pytest.mark.campaign
 @given(
     spec=specs(),
     precision=st.sampled_from(["fp16", "bf16", "tf32", "fp32"]),

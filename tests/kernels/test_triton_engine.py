@@ -14,10 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_device import FakeDevice
-from optimizing import optimize
-from oracle import assert_as_accurate
-from small import Net, assert_right, conv, images, measured, net
 from torch import Tensor, fx, nn
 
 import fastres
@@ -32,8 +28,11 @@ from fastres.runtime.triton.engine import TritonEngine
 from fastres.runtime.triton.executable import TritonExecutable
 from fastres.runtime.triton.plan import KernelStep, TorchStep
 from fastres.runtime.triton.tuning_cache import Identity
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support import ROOT
+from tests.support.fake_device import FakeDevice
+from tests.support.optimizing import optimize
+from tests.support.oracle import assert_as_accurate
+from tests.support.small import Net, assert_right, conv, images, measured, net
 
 
 def small() -> nn.Module:

@@ -11,17 +11,17 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cxx import tool
-from native.awkward_cases import CASES
-from native.emulator import loaded, tile_instructions
-from native.one_convolution import Case, Result, Setting, pixels
 
 from fastres.runtime.native import library
 from fastres.runtime.native.abi import ACTIVATIONS
+from tests.support import ROOT
+from tests.support.cxx import tool
+from tests.support.native.awkward_cases import CASES
+from tests.support.native.emulator import loaded, tile_instructions
+from tests.support.native.one_convolution import Case, Result, Setting, pixels
 
 ISA = "amx_bf16"
 
@@ -146,13 +146,12 @@ def test_software_refuses_what_the_processor_would(units: int, sentence: str) ->
         if counts.hardware:
             pytest.skip("the processor has AMX")
     program = f"""
-from native.emulator import loaded, tile_instructions
-from native.one_convolution import Case, Setting, pixels
+from tests.support.native.emulator import loaded, tile_instructions
+from tests.support.native.one_convolution import Case, Setting, pixels
 with tile_instructions():
     Setting(Case(pixels(1), units={units}), "{ISA}").run(loaded())
 """
-    tests = Path(__file__).parent.parent
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tests, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert sentence in done.stderr

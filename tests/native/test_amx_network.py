@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.emulator import tile_instructions
 from torch import nn
 
 import fastres
 from fastres.dtypes import PRECISIONS
 from fastres.models import resnet50
 from fastres.runtime.native.library import Library
+from tests.support.native.emulator import tile_instructions
 
 
 @pytest.fixture

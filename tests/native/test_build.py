@@ -13,7 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from cxx import COMPILER, ROOT, SOURCES, needs_compiler, settings, shared_library, tool
+
+from tests.support import ROOT
+from tests.support.cxx import (
+    COMPILER,
+    SOURCES,
+    needs_compiler,
+    settings,
+    shared_library,
+    tool,
+)
 
 NAME = "_native.abi3.so"
 
@@ -96,6 +105,7 @@ def loaded(path: Path, *functions: str) -> list[int]:
     return [int(line) for line in run(sys.executable, "-c", code, path, *functions).split()]
 
 
+@pytest.mark.campaign
 def test_the_installed_library_answers(library: Path) -> None:
     from fastres.runtime.native.abi import ABI, COp
 
@@ -104,12 +114,14 @@ def test_the_installed_library_answers(library: Path) -> None:
     assert loaded(library, "fr_abi", "fr_op_bytes") == [ABI, ctypes.sizeof(COp)]
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
 def test_it_shows_its_interface_and_nothing_else(library: Path) -> None:
     lines = run(tool("nm"), "--dynamic", "--defined-only", library).splitlines()
     assert sorted(line.split()[-1] for line in lines) == sorted(in_sources(r"FR_API .*?(fr_\w+)\("))
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
 def test_it_needs_what_every_system_with_torch_has(library: Path) -> None:
     needed = re.findall(r"NEEDED\s+(\S+)", run(tool("objdump"), "-p", library))
@@ -118,6 +130,7 @@ def test_it_needs_what_every_system_with_torch_has(library: Path) -> None:
     assert [name for name in needed if not re.fullmatch(usual, name)] == []
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(sys.platform != "linux", reason="ELF")
 def test_it_is_hardened(library: Path) -> None:
     """Guarded stacks, no writable table of functions, no executable stack."""
@@ -172,6 +185,7 @@ AVX512 = f"AVX512|AVX512_BF16|{AMX}"
 AVX2 = f"AVX2|{AVX512}"
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("registers", "sets", "endings"),
     [
@@ -194,6 +208,7 @@ def test_instructions_are_only_where_they_were_asked_for(
     assert [name for name in sorted(found - wanted) if not name.endswith(endings)] == []
 
 
+@pytest.mark.campaign
 @needs_compiler
 def test_where_there_are_no_kernels_it_says_so(tmp_path: Path) -> None:
     library = shared_library(tmp_path / NAME, "-O0", "-DFR_NO_KERNELS")
@@ -202,6 +217,7 @@ def test_where_there_are_no_kernels_it_says_so(tmp_path: Path) -> None:
     assert all(hasattr(functions, name) for name in in_sources(r"FR_API .*?(fr_\w+)\("))
 
 
+@pytest.mark.campaign
 def test_without_a_compiler_it_is_installed_without_the_library(tmp_path: Path) -> None:
     target = install(tmp_path, CC="/bin/false", CXX="/bin/false")
     assert (target / "fastres" / "kernels" / "cpu" / "__init__.py").exists()

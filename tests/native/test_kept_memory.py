@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import psutil
 import pytest
 import torch
-from native.emulator import loaded
-from native.separate import not_under_sanitizers, separately
 from torch import nn
 
 import fastres
 from fastres.runtime.native.library import LEAST_KEPT, Library, let_go
+from tests.support.native.emulator import loaded
+from tests.support.separate import not_under_sanitizers, separately
 
 pytestmark = not_under_sanitizers
 MIB = 2**20
@@ -85,8 +85,8 @@ def test_it_is_given_up_before_memory_is_refused() -> None:
     loaded()
     code = """
         import resource, torch, fastres, warnings
-        from native.test_kept_memory import network
-        from native.emulator import loaded
+        from tests.native.test_kept_memory import network
+        from tests.support.native.emulator import loaded
         loaded().keep(1 << 40)
         fast = fastres.optimize(network(), torch.zeros(1, 3, 32, 32), engine="native", threads=1)
         fast(torch.zeros(1, 3, 1500, 1500))

@@ -8,21 +8,24 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
-from native.by_hand import SETS, check, inputs_of, subgraph
-from native.emulator import loaded
-from native.examined import Examined
-from native.random_graphs import RandomGraph, graphs, kept_size_specs, specs
-from optimizing import optimize
-from oracle import PRECISIONS, assert_as_accurate, float64_error
-from test_properties import build
-from zoo.generated import Network, networks
 
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.abi import ACTIVATIONS
+from tests.networks.test_properties import build
+from tests.support.native.by_hand import SETS, check, inputs_of, subgraph
+from tests.support.native.emulator import loaded
+from tests.support.native.examined import Examined
+from tests.support.native.random_graphs import RandomGraph, graphs, kept_size_specs, specs
+from tests.support.optimizing import optimize
+from tests.support.oracle import PRECISIONS, assert_as_accurate, float64_error
+from tests.zoo.generated import Network, networks
 
 # torch says so once in a process, of the model itself.
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
+]
 
 sets_here = st.deferred(
     lambda: st.sampled_from([(p, isa) for p, isa in SETS if isa in loaded().isas])
@@ -65,7 +68,7 @@ FACTOR = 5.0
 
 @given(made=graphs(), which=sets_here, threads=st.integers(1, 3))
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-def test_any_piece(made: RandomGraph, which: tuple[str, str], threads: int) -> None:
+def test_any_subgraph(made: RandomGraph, which: tuple[str, str], threads: int) -> None:
     precision, isa = which
     dtype = PRECISIONS[precision]
     torch.manual_seed(0)

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from native.by_hand import Convolution, arguments_of, check, each_set, needs, subgraph
-from native.emulator import tile_instructions
-from oracle import PRECISIONS, assert_as_accurate
 
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
@@ -18,6 +15,9 @@ from fastres.runtime.native.library import Library
 from fastres.runtime.native.plan_builder import uses_winograd
 from fastres.runtime.native.subgraph import NativeSubgraph
 from fastres.runtime.nonfinite import NonFinite
+from tests.support.native.by_hand import Convolution, arguments_of, check, each_set, needs, subgraph
+from tests.support.native.emulator import tile_instructions
+from tests.support.oracle import PRECISIONS, assert_as_accurate
 
 AROUND = (1, 1, 1, 1)
 

@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from native.by_hand import SETS, needs
-from optimizing import optimize
-from oracle import PRECISIONS
-from small import Net, assert_right, conv, images, measured, net, pair_net
-from test_engine import BORN_INSIDE, layouts
-from test_sharing import leaves
 from torch import Tensor, nn
 
 import fastres
 from fastres.errors import NotOptimizedError
 from fastres.runtime.native.subgraph import NativeSubgraph
+from tests.runtime.test_engine import BORN_INSIDE, layouts
+from tests.runtime.test_sharing import leaves
+from tests.support.native.by_hand import SETS, needs
+from tests.support.optimizing import optimize
+from tests.support.oracle import PRECISIONS
+from tests.support.small import Net, assert_right, conv, images, measured, net, pair_net
 
 
 @pytest.fixture(params=SETS, ids=[isa for _, isa in SETS])

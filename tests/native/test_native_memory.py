@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native.by_hand import Convolution, arguments_of, each_set, needs, subgraph
-from native.examined import Examined, Places, places, ranges
-from native.test_native_convolutions import SHAPES, WINOGRAD, always
-from oracle import PRECISIONS
 from torch import fx
 
 from fastres.ir import ops
@@ -15,6 +11,10 @@ from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.plan import Plan
 from fastres.runtime.native.subgraph import NativeSubgraph
+from tests.native.test_native_convolutions import SHAPES, WINOGRAD, always
+from tests.support.native.by_hand import Convolution, arguments_of, each_set, needs, subgraph
+from tests.support.native.examined import Examined, Places, places, ranges
+from tests.support.oracle import PRECISIONS
 
 AROUND = (1, 1, 1, 1)
 

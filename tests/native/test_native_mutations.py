@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cxx import needs_compiler
-from native.emulator import loaded
-from native.native_faults import FAULTS, PLANNER_FAULTS, Fault, compiled
-from native.separate import not_under_sanitizers, separately
+
+from tests.native.faults import FAULTS, PLANNER_FAULTS, Fault, compiled
+from tests.support.cxx import needs_compiler
+from tests.support.native.emulator import loaded
+from tests.support.separate import not_under_sanitizers, separately
 
 pytestmark = [needs_compiler, not_under_sanitizers]
 
@@ -19,15 +20,17 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     loaded()
     libraries = compiled(FAULTS, tmp_path_factory.mktemp("faults"))
     pairs = [f"{name}={path}" for name, path in libraries.items()]
-    code = f"from native.native_faults import main; main({pairs!r})"
+    code = f"from tests.native.faults import main; main({pairs!r})"
     said = [line.partition("=") for line in separately(code).splitlines()]
     return {name: text for name, _, text in said}
 
 
+@pytest.mark.campaign
 def test_without_a_fault_the_checks_pass(outcomes: dict[str, str]) -> None:
     assert outcomes["none"] == "passed"
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", [*(fault.name for fault in FAULTS), *PLANNER_FAULTS])
 def test_a_seeded_fault_is_noticed(name: str, outcomes: dict[str, str]) -> None:
     needed = {"winograd": "avx512", "tiles_avx512": "avx512", "finish": "avx512", "pairs": "bf16"}

@@ -6,11 +6,11 @@ import platform
 import sys
 
 import pytest
-from cxx import COMPILER
-from native.emulator import loaded
-from native.separate import not_under_sanitizers, separately
 
 from fastres.runtime.native import library
+from tests.support.cxx import COMPILER
+from tests.support.native.emulator import loaded
+from tests.support.separate import not_under_sanitizers, separately
 
 pytestmark = not_under_sanitizers
 
@@ -76,7 +76,7 @@ def test_with_an_instruction_set_that_there_is_not() -> None:
 
 FORK = """
     import os, sys, torch, fastres
-    from native.test_native_engine import block_net, image
+    from tests.native.test_native_engine import block_net, image
     threads = {threads}
     fast = fastres.optimize(block_net(), image(), engine="native", threads=threads)
     x = image(5)
@@ -106,6 +106,7 @@ FORK = """
 """
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("threads", "before"), [(1, True), (3, True), (3, False)])
 def test_children_after_fork(threads: int, before: bool) -> None:
     """They call the model and end, and so do theirs; whether or not the parent had called it."""
@@ -114,12 +115,13 @@ def test_children_after_fork(threads: int, before: bool) -> None:
     assert separately(code, OMP_NUM_THREADS="1").splitlines()[-1] == "done"
 
 
+@pytest.mark.campaign
 def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
     """Without torch's own functions in that thread, which may abort a process that ends."""
     loaded()
     code = """
         import threading, torch
-        from native.by_hand import Convolution, arguments_of, subgraph
+        from tests.support.native.by_hand import Convolution, arguments_of, subgraph
         from fastres.runtime.native.abi import COutside
         from fastres.runtime.native.subgraph import _outside
         from fastres.kernels.spec import ConvSpec
@@ -146,8 +148,8 @@ def test_a_process_ends_while_a_thread_runs_a_plan() -> None:
 
 GUARDED = """
     import torch
-    from native.by_hand import SETS, arguments_of, check, Convolution, loaded
-    from native.test_native_convolutions import AROUND, SHAPES, WINOGRAD
+    from tests.support.native.by_hand import SETS, arguments_of, check, Convolution, loaded
+    from tests.native.test_native_convolutions import AROUND, SHAPES, WINOGRAD
     from fastres.runtime.native import schedule
     schedule.winograd_pays = lambda spec, itemsize: True
     torch.manual_seed(0)
@@ -161,17 +163,19 @@ GUARDED = """
 """
 
 
+@pytest.mark.campaign
 def test_between_guard_pages() -> None:
     """Every buffer with pages around it that nobody may touch: a crash names its convolution."""
     loaded()
     assert separately(GUARDED)
 
 
+@pytest.mark.campaign
 def test_guard_pages_notice() -> None:
     """An import that is told of more rows than there are runs into the page behind its buffer."""
     loaded()
     code = """
-        from native.by_hand import Convolution, arguments_of, subgraph
+        from tests.support.native.by_hand import Convolution, arguments_of, subgraph
         from fastres.runtime.native.subgraph import CompiledPlan
         from fastres.kernels.spec import ConvSpec
         import torch
@@ -191,5 +195,8 @@ def test_guard_pages_notice() -> None:
     """
     with pytest.raises(AssertionError, match=r"ended with -11 .* behind\nbefore"):
         separately(
-            code.replace("given = arg", "from native.emulator import loaded\n        given = arg")
+            code.replace(
+                "given = arg",
+                "from tests.support.native.emulator import loaded\n        given = arg",
+            )
         )

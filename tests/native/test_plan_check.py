@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from native.emulator import loaded
-from optimizing import optimize
-from small import Net, assert_right, conv, images
 from torch import Tensor, nn
 
 from fastres.errors import FastresError
 from fastres.runtime.native import plan_builder
 from fastres.runtime.native.abi import ARENA, COp
 from fastres.runtime.native.plan import Plan
+from tests.support.native.emulator import loaded
+from tests.support.optimizing import optimize
+from tests.support.small import Net, assert_right, conv, images
 
 
 def function(m: Any, x: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from native.emulator import loaded
-from native.separate import not_under_sanitizers, separately
-from optimizing import optimize
 from torch import Tensor, nn
 
 from fastres.runtime.native import plan_builder, release
+from tests.support.native.emulator import loaded
+from tests.support.optimizing import optimize
+from tests.support.separate import not_under_sanitizers, separately
 
 pytestmark = not_under_sanitizers
 
@@ -85,7 +85,7 @@ def test_what_is_no_part_of_a_plan_is_refused() -> None:
     loaded()
     code = """
         import ctypes
-        from native.emulator import loaded
+        from tests.support.native.emulator import loaded
         from fastres.runtime.native.abi import COp, CPhase
         library = loaded()
         plan = library.plan_create((COp * 1)(), 1, (CPhase * 0)(), 0, 1, 8192, None, 0)
@@ -98,7 +98,7 @@ def test_what_is_no_part_of_a_plan_is_refused() -> None:
 
 PEAK = """
     import torch, torchvision, fastres
-    from native.emulator import loaded
+    from tests.support.native.emulator import loaded
     loaded().keep(1 << 20)
     model = torchvision.models.resnet18().eval()
     call = model if {eager} else fastres.optimize(
@@ -115,6 +115,7 @@ PEAK = """
 """
 
 
+@pytest.mark.campaign
 def test_one_large_image_takes_no_more_than_eager_and_is_given_back() -> None:
     loaded()
     theirs, _ = map(int, separately(PEAK.format(eager=True)).split())

@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cxx import COMPILER, ROOT, SOURCES, shared_library
 
 from fastres.runtime.native.abi import ISAS
+from tests.support import ROOT
+from tests.support.cxx import COMPILER, SOURCES, shared_library
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="written for Linux")
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(sys.platform != "linux", reason="written for Linux"),
+]
 
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 THREAD = ["-fsanitize=thread"]
@@ -130,7 +134,7 @@ def test_the_tests_of_the_engine_under_the_address_sanitizer(checked: Path) -> N
     tests = Path(__file__).parent
     here = [f"--ignore={tests / name}" for name in ("test_build.py", Path(__file__).name)]
     # Tests that read machine code mean the ordinary build's.
-    options = ["-q", "-p", "no:cacheprovider", "-k", "not main_loop", *here]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "", "-k", "not main_loop", *here]
     done = under_address_sanitizer(checked, "-m", "pytest", *options, str(tests))
     assert done.returncode == 0, reports(checked) + done.stdout + done.stderr
     assert " passed" in done.stdout

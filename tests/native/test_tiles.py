@@ -9,11 +9,11 @@ import itertools
 
 import numpy as np
 import pytest
-from native.awkward_cases import CASES
-from native.emulator import loaded
-from native.one_convolution import Case, Setting, pixels
 
 from fastres.runtime.native.abi import ACTIVATIONS
+from tests.support.native.awkward_cases import CASES
+from tests.support.native.emulator import loaded
+from tests.support.native.one_convolution import Case, Setting, pixels
 
 MOST_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14}
 

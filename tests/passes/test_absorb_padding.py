@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, operator_name
-from small import conv, net, optimized
 from torch import Tensor, nn
+
+from tests.support.optimizing import nodes, operator_name
+from tests.support.small import conv, net, optimized
 
 
 def operators(fast: Any) -> list[str]:

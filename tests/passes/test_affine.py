@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import nodes, operator_name, optimize
-from small import Net, assert_right, conv, counts, images, net, optimized
 from torch import Tensor, nn
+
+from tests.support.optimizing import nodes, operator_name, optimize
+from tests.support.small import Net, assert_right, conv, counts, images, net, optimized
 
 GAIN = torch.tensor([0.5, -1.0, 0.0, 2.0])
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import operator_name, optimize
-from small import Net, assert_left, conv, images, measured, optimized
 from torch import Tensor, nn
 
 import fastres
 from fastres.errors import FastresWarning
+from tests.support.optimizing import operator_name, optimize
+from tests.support.small import Net, assert_left, conv, images, measured, optimized
 
 
 def operators(fast: Any) -> list[str]:

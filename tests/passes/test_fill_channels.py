@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import operator_name, optimize
-from small import Net, conv, images
 from torch import Tensor, nn
 
 from fastres.ir.propagate import propagate
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.triton import fill_channels, fuse_blocks
+from tests.support.optimizing import operator_name, optimize
+from tests.support.small import Net, conv, images
 
 
 class Filled:

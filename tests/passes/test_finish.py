@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, optimize
-from small import PairNet, assert_right, conv, images, measured, net, optimized
 from torch import Tensor, fx, nn
+
+from tests.support.optimizing import nodes, optimize
+from tests.support.small import PairNet, assert_right, conv, images, measured, net, optimized
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

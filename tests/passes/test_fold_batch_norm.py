@@ -7,11 +7,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes
-from small import assert_refused, conv, counts, folded, images, measured, net, optimized, pair_net
 from torch import nn
 
 from fastres.ir import ops
+from tests.support.optimizing import nodes
+from tests.support.small import (
+    assert_refused,
+    conv,
+    counts,
+    folded,
+    images,
+    measured,
+    net,
+    optimized,
+    pair_net,
+)
 
 
 def unit(**options: Any) -> nn.Module:

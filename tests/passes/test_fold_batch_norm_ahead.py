@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes
-from small import (
+from torch import Tensor, nn
+
+from tests.support.optimizing import nodes
+from tests.support.small import (
     Net,
     assert_refused,
     conv,
@@ -20,7 +22,6 @@ from small import (
     optimized,
     pair_net,
 )
-from torch import Tensor, nn
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, operator_name
-from small import Net, assert_right, conv, counts, images, measured, net, optimized
 from torch import Tensor, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
@@ -17,6 +15,8 @@ from fastres.capture.capture import capture
 from fastres.passes import fold_constants
 from fastres.passes.context import Context
 from fastres.report import Report
+from tests.support.optimizing import nodes, operator_name
+from tests.support.small import Net, assert_right, conv, counts, images, measured, net, optimized
 
 
 def operators(fast: Any) -> list[str]:

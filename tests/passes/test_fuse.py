@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, operator_name, optimize
-from small import assert_left, assert_refused, conv, counts, images, net, optimized, pair_net
 from torch import Tensor, nn
+
+from tests.support.optimizing import nodes, operator_name, optimize
+from tests.support.small import (
+    assert_left,
+    assert_refused,
+    conv,
+    counts,
+    images,
+    net,
+    optimized,
+    pair_net,
+)
 
 Join = Callable[..., Any]
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import operator_name, optimize
-from small import Net, conv
 from torch import Tensor, fx, nn
 
 import fastres
 from fastres.ir.propagate import propagate
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
 from fastres.runtime.triton import fuse_blocks
+from tests.support.optimizing import operator_name, optimize
+from tests.support.small import Net, conv
 
 
 def always(spec: fuse_blocks.BlockSpec) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, operator_name, optimize
-from oracle import run_in
-from small import (
+from torch import Tensor, nn
+
+import fastres
+from fastres.errors import FastresWarning, InputError
+from tests.support.optimizing import nodes, operator_name, optimize
+from tests.support.oracle import run_in
+from tests.support.small import (
     Net,
     assert_left,
     assert_refused,
@@ -23,10 +27,6 @@ from small import (
     optimized,
     pair_net,
 )
-from torch import Tensor, nn
-
-import fastres
-from fastres.errors import FastresWarning, InputError
 
 Function = Callable[..., Any]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import predicting
 import pytest
+
+from tests.support import predicting
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import assert_complete, optimize
-from small import classifier
 from torch import Tensor, nn
 
 import fastres
 from fastres.accuracy import top_k
 from fastres.errors import ModelError, OptionError, VerificationError
 from fastres.transforms import Preprocessing
+from tests.support.optimizing import assert_complete, optimize
+from tests.support.small import classifier
 
 
 @pytest.fixture(scope="module")

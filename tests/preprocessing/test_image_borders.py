@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from optimizing import nodes, optimize
-from oracle import PRECISIONS, in_precision
-from small import Net, conv
 from torch import Tensor, nn
 
 from fastres.system.target import onednn_supports
 from fastres.transforms import Transforms
+from tests.support.optimizing import nodes, optimize
+from tests.support.oracle import PRECISIONS, in_precision
+from tests.support.small import Net, conv
 
 FACTOR = 2.0
 """How far off ours may be, as a multiple of eager's own largest error in the same precision."""

@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import assert_complete, nodes, optimize
-from small import Net, classifier, conv
 from torch import Tensor, nn
 
 import fastres
@@ -20,6 +18,8 @@ from fastres.capture.pipeline import with_preprocessing
 from fastres.errors import InputError, NotOptimizedError, OptionError
 from fastres.export import to_standard
 from fastres.transforms import Preprocessing, Transforms
+from tests.support.optimizing import assert_complete, nodes, optimize
+from tests.support.small import Net, classifier, conv
 
 SMALL = Transforms(resize=40, crop=32)
 FORMATS = ("uint8_nhwc", "uint8_nchw")

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
 
 import fastres
 from fastres import cli
@@ -24,6 +23,7 @@ from fastres.predict import main, model, writing
 from fastres.preprocess import load_images
 from fastres.transforms import Transforms
 from fastres.workload import model_source as sources
+from tests.support.predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
 
 
 @pytest.fixture(scope="module")

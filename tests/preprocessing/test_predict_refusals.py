@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from predicting import SMALL, Setting
-from small import classifier
 
 import fastres
 from fastres.predict import main, writing
+from tests.support.predicting import SMALL, Setting
+from tests.support.small import classifier
 
 
 def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:

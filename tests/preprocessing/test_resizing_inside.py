@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from optimizing import nodes, optimize
-from photographs import PHOTOGRAPHS
-from small import Net, conv
 from torch import Tensor, nn
 
 import fastres
@@ -16,6 +13,9 @@ from fastres.errors import InputError
 from fastres.ir import ops
 from fastres.preprocess import load_pixels
 from fastres.transforms import Interpolation, Transforms
+from tests.support.optimizing import nodes, optimize
+from tests.support.photographs import PHOTOGRAPHS
+from tests.support.small import Net, conv
 
 WHOLE = Transforms(resize=None, crop=None)
 

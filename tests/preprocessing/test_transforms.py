@@ -12,12 +12,12 @@ import pytest
 import timm
 import torch
 import torchvision
-from photographs import PHOTOGRAPHS
 from PIL import Image
 
 from fastres.errors import OptionError
 from fastres.preprocess import load_image
 from fastres.transforms import Preprocessing, Transforms
+from tests.support.photographs import PHOTOGRAPHS
 
 TIMM: Any = timm.data
 CONFIG = {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoo.statistics import randomise_statistics
+from tests.zoo.statistics import randomise_statistics
 
 IMAGE = (2, 4, 12, 12)
 

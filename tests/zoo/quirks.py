@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from zoo.quirk import Quirk
-from zoo.quirks_batch_norm import BATCH_NORMS
-from zoo.quirks_convolution import CONVOLUTIONS
-from zoo.quirks_residual import RESIDUALS
-from zoo.quirks_signature import SIGNATURES
+from tests.zoo.quirk import Quirk
+from tests.zoo.quirks_batch_norm import BATCH_NORMS
+from tests.zoo.quirks_convolution import CONVOLUTIONS
+from tests.zoo.quirks_residual import RESIDUALS
+from tests.zoo.quirks_signature import SIGNATURES
 
 QUIRKS: tuple[Quirk, ...] = (*BATCH_NORMS, *CONVOLUTIONS, *RESIDUALS, *SIGNATURES)
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from zoo.quirk import Quirk
-from zoo.statistics import randomise_statistics
+from tests.zoo.quirk import Quirk
+from tests.zoo.statistics import randomise_statistics
 
 
 class StackedUses(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.quirk import Quirk
+from tests.zoo.quirk import Quirk
 
 
 def _unit(in_channels: int, channels: int, *shape: Any, **options: Any) -> nn.Module:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.quirk import Quirk
-from zoo.resblk import EarlyResBlk, ResBlk
+from tests.zoo.quirk import Quirk
+from tests.zoo.resblk import EarlyResBlk, ResBlk
 
 
 def conv_norm(in_channels: int, channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zoo.quirk import IMAGE, Quirk
-from zoo.quirks_residual import conv_norm
+from tests.zoo.quirk import IMAGE, Quirk
+from tests.zoo.quirks_residual import conv_norm
 
 
 class Features(NamedTuple):

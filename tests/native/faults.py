@@ -1,0 +1,305 @@
+"""Seeded faults in the native engine, and the small checks that are to notice each of them.
+
+A fault is a replacement in a C++ source or in the planner. Libraries with one fault each are
+compiled without much optimisation, and share what they do not change. One process runs the checks
+with all of them, each in a child of its own, because a fault may crash.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fastres.ir import ops
+from fastres.kernels.spec import ConvSpec
+from fastres.runtime.native import pack, packed_weights, plan_builder, schedule
+from fastres.runtime.native.library import Library
+from fastres.runtime.nonfinite import NonFinite
+from tests.support.cxx import COMPILER, SOURCES, settings
+from tests.support.native import by_hand, emulator
+from tests.support.native.by_hand import SETS, Convolution, arguments_of, check, subgraph
+from tests.support.native.examined import Examined
+from tests.support.oracle import PRECISIONS, assert_as_accurate
+
+AROUND = (1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A mistake that somebody could make.
+
+    Attributes:
+        file: of ``kernels/cpu``.
+        what: is wrong, in a few words.
+        old, new: the text to be replaced, found exactly once in the file, and what replaces it.
+        units: the sources to be compiled for it; the file itself where that is one.
+    """
+
+    file: str
+    what: str
+    old: str
+    new: str
+    units: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """For the test's name."""
+        return f"{self.file}: {self.what}"
+
+
+ROWS = ("elementwise_avx2.cpp", "elementwise_avx512.cpp")
+
+FAULTS = [
+    Fault(
+        *("convolution.cpp", "a larger tile computed as a smaller one"),
+        *("function_for(op, smaller + 1)", "function_for(op, smaller)"),
+    ),
+    Fault(
+        *("convolution.cpp", "no residual"),
+        *("op.has_residual ? work.at(op.residual) : nullptr", "nullptr"),
+    ),
+    Fault(
+        *("convolution.cpp", "the last panel forgotten"),
+        *("op.chunk_panels, op.panels)", "op.chunk_panels, op.panels - 1)"),
+    ),
+    Fault(
+        *("convolution.cpp", "groups read the first block"),
+        *("(int64_t)op.panel_input[panel] * 4", "0"),
+    ),
+    Fault(
+        *("convolution.cpp", "half a panel taken for a whole one"),
+        *("std::min(32, op.output.channels - panel * 32)", "32"),
+    ),
+    Fault(
+        *("winograd.cpp", "a sign"),
+        *("fourth = _mm512_sub_ps(b, d)", "fourth = _mm512_add_ps(b, d)"),
+    ),
+    Fault(
+        *("winograd.cpp", "half a tile written into the border"),
+        *("if (cursor.column * 2 + x >= op.output.width) continue;", ""),
+    ),
+    Fault(
+        *("winograd.cpp", "the residual of another row"),
+        *("addend + y * op.residual.row", "addend + 0 * op.residual.row"),
+    ),
+    Fault(
+        *("elementwise_rows.h", "a pooling that sees the border"),
+        *("x >= op.input.width", "x > op.input.width"),
+        ROWS,
+    ),
+    Fault(
+        *("elementwise_rows.h", "a mean over one pixel less"),
+        *("(float)op.input.height * (float)op.input.width", "(float)op.input.height"),
+        ROWS,
+    ),
+    Fault(
+        *("elementwise_rows.h", "all blocks imported into the first"),
+        *("line + channel / N::kLanes * to.plane", "line"),
+        ROWS,
+    ),
+    Fault(
+        *("tiles_avx2.cpp", "the second half of a panel forgotten"),
+        *("if (t.channels > 16) pass<M, 2, UNITS>(t, 2, 0);", ""),
+    ),
+    Fault(
+        *("tiles_avx2.cpp", "no residual in whole panels"),
+        *("t.residual ? t.residual + (int64_t)t.residual_px[i] * 4 : nullptr;", "nullptr;"),
+    ),
+    Fault(
+        *("tiles_avx512.cpp", "the first half's bias in both"),
+        *("high = _mm512_loadu_ps(bias + 16);", "high = _mm512_loadu_ps(bias);"),
+    ),
+    Fault(
+        *("finish_avx512.h", "lanes without a channel not cleared"),
+        *("_mm512_maskz_mov_ps(low_lanes, activate(low, t.after))", "activate(low, t.after)"),
+        ("tiles_avx512.cpp",),
+    ),
+]
+
+
+def _short_border(conv: ConvSpec, winograd: bool) -> tuple[int, int, int, int]:
+    top, left, bottom, right = _border(conv, winograd)
+    return top, left, max(bottom - 1, 0), right
+
+
+def _swapped_pairs(weight: Tensor, lanes: int) -> Tensor:
+    packed_ = _pack(weight, lanes)
+    return packed_.flip(-1).contiguous() if weight.dtype == torch.bfloat16 else packed_
+
+
+def _late_block(conv: Any, *_: Any) -> Any:
+    spread, firsts = _spread_groups(conv, *_)
+    return spread, firsts.flip(0)
+
+
+_border, _pack, _spread_groups = plan_builder._border, pack.pack, pack.spread_groups
+
+PLANNER_FAULTS: dict[str, tuple[Any, str, Any]] = {
+    "planner.py: a border too small": (plan_builder, "_border", _short_border),
+    "weights.py: pairs of channels swapped": (pack, "pack", _swapped_pairs),
+    "weights.py: blocks of groups in another order": (pack, "spread_groups", _late_block),
+    "packed.py: no bias": (
+        packed_weights.PackedWeights, "bias", lambda self, bias, k: pack.pack_bias(None, k),
+    ),
+}  # fmt: skip
+"""What is wrong -> (owner, attribute, its replacement)."""
+
+
+def run_checks() -> None:
+    """Small convolutions, a network and what memory holds, on every instruction set here.
+
+    Raises:
+        AssertionError: something is wrong.
+    """
+    for precision, isa in SETS:
+        if isa not in vars(by_hand)["loaded"]().isas:
+            continue
+        for spec in (
+            ConvSpec(1, 40, 5, 5, 40, 3, 3, padding=AROUND),
+            ConvSpec(2, 33, 5, 7, 32, 3, 3, padding=AROUND),
+            ConvSpec(1, 3, 7, 9, 8, 3, 3, (2, 2), AROUND),
+            ConvSpec(1, 96, 3, 5, 96, 1, 1, groups=3),
+        ):
+            check(spec, precision, isa, residual=True, after="relu")
+            _check_memory(spec, precision, isa)
+        check(ConvSpec(1, 20, 4, 5, 17, 1, 1), precision, isa, before="relu6", residual=True)
+        _check_network(precision, isa)
+        _check_overflow(precision, isa)
+
+
+def _check_memory(spec: ConvSpec, precision: str, isa: str) -> None:
+    dtype = PRECISIONS[precision]
+    model = Convolution(spec, after="relu")
+    given = [x.to(dtype) for x in arguments_of(spec, True)]
+    examined = Examined(subgraph(model.to(dtype), model.graph(True), given, isa), 1)
+    examined.check(given)
+    examined.close()
+
+
+def _check_network(precision: str, isa: str) -> None:
+    """``mean(max_pool(x))``, with numbers below zero at the edges."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    pooled = graph.call_function(ops.max_pool2d, (x, [3, 3], [2, 2], [1, 1], [1, 1], False))
+    mean = graph.call_function(ops.global_avg_pool, (pooled, True))
+    graph.output((pooled, mean))
+    module = fx.GraphModule(nn.Module(), graph)
+    image = -torch.rand(2, 40, 6, 7).bfloat16().float() - 1
+    given = image.to(PRECISIONS[precision])
+    run = subgraph(module, module.graph, [given], isa)
+    assert_as_accurate(module, lambda _: run(given), image, precision=precision)
+
+
+def _check_overflow(precision: str, isa: str) -> None:
+    """Finite in, infinite in the middle, finite out: empty lanes are multiplied by infinity."""
+    root, graph = nn.Module(), fx.Graph()
+    value = graph.placeholder("x")
+    for name, k, c, scale, after in (
+        *(("large", 5, 9, 2.0**100, "none"), ("larger", 5, 5, 1.0, "relu6")),
+        ("last", 3, 5, 1.0, "none"),
+    ):
+        root.register_buffer(name, torch.full((k, c, 1, 1), scale))
+        call = (value, graph.get_attr(name), None, None, [1, 1], [0] * 4, [1, 1], 1, "none", after)
+        value = graph.call_function(ops.conv2d, call)
+    graph.output((value,))
+    dtype = PRECISIONS[precision]
+    x = torch.full((1, 9, 2, 2), 2.0**60).to(dtype)
+    run = subgraph(root.to(dtype), graph, [x], isa)
+    assert torch.equal(run(x), torch.full((1, 3, 2, 2), 30.0, dtype=dtype))
+
+
+def compiled(faults: list[Fault], folder: Path) -> dict[str, Path]:
+    """A library without a fault, under the name "none", and one for each.
+
+    Raises:
+        AssertionError: a text to be replaced is not found exactly once; it does not compile.
+    """
+    for fault in faults:
+        found = (SOURCES / fault.file).read_text(encoding="utf-8").count(fault.old)
+        assert found == 1, f"found {found} times in {fault.file}: {fault.old!r}"
+    sources = [Path(source).name for source in settings()["sources"]]
+    right = folder / "right"
+    shutil.copytree(SOURCES, right)
+    for source in sources:
+        _compile(right / source)
+    objects = {source: (right / source).with_suffix(".o") for source in sources}
+    libraries = {"none": _link(objects, right)}
+    for number, fault in enumerate(faults):
+        wrong = folder / f"fault{number}"
+        shutil.copytree(SOURCES, wrong)
+        path = wrong / fault.file
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        changed = fault.units or (fault.file,)
+        for unit in changed:
+            _compile(wrong / unit)
+        mixed = objects | {unit: (wrong / unit).with_suffix(".o") for unit in changed}
+        libraries[fault.name] = _link(mixed, wrong)
+    return libraries
+
+
+def _compile(source: Path) -> None:
+    flags = [flag for flag in settings()["extra-compile-args"] if not flag.startswith("-O")]
+    _call(*flags, "-O1", "-w", "-fPIC", "-c", str(source), "-o", str(source.with_suffix(".o")))
+
+
+def _link(objects: dict[str, Path], folder: Path) -> Path:
+    output = folder / "native.so"
+    _call("-shared", "-pthread", *map(str, objects.values()), "-o", str(output))
+    return output
+
+
+def _call(*arguments: str) -> None:
+    assert COMPILER
+    done = subprocess.run([COMPILER, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def outcome(name: str, library: Path) -> str:
+    """What the checks say in a child: "passed", or how they noticed the fault."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "passed"
+        try:
+            torch.manual_seed(0)
+            here = Library(library)
+            for module in (by_hand, emulator):
+                module.__dict__["loaded"] = lambda: here
+            schedule.__dict__["winograd_pays"] = lambda spec, itemsize: True
+            if name in PLANNER_FAULTS:
+                setattr(*PLANNER_FAULTS[name])
+            run_checks()
+        except (AssertionError, NonFinite) as error:
+            said = f"noticed: {(str(error) or type(error).__name__).splitlines()[0]}"
+        except BaseException as error:  # noqa: BLE001 - the child must not go on as its parent
+            said = f"broken: {type(error).__name__}: {error}"
+        finally:
+            os.write(write, said.encode()[:4000])
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8", errors="replace") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return said or f"crashed by signal {os.WTERMSIG(status)}"
+
+
+def main(arguments: list[str]) -> None:
+    """For ``name=library`` pairs, and the planner's faults with the first library: the outcomes."""
+    torch.set_num_threads(1)
+    pairs = [tuple(argument.split("=", 1)) for argument in arguments]
+    first = pairs[0][1]
+    for name, library in [*pairs, *((name, first) for name in PLANNER_FAULTS)]:
+        print(f"{name}={outcome(name, Path(library))}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
