@@ -72,8 +72,8 @@ def _load(
     description = Description(file.description)
     device = place or _saved_device(description.device)
 
-    def options(given: Any) -> Options:
-        return options_from_json(given, engine=engine, threads=threads, device=place)
+    def options(values: Any) -> Options:
+        return options_from_json(values, engine=engine, threads=threads, device=place)
 
     try:
         parts = description.parts(file.tensors(description.weights), device, options)
@@ -83,11 +83,11 @@ def _load(
     except Exception as error:  # torch's functions raise whatever they like on a strange graph
         raise _strange(error) from error
     report = fast.report
-    taken = time.perf_counter()
+    loaded_at = time.perf_counter()
     left, notes = _prepare(fast)
     report.add_engine(left, [*fast.passed_over, *notes])
     report.threads = fast.threads if device.type == "cpu" else None
-    report.seconds = {"load": taken - started, "first shape": time.perf_counter() - taken}
+    report.seconds = {"load": loaded_at - started, "first shape": time.perf_counter() - loaded_at}
     saved = description.report
     versions = " and ".join(f"{name} {version}" for name, version in description.made_by.items())
     report.notes.append(

@@ -137,9 +137,9 @@ def optimize(
                 "it was made from"
             )
     with preparing(), torch.no_grad(), without_autocast():  # autocast would be captured
-        fast, told = _optimize(model, example_input, options, surroundings)
+        fast, notes = _optimize(model, example_input, options, surroundings)
     fast.report.notes += left_out
-    _announce(fast.report, strict, told)
+    _warn(fast.report, strict, notes)
     return fast
 
 
@@ -149,10 +149,10 @@ def _optimize(
     report = Report(type(model).__name__)
     with _stage(report, "capture"):
         example_input = pytree.tree_map(partial(materialized, name="example_input"), example_input)
-        evaluated, told = in_eval_mode(model)
+        evaluated, notes = in_eval_mode(model)
         example = pipeline.example_for(evaluated, surroundings, example_input)
         captured = capture(pipeline.with_preprocessing(evaluated, surroundings), example)
-    report.notes += [*told, *captured.notes, *pipeline.notes(surroundings)]
+    report.notes += [*notes, *captured.notes, *pipeline.notes(surroundings)]
     own = model_dtype(evaluated)
     recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
@@ -173,15 +173,15 @@ def _optimize(
     fast = OptimizedModule(captured, options, report, surroundings, recipe)
     given = example_input is not None
     sample = captured.example if given else random_arguments(captured.example, report.device)
-    with _stage(report, "first call"), _blaming(evaluated, captured, sample):
+    with _stage(report, "first call"), _naming_the_module(evaluated, captured, sample):
         _run_once(fast, captured, sample, report)
-    with _stage(report, "check"), _blaming(evaluated, captured, sample):
+    with _stage(report, "check"), _naming_the_module(evaluated, captured, sample):
         _check(evaluated, fast, captured, sample, report)
-    return fast, told
+    return fast, notes
 
 
 @contextmanager
-def _blaming(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterator[None]:
+def _naming_the_module(model: nn.Module, captured: Captured, sample: list[Any]) -> Iterator[None]:
     """Name the module where the model itself cannot be run, though capture's stand-ins could."""
     try:
         yield
@@ -244,8 +244,8 @@ def _check(
     # One image too: torch.export takes for granted that a batch has two or more.
     one, some = leading(sample, 1), leading(sample, SAMPLE_IMAGES)
     samples = [one, some] if shapes_of(one) != shapes_of(some) else [some]
-    taken = [each for each in samples if _is_taken(captured.contract, each)]
-    for arguments in taken or [sample]:
+    allowed = [each for each in samples if _is_allowed(captured.contract, each)]
+    for arguments in allowed or [sample]:
         args, kwargs = pytree.tree_unflatten(arguments, captured.in_spec)
         comparison = compare(model, fast, [(args, kwargs)])
         report.check = Check(
@@ -274,7 +274,7 @@ def _drifting(
     return str(drift or "none by itself")
 
 
-def _is_taken(contract: Contract, arguments: list[Any]) -> bool:
+def _is_allowed(contract: Contract, arguments: list[Any]) -> bool:
     """Whether these sizes are allowed: a model may fix its batch."""
     try:
         contract.check(arguments)
@@ -283,15 +283,15 @@ def _is_taken(contract: Contract, arguments: list[Any]) -> bool:
     return True
 
 
-def _announce(report: Report, strict: bool, told: list[str]) -> None:
+def _warn(report: Report, strict: bool, notes: list[str]) -> None:
     remaining = [*report.refused, *report.left]
     if strict and remaining:
         first = remaining[0]
         raise NotOptimizedError(first.module, f"{first.what}: {first.reason}")
     if remaining:
         others = f" and {len(remaining) - 1} more" if len(remaining) > 1 else ""
-        told = [*told, f"not everything was optimised ({remaining[0]}{others})"]
-    if told:
+        notes = [*notes, f"not everything was optimised ({remaining[0]}{others})"]
+    if notes:
         warnings.warn(
-            f"{'; '.join(told)}; print(fast.report) has the details", FastresWarning, stacklevel=3
+            f"{'; '.join(notes)}; print(fast.report) has the details", FastresWarning, stacklevel=3
         )

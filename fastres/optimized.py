@@ -315,12 +315,12 @@ class OptimizedModule(nn.Module):
         """
         refuse_under_tracing("load_state_dict")
         own = dict(self.named_buffers())
-        given = dict(state_dict)
-        for name, value in given.items():
+        new_state = dict(state_dict)
+        for name, value in new_state.items():
             if not isinstance(value, Tensor) or name not in own:
                 continue  # torch's to tell
             if not assign and type(value) in (Tensor, nn.Parameter):
-                value = given[name] = value.resolve_conj().resolve_neg()
+                value = new_state[name] = value.resolve_conj().resolve_neg()
             refuse_unreadable(name, value)
             if value.dtype != own[name].dtype and (assign or value.is_complex()):
                 raise ModelError(
@@ -328,7 +328,7 @@ class OptimizedModule(nn.Module):
                     f"convert it with .to({own[name].dtype})"
                 )
         before = dict(self.graph_module._buffers)
-        result = super().load_state_dict(given, strict, assign)
+        result = super().load_state_dict(new_state, strict, assign)
         try:
             self._runner = self._make_runner()
         except FastresError:

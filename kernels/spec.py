@@ -102,8 +102,8 @@ class BottleneckSpec:
         """Of all its products together."""
         pixels = self.conv.n * self.conv.p * self.conv.q
         tail = pixels * self.expand_k * (self.conv.k + (self.next_k or 0))
-        beside = 0 if self.shortcut is None else self.shortcut.multiply_adds
-        return self.conv.multiply_adds + tail + beside
+        shortcut = 0 if self.shortcut is None else self.shortcut.multiply_adds
+        return self.conv.multiply_adds + tail + shortcut
 
 
 @dataclass(frozen=True)

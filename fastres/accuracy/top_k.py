@@ -13,31 +13,31 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Leaders:
+class TopK:
     """The k largest answers [N, k] as given, and what float64 says about those named.
 
     Attributes:
         values: as given.
-        worth: the float64 answers at the given indices.
+        exact_values: the float64 answers at the given indices.
         first: the index of the largest, [N].
     """
 
     values: Tensor
-    worth: Tensor
+    exact_values: Tensor
     first: Tensor
 
     @property
     def tensors(self) -> list[Tensor]:
         """What is compared with float64's own."""
-        return [self.values, self.worth]
+        return [self.values, self.exact_values]
 
 
-def of_answers(answers: Tensor, exact: Tensor, k: int) -> Leaders:
+def of_answers(answers: Tensor, exact: Tensor, k: int) -> TopK:
     """The leaders of all answers [N, classes]; ``exact`` are those of the model in float64."""
     values, indices = torch.topk(answers, k, dim=1)
     return of_choice(values, indices, exact)
 
 
-def of_choice(values: Tensor, indices: Tensor, exact: Tensor) -> Leaders:
+def of_choice(values: Tensor, indices: Tensor, exact: Tensor) -> TopK:
     """The leaders as a model with ``top_k`` names them."""
-    return Leaders(values, exact.gather(1, indices), indices[:, 0])
+    return TopK(values, exact.gather(1, indices), indices[:, 0])

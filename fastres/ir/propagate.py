@@ -27,11 +27,11 @@ def propagate(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, An
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.cache_enabled = False  # torch's cache of shapes has no bound and would grow with ours
     facts: dict[fx.Node, Any] = {}
-    given = iter(inputs)
+    values = iter(inputs)
     with mode, torch.no_grad(), silence_torch_logs():
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                facts[node] = _fake(mode, next(given))
+                facts[node] = _fake(mode, next(values))
             elif node.op == "get_attr":
                 facts[node] = _fake(mode, getattr(module, str(node.target)))
             elif node.op == "call_function":

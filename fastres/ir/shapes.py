@@ -41,10 +41,10 @@ def shapes(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
 
 def _by_formula(module: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
     facts: dict[fx.Node, Any] = {}
-    given = iter(inputs)
+    values = iter(inputs)
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            facts[node] = _like(next(given))
+            facts[node] = _like(next(values))
         elif node.op == "get_attr":
             facts[node] = _like(getattr(module, str(node.target)))
         elif node.op == "call_function":

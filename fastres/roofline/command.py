@@ -15,7 +15,7 @@ from fastres.kernels.tuning.gpus import Gpu
 from fastres.roofline.layers import graph_of, layers_of
 from fastres.roofline.table import lines
 from fastres.roofline.view import View, view
-from fastres.runtime.triton.fuse_blocks import Worth
+from fastres.runtime.triton.fuse_blocks import FusionPolicy
 from fastres.runtime.triton.fusion_policy import by_model, filling_pays, wherever_it_fits
 from fastres.workload import model_source
 
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> None:
     precision = gpu.architecture.computed_in(options.precision)
     chosen = model_source.named(options.depth, options.model)
     module = graph_of(model_source.build(chosen, seed=0))
-    views: dict[str, Worth | None] = {
+    views: dict[str, FusionPolicy | None] = {
         "none": None,
         "blocks": by_model(precision, gpu),
         "all blocks": wherever_it_fits(precision, gpu),

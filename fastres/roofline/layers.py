@@ -55,7 +55,7 @@ class Layer:
         return 0 if self.spec is None else flops(self.spec)
 
 
-Worth = Callable[[Any], "str | None"]
+FusionPolicy = Callable[[Any], "str | None"]
 """Why a fused block does not pay, None where it does: see ``fuse_blocks``."""
 
 
@@ -78,7 +78,7 @@ def layers_of(
     module: fx.GraphModule,
     batch: int,
     size: int,
-    policy: Worth | None = None,
+    policy: FusionPolicy | None = None,
     filling: Pays | None = None,
 ) -> list[Layer]:
     """The operators of a graph for ``batch`` square images, in order.

@@ -192,8 +192,8 @@ def like_input(result: Tensor, image: Tensor, own: bool) -> Tensor:
     Code behind the model may call ``view`` on it, which needs NCHW where the input was NCHW.
     """
     layout = torch.channels_last if is_channels_last(image) else torch.contiguous_format
-    given = result.contiguous(memory_format=layout)
-    return given if own or given is not result else given.clone(memory_format=torch.preserve_format)
+    dense = result.contiguous(memory_format=layout)
+    return dense if own or dense is not result else dense.clone(memory_format=torch.preserve_format)
 
 
 def is_channels_last(image: Tensor) -> bool:

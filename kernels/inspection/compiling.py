@@ -86,9 +86,9 @@ def compiled(call: KernelCall, architecture: Architecture) -> Any:
     target = target_of(architecture)
     backend = make_backend(target)
     bind = create_function_from_signature(call.kernel.signature, call.kernel.params, backend)
-    arguments, specialised, wanted = bind(**call.arguments, **call.constants, **call.options)
+    arguments, specialised, options = bind(**call.arguments, **call.constants, **call.options)
     options, signature, constants, attributes = call.kernel._pack_args(
-        backend, dict(wanted), arguments, specialised, wanted
+        backend, dict(options), arguments, specialised, options
     )
     source = ASTSource(call.kernel, signature, constants, attributes)
 

@@ -100,9 +100,9 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
     shared = binary.shared_bytes
     code = _parsed(binary, architecture)
     if architecture.backend == "hip":
-        told = amdgcn.resources(binary.code)
-        registers = told["vgpr_count"]  # one file: the accumulators are counted in
-        spilled = told["private_segment_fixed_size"]
+        resources = amdgcn.resources(binary.code)
+        registers = resources["vgpr_count"]  # one file: the accumulators are counted in
+        spilled = resources["private_segment_fixed_size"]
     else:
         usage = _USAGE.search(binary.usage)
         if usage is None:

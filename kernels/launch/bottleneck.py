@@ -122,8 +122,12 @@ def bottleneck_calls(
     conv, images = spec.conv, (spec.conv.n, spec.expand_k, spec.conv.p, spec.conv.q)
     chunk = chunks_of(conv)
     dtype = PRECISIONS[precision].dtype
-    beside, next_k = spec.shortcut, spec.next_k
-    identity = images if beside is None else (beside.n, beside.c, beside.h, beside.w)
+    shortcut_spec, next_k = spec.shortcut, spec.next_k
+    identity = (
+        images
+        if shortcut_spec is None
+        else (shortcut_spec.n, shortcut_spec.c, shortcut_spec.h, shortcut_spec.w)
+    )
     head = None if next_k is None else (next_k, spec.expand_k)
     for name, tensor, shape, kind in (
         ("x", x, (conv.n, conv.c, conv.h, conv.w), dtype),
@@ -132,7 +136,12 @@ def bottleneck_calls(
         ("expand", expand, (spec.expand_k, conv.k), dtype),
         ("expand_bias", expand_bias, (spec.expand_k,), torch.float32),
         ("residual", residual, identity, dtype),
-        ("shortcut", shortcut, None if beside is None else (beside.k, beside.c), dtype),
+        (
+            "shortcut",
+            shortcut,
+            None if shortcut_spec is None else (shortcut_spec.k, shortcut_spec.c),
+            dtype,
+        ),
         ("next_weight", next_weight, head, dtype),
         ("next_bias", next_bias, None if next_k is None else (next_k,), torch.float32),
         ("out", out, images, dtype),
@@ -142,7 +151,7 @@ def bottleneck_calls(
     rows = images[0] * images[2] * images[3]
     if rows == 0:
         return []
-    step = (1, 1) if beside is None else beside.stride
+    step = (1, 1) if shortcut_spec is None else shortcut_spec.stride
     return [
         KernelCall(
             kernel=bottleneck_kernel,
@@ -175,7 +184,7 @@ def bottleneck_calls(
                 "CHUNKS": chunk.count,
                 "TOGETHER": chunk.channels // (conv.c // conv.groups),
                 "K": spec.expand_k,
-                "SHORTCUT_C": 16 if beside is None else beside.c,
+                "SHORTCUT_C": 16 if shortcut_spec is None else shortcut_spec.c,
                 "NEXT_K": next_k or 16,
                 "R": conv.r,
                 "S": conv.s,
@@ -189,7 +198,7 @@ def bottleneck_calls(
                 "SHORTCUT_STRIDE_W": step[1],
                 "HAS_BIAS": bias is not None,
                 "HAS_EXPAND_BIAS": expand_bias is not None,
-                "HAS_SHORTCUT": beside is not None,
+                "HAS_SHORTCUT": shortcut_spec is not None,
                 "HAS_NEXT": next_k is not None,
                 "HAS_NEXT_BIAS": next_bias is not None,
                 "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
@@ -314,15 +323,15 @@ def bottleneck_spec(
         dilation=(dilation[0], dilation[1]),
         groups=groups,
     )
-    beside = None
+    shortcut_spec = None
     if shortcut_weight is not None:
         n, c, h, w = residual.shape
-        beside = ConvSpec(
+        shortcut_spec = ConvSpec(
             *(int(n), int(c), int(h), int(w), int(shortcut_weight.shape[0]), 1, 1),
             stride=(shortcut_stride[0], shortcut_stride[1]),
         )
     next_k = None if next_weight is None else int(next_weight.shape[0])
-    return BottleneckSpec(conv, int(expand_weight.shape[0]), beside, next_k)
+    return BottleneckSpec(conv, int(expand_weight.shape[0]), shortcut_spec, next_k)
 
 
 def _bias(bias: Tensor | None) -> Tensor | None:

@@ -44,9 +44,9 @@ def check_tensor(
             f"{name} is on {tensor.device}: expected {like.device} as the others; move it there"
         )
     if not (channels_innermost(tensor) if tensor.dim() == 4 else tensor.is_contiguous()):
-        wanted = "channels-last" if tensor.dim() == 4 else "row-major"
+        order = "channels-last" if tensor.dim() == 4 else "row-major"
         raise InputError(
-            f"{name} {list(tensor.shape)} has strides {tensor.stride()}: expected dense {wanted} "
+            f"{name} {list(tensor.shape)} has strides {tensor.stride()}: expected dense {order} "
             "memory; make it contiguous first"
         )
 

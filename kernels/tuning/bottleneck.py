@@ -106,7 +106,7 @@ def chunks_of(conv: ConvSpec) -> Chunks:
 
 def supports(spec: BottleneckSpec) -> str | None:
     """None, or why no GPU runs this block as one kernel."""
-    conv, beside = spec.conv, spec.shortcut
+    conv, shortcut = spec.conv, spec.shortcut
     chunks = chunks_of(conv)
     if max(conv.r, conv.s) > LARGEST_FILTER:
         return f"a filter of {conv.r}x{conv.s} pixels is larger than {LARGEST_FILTER}"
@@ -117,14 +117,14 @@ def supports(spec: BottleneckSpec) -> str | None:
             f"{conv.k} filters in {conv.groups} groups take {chunks.count} chunks, more than "
             f"{MOST_CHUNKS}"
         )
-    if beside is None:
+    if shortcut is None:
         return None
-    if (beside.r, beside.s, beside.groups) != (1, 1, 1) or any(beside.padding):
+    if (shortcut.r, shortcut.s, shortcut.groups) != (1, 1, 1) or any(shortcut.padding):
         return "the shortcut is not a plain 1x1 convolution"
-    if (beside.n, beside.k, beside.p, beside.q) != (conv.n, spec.expand_k, conv.p, conv.q):
+    if (shortcut.n, shortcut.k, shortcut.p, shortcut.q) != (conv.n, spec.expand_k, conv.p, conv.q):
         return (
-            f"the shortcut's output [{beside.n}, {beside.k}, {beside.p}, {beside.q}] is not the "
-            f"block's, [{conv.n}, {spec.expand_k}, {conv.p}, {conv.q}]"
+            f"the shortcut's output [{shortcut.n}, {shortcut.k}, {shortcut.p}, {shortcut.q}] is "
+            f"not the block's, [{conv.n}, {spec.expand_k}, {conv.p}, {conv.q}]"
         )
     return None
 
@@ -152,10 +152,10 @@ def choose_bottleneck(spec: BottleneckSpec, precision: str, gpu: Gpu) -> Bottlen
         for config in candidates(spec, precision, gpu)
     ]
     best = min((seconds for seconds, _ in modelled), default=0.0)
-    near = [entry for entry in modelled if entry[0] <= best * 1.01]
-    if not near:
+    close = [entry for entry in modelled if entry[0] <= best * 1.01]
+    if not close:
         return None
-    return min(near, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
+    return min(close, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
 
 
 def _fitting(
@@ -239,7 +239,7 @@ def _tiles(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> _T
     chunks = chunks_of(spec.conv)
     block_chunk = power_of_two_from(max(16, chunks.filters))
     narrow = block_chunk * chunks.count
-    beside = block_shortcut(spec, config, precision) if spec.shortcut else 0
+    shortcut = block_shortcut(spec, config, precision) if spec.shortcut else 0
     m, k, n = config.block_m, config.block_k, config.block_n
     loops = has_shortcut_loop(spec, config, precision)
     return _Tiles(
@@ -247,11 +247,11 @@ def _tiles(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> _T
         pixels=m * k,
         weights=k * block_chunk,
         narrow=m * narrow,
-        expand=n * (narrow + (0 if loops else beside)),
+        expand=n * (narrow + (0 if loops else shortcut)),
         wide=m * n,
         head=power_of_two_from(max(16, spec.next_k)) if spec.next_k else 0,
-        held=0 if loops else m * beside,
-        step=(m + n) * beside if loops else 0,
+        held=0 if loops else m * shortcut,
+        step=(m + n) * shortcut if loops else 0,
     )
 
 
@@ -345,13 +345,13 @@ def estimate_bottleneck(
     if spec.shortcut is None:
         moved += rows * spec.expand_k
     else:
-        beside = spec.shortcut
-        moved += rows * beside.c + spec.expand_k * beside.c
+        shortcut = spec.shortcut
+        moved += rows * shortcut.c + spec.expand_k * shortcut.c
         if tiles.step:
             deep = block_shortcut(spec, config, precision)
             loops.append(
                 Loop(
-                    steps=blocks * math.ceil(beside.c / deep),
+                    steps=blocks * math.ceil(shortcut.c / deep),
                     flops=2.0 * tiles.wide * deep,
                     fetched_bytes=tiles.step * size,
                     instructions=loop_instructions(

@@ -257,8 +257,8 @@ def fastest(modelled: Sequence[tuple[float, Conv2dConfig]]) -> Conv2dConfig:
     deepest steps: what the model says of latency is rougher than that.
     """
     best = min(seconds for seconds, _ in modelled)
-    near = [entry for entry in modelled if entry[0] <= best * 1.01]
-    return min(near, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
+    close = [entry for entry in modelled if entry[0] <= best * 1.01]
+    return min(close, key=lambda it: (-min(it[1].num_stages, 4), -it[1].block_k, it[0]))[1]
 
 
 def estimate_conv2d(

@@ -75,12 +75,12 @@ def why_not_fused(spec: Spec, precision: str, gpu: Gpu) -> str | None:
     together = modelled(spec, precision, gpu).estimate.seconds
     if math.isinf(together):
         return f"its tiles do not fit into the registers and shared memory of {gpu.name}"
-    apart = seconds_apart(spec, precision, gpu)
-    if together <= TOSS_UP * apart:
+    unfused = seconds_unfused(spec, precision, gpu)
+    if together <= TOSS_UP * unfused:
         return None
     return (
-        f"modelled at {together * 1e6:.1f} us as one kernel on {gpu.name}, {apart * 1e6:.1f} us as "
-        "several"
+        f"modelled at {together * 1e6:.1f} us as one kernel on {gpu.name}, {unfused * 1e6:.1f} us "
+        "as several"
     )
 
 
@@ -121,7 +121,7 @@ def pooling(moved_bytes: float, gpu: Gpu) -> Modelled:
     return Modelled(streaming(moved_bytes, 0.0, gpu), "")
 
 
-def seconds_apart(spec: Spec, precision: str, gpu: Gpu) -> float:
+def seconds_unfused(spec: Spec, precision: str, gpu: Gpu) -> float:
     """The modelled time of the fastest way to the same tensors other than as one kernel."""
     if isinstance(spec, BottleneckSpec):
         ways = [_alone(part, precision, gpu, residual) for part, residual in _parts(spec)]
@@ -141,7 +141,7 @@ def seconds_apart(spec: Spec, precision: str, gpu: Gpu) -> float:
         numbers = replace(spec, uint8=False)
         return sum(streaming(moved, 0.0, gpu).seconds for moved in before) + min(
             modelled(numbers, precision, gpu).estimate.seconds,
-            seconds_apart(numbers, precision, gpu),
+            seconds_unfused(numbers, precision, gpu),
         )
     if isinstance(spec, StemSpec):
         conv = spec.conv
@@ -179,7 +179,7 @@ def _next(spec: BottleneckSpec) -> ConvSpec:
 
 def _fastest(spec: BottleneckSpec, precision: str, gpu: Gpu) -> float:
     together = modelled(spec, precision, gpu).estimate.seconds
-    return min(together, seconds_apart(spec, precision, gpu))
+    return min(together, seconds_unfused(spec, precision, gpu))
 
 
 def _alone(spec: ConvSpec, precision: str, gpu: Gpu, residual: bool = False) -> float:
@@ -193,7 +193,7 @@ def _impossible(spec: Spec, precision: str) -> Modelled:
 
 def _words(config: object) -> str:
     """``block_m=128 block_n=64 ...`` without what has its usual value."""
-    given = asdict(config)  # type: ignore[call-overload]
+    fields_of = asdict(config)  # type: ignore[call-overload]
     usual = {"split_k": 1, "group_m": 8, "descriptors": False, "fused_sum": False}
     usual |= {"box_h": 0, "box_w": 0}
-    return " ".join(f"{k}={v}" for k, v in given.items() if usual.get(k, "") != v)
+    return " ".join(f"{k}={v}" for k, v in fields_of.items() if usual.get(k, "") != v)

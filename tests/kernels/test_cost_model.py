@@ -18,7 +18,7 @@ from fastres.kernels.tuning.cost import Loop, Work, estimate, floor_seconds, str
 from fastres.kernels.tuning.fusing import (
     as_if_ours,
     modelled,
-    seconds_apart,
+    seconds_unfused,
     why_library,
     why_not_fused,
 )
@@ -210,7 +210,7 @@ def test_late_tails_of_few_images_are_not_fused() -> None:
     spec = bottleneck(1, 512, 7)
     reason = why_not_fused(spec, "fp16", A100)
     assert reason is not None and "as one kernel on a100" in reason
-    assert modelled(spec, "fp16", A100).estimate.seconds > seconds_apart(spec, "fp16", A100)
+    assert modelled(spec, "fp16", A100).estimate.seconds > seconds_unfused(spec, "fp16", A100)
 
 
 def test_what_fits_nowhere_says_so() -> None:

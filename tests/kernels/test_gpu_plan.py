@@ -37,8 +37,8 @@ def resnet50() -> fx.GraphModule:
     return graph
 
 
-def planned(graph: fx.GraphModule, gpu: str, batch: int, worth: Any = None) -> Planned:
-    return plan_for(graph, [images(batch)], Tactics(by_name(gpu)), Arithmetic(), worth)
+def planned(graph: fx.GraphModule, gpu: str, batch: int, policy: Any = None) -> Planned:
+    return plan_for(graph, [images(batch)], Tactics(by_name(gpu)), Arithmetic(), policy)
 
 
 def moved(plan: Plan, *stages: str) -> int:
@@ -49,12 +49,12 @@ def moved(plan: Plan, *stages: str) -> int:
 @pytest.mark.parametrize("gpu", ["a100", "h100"])
 @pytest.mark.parametrize("batch", [32, 256])
 def test_resnet50_in_few_launches(resnet50: fx.GraphModule, gpu: str, batch: int) -> None:
-    apart = planned(resnet50, gpu, batch, never)
+    unfused = planned(resnet50, gpu, batch, never)
     fits = planned(resnet50, gpu, batch, if_it_fits("fp16", by_name(gpu)))
     chosen = planned(resnet50, gpu, batch)
     launches = {
         name: totals(each.plan, each.calls()).launches
-        for name, each in (("apart", apart), ("fits", fits), ("chosen", chosen))
+        for name, each in (("unfused", unfused), ("fits", fits), ("chosen", chosen))
     }
     # 53 convolutions, max-pool, average and classifier; sums of splits come on top.
     assert launches["apart"] >= 56
@@ -62,10 +62,10 @@ def test_resnet50_in_few_launches(resnet50: fx.GraphModule, gpu: str, batch: int
     # As measured on an H100, blocks with a shortcut or the next convolution pay for less there.
     assert launches["chosen"] <= {"a100": 34, "h100": 50}[gpu]
     for fused in (fits, chosen):
-        assert moved(fused.plan, *STAGES) <= 0.7 * moved(apart.plan, *STAGES)
+        assert moved(fused.plan, *STAGES) <= 0.7 * moved(unfused.plan, *STAGES)
         assert list(clashes(fused.plan.buffers, fused.plan.arena)) == []
         assert not any(isinstance(step, TorchStep) for step in fused.plan.steps)
-    assert all(str(remark.reason) for remark in chosen.apart)
+    assert all(str(remark.reason) for remark in chosen.unfused)
 
 
 def test_bytes_are_each_tensor_once(resnet50: fx.GraphModule) -> None:
@@ -102,7 +102,7 @@ def test_a_t4_gets_the_library_and_no_fused_blocks(resnet50: fx.GraphModule) -> 
     assert sum(step.operation == "fastres.conv2d" for step in by_library) == 53
     ours = [step for step in by_library if step.operation.startswith("fastres.")]
     assert {step.tactic for step in ours} == {"library"}
-    assert all("no tensor-core instructions for sm_75" in each.reason for each in found.apart)
+    assert all("no tensor-core instructions for sm_75" in each.reason for each in found.unfused)
 
 
 def test_small_batches_split_sums(resnet50: fx.GraphModule) -> None:

@@ -95,9 +95,9 @@ def check_border(precision: str, device: str) -> None:
     """Odd and even sizes, one image and several, none, bytes that lie apart."""
     model = stem()
     fast = bytes_in(model, precision=precision, device=device)
-    apart = pixels(3, 23, 38, 6).to(device)[:, :, ::2, 1:4]
+    strided = pixels(3, 23, 38, 6).to(device)[:, :, ::2, 1:4]
     turned = pixels(2, 3, 21, 24).to(device).permute(0, 2, 3, 1)
-    for x in (pixels(1, 35, 31, 3).to(device), pixels(3, 16, 24, 3).to(device), apart, turned):
+    for x in (pixels(1, 35, 31, 3).to(device), pixels(3, 16, 24, 3).to(device), strided, turned):
         assert_right_at_every_pixel(model, fast, x, precision)
         assert takes_bytes(plan_of(fast, x))
     assert fast(pixels(0, 35, 31, 3).to(device)).shape == (0, 8, 9, 8)
@@ -218,7 +218,7 @@ def test_the_cost_model_decides() -> None:
     assert takes_bytes(planned(256, "l4", "fp16").plan)
     many = planned(256, "h100", "fp16")
     assert not takes_bytes(many.plan)
-    (remark,) = (r for r in many.apart if r.what == "normalisation")
+    (remark,) = (r for r in many.unfused if r.what == "normalisation")
     assert remark.reason.startswith("not in the convolution's kernel: modelled at ")
     operations = [step.operation for step in many.plan.steps]
     assert operations[:4] == [

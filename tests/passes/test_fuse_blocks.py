@@ -27,7 +27,9 @@ def always(spec: fuse_blocks.BlockSpec) -> None:
 class Fused:
     """A network after the pass, and what the pass said."""
 
-    def __init__(self, model: nn.Module, x: Tensor, worth: fuse_blocks.Worth = always) -> None:
+    def __init__(
+        self, model: nn.Module, x: Tensor, worth: fuse_blocks.FusionPolicy = always
+    ) -> None:
         self.model = model.eval()
         self.before = optimize(self.model, x, engine="eager").graph_module
         self.module = fuse_blocks.copy(self.before)

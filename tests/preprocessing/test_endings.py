@@ -99,9 +99,9 @@ def test_leaders_that_are_as_good_are_right() -> None:
     exact = torch.tensor([[3.0, 5.0, 5.0, 1.0]], dtype=torch.float64)
     best = top_k.of_answers(exact, exact, 2)
     swapped = top_k.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 1]]), exact)
-    assert torch.equal(best.worth, swapped.worth)
+    assert torch.equal(best.exact_values, swapped.exact_values)
     worse = top_k.of_choice(torch.tensor([[5.0, 5.0]]), torch.tensor([[2, 0]]), exact)
-    assert not torch.equal(best.worth, worse.worth)
+    assert not torch.equal(best.exact_values, worse.exact_values)
 
 
 def test_labels_are_kept(model: nn.Module) -> None:

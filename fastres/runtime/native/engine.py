@@ -85,11 +85,11 @@ class NativeEngine:
         rules: dict[Any, Rule] = {**self._fallback.rules(), "placeholder": _placeholder}
         lowering = Lowering(outer, inputs)
         executable = lowering.run(self.name, rules, keep_and_check)
-        told = {remark.module for remark in executable.remarks}
+        remarked = {remark.module for remark in executable.remarks}
         executable.notes += [
             f"{module_of(node)}: {reason} for the native engine; it runs as in the onednn engine"
             for node, reason in parts.left
-            if module_of(node) not in told
+            if module_of(node) not in remarked
         ]
         for number, subgraph in enumerate(subgraphs):
             executable.code += "\n".join(

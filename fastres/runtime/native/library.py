@@ -127,9 +127,9 @@ class Library:
 
 def find() -> Path | None:
     """The file, beside the sources or where else fastres is installed; None without one."""
-    given = os.environ.get("FASTRES_NATIVE_LIBRARY")
-    if given:
-        return Path(given)
+    configured = os.environ.get("FASTRES_NATIVE_LIBRARY")
+    if configured:
+        return Path(configured)
     # Python started in the repository's root takes the package from there, although `pip install .`
     # put the library into another folder.
     installed = (Path(entry) / "fastres" / "kernels" for entry in sys.path)

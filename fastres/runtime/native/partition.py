@@ -81,7 +81,7 @@ def rewrite(
     inside = {node for subgraph in subgraphs for node in subgraph}
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
-    taken: set[fx.Node] = set()
+    absorbed: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node in values:
             continue
@@ -92,19 +92,19 @@ def rewrite(
             continue
         nodes = last[node]
         outputs = [n for n in nodes if any(user not in nodes for user in n.users)]
-        wanted = [_cast_behind(n) for n in outputs]
+        casts = [_cast_behind(n) for n in outputs]
         operations = lower(
             nodes,
-            [(n, facts[c or n].dtype) for n, c in zip(outputs, wanted, strict=True)],
+            [(n, facts[c or n].dtype) for n, c in zip(outputs, casts, strict=True)],
             facts,
         )
         # A cast between two subgraphs goes into the one that comes first.
-        sources = [n if n in taken else _source(n, nodes, facts) for n in operations.inputs]
-        taken.update(cast for cast in wanted if cast is not None)
+        sources = [n if n in absorbed else _source(n, nodes, facts) for n in operations.inputs]
+        absorbed.update(cast for cast in casts if cast is not None)
         function = make(operations, [facts[source].dtype for source in sources])
         result = graph.call_function(function, tuple(values[source] for source in sources))
         copy_meta(result, node)
-        for index, (output, cast) in enumerate(zip(outputs, wanted, strict=True)):
+        for index, (output, cast) in enumerate(zip(outputs, casts, strict=True)):
             one = result
             if len(outputs) > 1:
                 one = copy_meta(graph.call_function(operator.getitem, (result, index)), output)

@@ -98,12 +98,12 @@ class PlanBuilder:
         self.arena.allocate(phases, self.operations, self.layouts)
         structures = [self._structure(i, phase) for phase in phases for i in phase.ops]
         arena = self.arena
-        given, live = releases(arena.buffers, phases, self.operations, arena.places, self.images)
-        rest = max(arena.end, LINE) - sum(each.bytes for each in given)
+        released, live = releases(arena.buffers, phases, self.operations, arena.places, self.images)
+        rest = max(arena.end, LINE) - sum(each.bytes for each in released)
         return Plan(
             self.images, self.isa, self.caches, self.operations, self.kinds, self.layouts,
             (COp * len(structures))(*structures), phases, arena.buffers,
-            max(arena.end, LINE), arena.guards, self.kept, given, rest + live,
+            max(arena.end, LINE), arena.guards, self.kept, released, rest + live,
         )  # fmt: skip
 
     # A matrix product whose float32 result leaves the subgraph writes it where the caller wants it.
@@ -136,15 +136,15 @@ class PlanBuilder:
         return rows
 
     def _bordered(self) -> dict[Value, Layout]:
-        wanted: dict[Value, list[tuple[int, int, int, int]]] = {}
+        borders: dict[Value, list[tuple[int, int, int, int]]] = {}
         layouts: dict[Value, Layout] = {}
         for op, kind in zip(self.operations, self.kinds, strict=True):
             for value in (op.input, op.output, op.residual):
                 if value is not None:
                     layouts[value] = value.layout
             if op.conv is not None and op.input is not None:
-                wanted.setdefault(op.input, []).append(_border(op.conv, kind == "winograd"))
-        return {value: layout.bordered(wanted.get(value, ())) for value, layout in layouts.items()}
+                borders.setdefault(op.input, []).append(_border(op.conv, kind == "winograd"))
+        return {value: layout.bordered(borders.get(value, ())) for value, layout in layouts.items()}
 
     def _phases(self) -> list[Phase]:
         cuts = [0]

@@ -39,9 +39,11 @@ def caches(sharing: int) -> Caches:
         sharing: threads that work side by side on images of their own, each with its part of what
             all share.
     """
-    told = cpu()
-    second = told.l2_bytes or 1 << 20
-    return Caches(told.l1d_bytes or 32 << 10, second, max((told.l3_bytes or 0) // sharing, second))
+    processor = cpu()
+    second = processor.l2_bytes or 1 << 20
+    return Caches(
+        processor.l1d_bytes or 32 << 10, second, max((processor.l3_bytes or 0) // sharing, second)
+    )
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ def blocking(
     group = min(group, tiles)
     chunk_panels = panels
     if threads > 1:
-        wanted = 4 * threads  # chunks: as many as make waiting for the slowest thread short
-        if math.ceil(tiles / group) < wanted:
-            if weights > caches.second // 2 or tiles < wanted:
-                chunk_panels = max(1, panels // math.ceil(wanted / math.ceil(tiles / group)))
+        chunks = 4 * threads  # chunks: as many as make waiting for the slowest thread short
+        if math.ceil(tiles / group) < chunks:
+            if weights > caches.second // 2 or tiles < chunks:
+                chunk_panels = max(1, panels // math.ceil(chunks / math.ceil(tiles / group)))
             else:
-                group = max(1, tiles // wanted)
+                group = max(1, tiles // chunks)
     return Blocking(group, chunk_panels, weights > caches.second // 2)
 
 
@@ -162,10 +164,10 @@ def winograd_blocking(
     groups = math.ceil(tiles / most)
     chunk_panels = panels
     if threads > 1:
-        wanted = 2 * threads
-        if groups < wanted:
-            if tiles >= 28 * wanted:  # two full tiles of the kernel at least
-                groups = wanted
+        chunks = 2 * threads
+        if groups < chunks:
+            if tiles >= 28 * chunks:  # two full tiles of the kernel at least
+                groups = chunks
             else:
-                chunk_panels = max(1, panels // math.ceil(wanted / groups))
+                chunk_panels = max(1, panels // math.ceil(chunks / groups))
     return Blocking(math.ceil(tiles / groups), chunk_panels, True)

@@ -172,9 +172,9 @@ def _convolution_sum(
     return lowering.call(target, (image, addend, *tail), node)
 
 
-def _add_to(fresh: Tensor, residual: Tensor, activation: str) -> Tensor:
+def _add_to(total: Tensor, residual: Tensor, activation: str) -> Tensor:
     """``activation(fresh + residual)`` where nobody else holds ``fresh``."""
-    return reference.activate(fresh.add_(residual), activation)
+    return reference.activate(total.add_(residual), activation)
 
 
 def keep_and_check(lowering: Lowering, node: fx.Node) -> fx.Node:
@@ -182,9 +182,9 @@ def keep_and_check(lowering: Lowering, node: fx.Node) -> fx.Node:
     fact = lowering.facts[node]
     looks = isinstance(fact, Tensor) and fact.is_floating_point()
     if node.target in contiguous.INEXACT:
-        given = contiguous.arguments_of(lowering, node)
+        new_args = contiguous.arguments_of(lowering, node)
         new = keep(lowering, node)
-        new.args = given
+        new.args = new_args
         if isinstance(fact, Tensor) and fact.dim() == 4:
             new = lowering.call(channels_last, (new, fact.dtype, _strides(fact)), node)
     else:

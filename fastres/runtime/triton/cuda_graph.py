@@ -94,8 +94,8 @@ class CudaDevice:
                 return graph
         assert broken is not None
         # What ends a broken recording tells less than what broke it.
-        told = broken.__context__ or broken
-        raise CannotRecord(str(told).splitlines()[0]) from broken
+        cause = broken.__context__ or broken
+        raise CannotRecord(str(cause).splitlines()[0]) from broken
 
     def _attempt(
         self, program: Callable[[], object]

@@ -66,7 +66,7 @@ class TritonEngine:
 
     def __init__(self, options: Options | None = None, product: Gpu | None = None) -> None:
         self._options = options or Options()
-        self._given = product
+        self._requested = product
         self._weights = PackedWeights()
         self._workspace: Workspace | None = None
         self._gpu: Gpu | None = None
@@ -79,10 +79,10 @@ class TritonEngine:
 
     def unpacked(self) -> TritonEngine:
         """The same engine for weights that changed."""
-        fresh = TritonEngine(self._options, self._given)
-        fresh._cache = self._cache
-        fresh._kept = self._kept
-        return fresh
+        engine = TritonEngine(self._options, self._requested)
+        engine._cache = self._cache
+        engine._kept = self._kept
+        return engine
 
     def refusal(self, module: fx.GraphModule) -> str | None:
         """Why the kernels cannot run a graph here, or None."""
@@ -92,8 +92,8 @@ class TritonEngine:
         device = devices.pop() if devices else torch.device("cpu")
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed (pip install 'fastres[gpu]')"
-        asked = os.environ.get("TRITON_INTERPRET") == "1"
-        if device.type == "cpu" and not asked:
+        interprets = os.environ.get("TRITON_INTERPRET") == "1"
+        if device.type == "cpu" and not interprets:
             return (
                 "the model is on the CPU, and the kernels run on a GPU: optimise with "
                 "device='cuda', or set TRITON_INTERPRET=1 before Python starts to have them "
@@ -104,7 +104,7 @@ class TritonEngine:
         if (device.type == "cpu") != _interpreted():
             return (
                 "TRITON_INTERPRET=1 counts when Triton is first imported, and here it was "
-                f"{'un' if asked else ''}set then; start Python anew with it "
+                f"{'un' if interprets else ''}set then; start Python anew with it "
                 f"{'set' if device.type == 'cpu' else 'unset'}"
             )
         if device.type == "cpu" and (reason := why_not_interpreted()) is not None:
@@ -165,9 +165,9 @@ class TritonEngine:
             )
         try:
             with self._compiling(device, product) as compile_ahead:
-                tuner, told = self._tuner(workspace, device, compile_ahead)
-                notes += told
-                interpreted = device.type == "cpu" and self._given is None
+                tuner, found = self._tuner(workspace, device, compile_ahead)
+                notes += found
+                interpreted = device.type == "cpu" and self._requested is None
                 tactics = Tactics(product, tuner, interpreted)
                 planned = plan_for(module, inputs, tactics, numbers)
                 _refuse_if_too_large(planned.plan, inputs, device, workspace)
@@ -181,7 +181,7 @@ class TritonEngine:
                     *(planned.plan, planned.module, self._weights, workspace, self.name, notes),
                     *(batch, workspace.device.records and product.architecture.chains),
                 )
-                executable.apart = planned.apart
+                executable.unfused = planned.unfused
                 if compile_ahead is not None:
                     compile_ahead(executable.launches)
             executable.prepare(inputs)
@@ -216,7 +216,7 @@ class TritonEngine:
                     layer, self._gpu = CudaDevice(device), _product(device)
                 else:
                     layer, self._gpu = InterpreterDevice(), gpus.by_name(INTERPRETED_GPU)
-                self._gpu = self._given or self._gpu
+                self._gpu = self._requested or self._gpu
                 self._workspace = Workspace(layer, self._kept)
             return self._workspace, self._gpu
 
@@ -249,23 +249,23 @@ def _product(device: torch.device) -> Gpu:
     Raises:
         OptionError: nothing is known about its architecture.
     """
-    told = gpu(device)
-    name = told.architecture
-    if told.backend == "cuda":
+    found = gpu(device)
+    name = found.architecture
+    if found.backend == "cuda":
         number = int(name.removeprefix("sm_"))
         return gpus.by_device(
-            told.name, gpus.by_capability(number // 10, number % 10), told.multiprocessors
+            found.name, gpus.by_capability(number // 10, number % 10), found.multiprocessors
         )
-    return gpus.by_device(told.name, gpus.architecture(name), told.multiprocessors)
+    return gpus.by_device(found.name, gpus.architecture(name), found.multiprocessors)
 
 
 def _identity(device: torch.device) -> Identity:
     import triton
 
-    told = gpu(device)
+    found = gpu(device)
     return Identity(
-        gpu=told.name,
-        driver=told.driver,
+        gpu=found.name,
+        driver=found.driver,
         triton=triton.__version__,
         library=str(torch.backends.cudnn.version()),
         kernels=source_hash([Path(folder) for folder in kernels.__path__]),

@@ -86,7 +86,7 @@ class TritonExecutable:
         self.batch = batch
         self.peak_bytes = plan.peak_bytes
         self.remarks: list[Remark] = list(plan.remarks)
-        self.apart: list[Remark] = []
+        self.unfused: list[Remark] = []
         self.notes: list[str] = [*notes, *plan.notes]
         self._chained = chained
         self._workspace = workspace
@@ -110,7 +110,7 @@ class TritonExecutable:
     def code(self) -> str:
         """The plan in words: arena, and steps with their launches, grids and configurations."""
         lines = [described(self.plan, self._bound.calls, self._recorded)]
-        lines += [f"  apart: {remark}" for remark in self.apart]
+        lines += [f"  not fused: {remark}" for remark in self.unfused]
         return "\n".join(lines)
 
     @property

@@ -58,7 +58,7 @@ aten = torch.ops.aten
 
 BlockSpec: TypeAlias = "BottleneckSpec | StemSpec | PoolLinearSpec"
 
-Worth: TypeAlias = "Callable[[BlockSpec], str | None]"
+FusionPolicy: TypeAlias = "Callable[[BlockSpec], str | None]"
 """Why the fused kernel does not pay for these sizes, as a sentence; None where it does."""
 
 
@@ -68,12 +68,12 @@ class BlockContext:
 
     Attributes:
         facts: what every node of the graph is: fake tensors of known shape.
-        worth: decides about each candidate that is correct to fuse.
+        why_not: decides about each candidate that is correct to fuse.
         refused: what was not fused, and why; filled by the pass.
     """
 
     facts: Mapping[fx.Node, Any]
-    worth: Worth
+    why_not: FusionPolicy
     refused: list[Remark] = field(default_factory=list)
 
     def refuse(self, node: fx.Node, what: str, reason: str) -> None:
@@ -135,7 +135,7 @@ def _fuse_bottleneck(node: fx.Node, context: BlockContext) -> None:
     for index, form in enumerate(forms):
         if form in forms[:index]:
             continue
-        reason = context.worth(_bottleneck_spec(first, expand, *form, context))
+        reason = context.why_not(_bottleneck_spec(first, expand, *form, context))
         if reason is None:
             if reasons:
                 context.refuse(node, _lost(form, forms[0]), reasons[0])
@@ -285,10 +285,10 @@ def _write_bottleneck(
 
 def _sum_of_biases(graph: fx.Graph, expand: Conv2d, shortcut: Conv2d) -> Any:
     """Both convolutions end in one accumulator, which takes one bias."""
-    given = [bias for bias in (expand.bias, shortcut.bias) if bias is not None]
-    if len(given) < 2:
-        return given[0] if given else None
-    first, second = map(constant, given)
+    biases = [bias for bias in (expand.bias, shortcut.bias) if bias is not None]
+    if len(biases) < 2:
+        return biases[0] if biases else None
+    first, second = map(constant, biases)
     assert first is not None and second is not None
     total = (first.double() + second.double()).to(first.dtype)
     return add_constant(graph, f"{label(expand.node)}_both_biases", total)
@@ -314,14 +314,14 @@ def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
         )
         image = _normalised(conv, context)
         if image is not None:
-            reason = context.worth(replace(spec, uint8=True))
+            reason = context.why_not(replace(spec, uint8=True))
             if reason is None:
                 _write_stem(pool, conv, image)
                 return
             context.refuse(
                 image.steps[0], "normalisation", f"not in the convolution's kernel: {reason}"
             )
-        reason = context.worth(spec)
+        reason = context.why_not(spec)
     if reason is not None:
         context.refuse(node, "max-pool", f"not in the convolution's kernel: {reason}")
         return
@@ -404,7 +404,7 @@ def _fuse_head(node: fx.Node, context: BlockContext) -> None:
         context.refuse(node, "linear", outside)
         return
     n, c, h, w = map(int, _fact(pool.x, context).shape)
-    reason = context.worth(PoolLinearSpec(n, c, h, w, int(filters.shape[0])))
+    reason = context.why_not(PoolLinearSpec(n, c, h, w, int(filters.shape[0])))
     if reason is not None:
         context.refuse(node, "linear", f"not in the pooling's kernel: {reason}")
         return

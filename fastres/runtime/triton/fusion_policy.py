@@ -8,44 +8,44 @@ from fastres.kernels.tuning.fusing import modelled, why_library, why_not_fused
 from fastres.kernels.tuning.gpus import Gpu
 from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 from fastres.runtime.triton.fill_channels import Pays
-from fastres.runtime.triton.fuse_blocks import BlockSpec, Worth
+from fastres.runtime.triton.fuse_blocks import BlockSpec, FusionPolicy
 
 
-def by_model(precision: str, gpu: Gpu) -> Worth:
+def by_model(precision: str, gpu: Gpu) -> FusionPolicy:
     """By the modelled time on a GPU."""
 
     possible = if_it_fits(precision, gpu)
 
-    def worth(spec: BlockSpec) -> str | None:
+    def why_not(spec: BlockSpec) -> str | None:
         return why_library(gpu) or possible(spec) or why_not_fused(spec, precision, gpu)
 
-    return worth
+    return why_not
 
 
-def wherever_it_fits(precision: str, gpu: Gpu) -> Worth:
+def wherever_it_fits(precision: str, gpu: Gpu) -> FusionPolicy:
     """As :func:`if_it_fits`, and on a GPU whose products are the library's nowhere."""
 
     possible = if_it_fits(precision, gpu)
 
-    def worth(spec: BlockSpec) -> str | None:
+    def why_not(spec: BlockSpec) -> str | None:
         return why_library(gpu) or possible(spec)
 
-    return worth
+    return why_not
 
 
-def if_it_fits(precision: str, gpu: Gpu) -> Worth:
+def if_it_fits(precision: str, gpu: Gpu) -> FusionPolicy:
     """Wherever a kernel can on a GPU, also where the model finds several kernels faster.
 
     The fewest launches and bytes that there can be.
     """
 
-    def worth(spec: BlockSpec) -> str | None:
+    def why_not(spec: BlockSpec) -> str | None:
         reason = if_supported(spec)
         if reason is None and not _fits(spec, precision, gpu):
             reason = f"its tiles do not fit on {gpu.name}"
         return reason
 
-    return worth
+    return why_not
 
 
 def _fits(spec: BlockSpec, precision: str, gpu: Gpu) -> bool:
@@ -77,8 +77,8 @@ def filling_pays(precision: str, gpu: Gpu) -> Pays:
             return False
         more = wide.n * (wide.c - narrow.c) * wide.h * wide.w * ELEMENT_BYTES[precision]
         copied = more / gpu.memory_bytes_per_s
-        apart, filled = (modelled(s, precision, gpu).estimate.seconds for s in (narrow, wide))
-        return filled + copied < apart
+        unfilled, filled = (modelled(s, precision, gpu).estimate.seconds for s in (narrow, wide))
+        return filled + copied < unfilled
 
     return pays
 

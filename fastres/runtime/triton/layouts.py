@@ -30,7 +30,7 @@ def laid_out(value: Tensor, strides: tuple[int, ...]) -> Tensor:
 def _lies_like(value: Tensor, strides: tuple[int, ...]) -> bool:
     """Whether the strides differ only along axes of one element, which nobody steps along."""
     steps = zip(value.shape, value.stride(), strides, strict=True)
-    return all(size == 1 or own == wanted for size, own, wanted in steps)
+    return all(size == 1 or own == expected for size, own, expected in steps)
 
 
 def _transposed(value: Tensor, strides: tuple[int, ...]) -> bool:
@@ -38,5 +38,5 @@ def _transposed(value: Tensor, strides: tuple[int, ...]) -> bool:
     if value.dim() != 4 or value.is_meta or not value.is_contiguous():
         return False
     _, c, h, w = value.shape
-    wanted = (c * h * w, 1, c * w, c)
-    return strides == wanted and value.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    expected = (c * h * w, 1, c * w, c)
+    return strides == expected and value.dtype in (torch.float16, torch.bfloat16, torch.float32)

@@ -32,12 +32,12 @@ class Planned:
     Attributes:
         module: the block-fused graph; owns the plan's constants.
         plan: the plan.
-        apart: blocks that were not fused, and why.
+        unfused: blocks that were not fused, and why.
     """
 
     module: fx.GraphModule
     plan: Plan
-    apart: list[Remark]
+    unfused: list[Remark]
 
     def calls(self) -> dict[int, list[KernelCall]]:
         """The launches of each step, built on tensors without memory: to be counted and read."""
@@ -60,12 +60,12 @@ def plan_for(
     inputs: Sequence[Any],
     tactics: Tactics,
     numbers: Arithmetic,
-    worth: fuse_blocks.Worth | None = None,
+    policy: fuse_blocks.FusionPolicy | None = None,
 ) -> Planned:
     """The plan of a fused graph for inputs of these shapes; reads no data and needs no GPU.
 
     Args:
-        worth: decides which blocks become one kernel; by default the cost model, and under the
+        policy: decides which blocks become one kernel; by default the cost model, and under the
             interpreter all do that can.
 
     Raises:
@@ -79,11 +79,11 @@ def plan_for(
     facts = propagate(copied, inputs)
     if fill_channels.run(copied, facts, filling):
         facts = propagate(copied, inputs)
-    if worth is None and tactics.interpreted:
-        worth = if_supported
-    elif worth is None:
-        worth = by_model(precision, tactics.gpu)
-    context = fuse_blocks.BlockContext(facts, worth)
+    if policy is None and tactics.interpreted:
+        policy = if_supported
+    elif policy is None:
+        policy = by_model(precision, tactics.gpu)
+    context = fuse_blocks.BlockContext(facts, policy)
     fuse_blocks.run(copied, context)
     builder = PlanBuilder(copied, propagate(copied, inputs))
     if tactics.tuner is None:

@@ -46,12 +46,12 @@ def assign(buffers: Sequence[Buffer]) -> Arena:
     placed: list[int] = []
     for index in sorted(range(len(buffers)), key=lambda i: (-buffers[i].nbytes, i)):
         buffer = buffers[index]
-        taken = sorted(
+        occupied = sorted(
             (offsets[other], _end(offsets[other], buffers[other]))
             for other in placed
             if buffers[other].meets(buffer)
         )
-        offsets[index] = _best_gap(taken, buffer.nbytes)
+        offsets[index] = _best_gap(occupied, buffer.nbytes)
         placed.append(index)
     ends = [_end(offset, buffer) for offset, buffer in zip(offsets, buffers, strict=True)]
     return Arena(tuple(offsets), max(ends, default=0))
@@ -62,11 +62,11 @@ def _end(offset: int, buffer: Buffer) -> int:
     return offset + -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def _best_gap(taken: Sequence[tuple[int, int]], nbytes: int) -> int:
+def _best_gap(occupied: Sequence[tuple[int, int]], nbytes: int) -> int:
     """Start of the smallest gap of ``nbytes`` between taken stretches; else behind them all."""
     best: tuple[int, int] | None = None
     free = 0
-    for start, end in taken:
+    for start, end in occupied:
         size = start - free
         if size >= nbytes and size > 0 and (best is None or size < best[0]):
             best = (size, free)

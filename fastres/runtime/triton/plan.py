@@ -271,11 +271,11 @@ class Plan:
             if isinstance(step, TorchStep):
                 continue
             for index, value in enumerate((*step.writes, *step.scratch)):
-                taken = self._overwritten(step, value, time, homes) if index == 0 else None
-                if taken is None:
+                overwritten = self._overwritten(step, value, time, homes) if index == 0 else None
+                if overwritten is None:
                     homes[value.name], count = count, count + 1
                 else:
-                    homes[value.name] = homes[taken]
+                    homes[value.name] = homes[overwritten]
         return homes
 
     def _overwritten(

@@ -207,9 +207,9 @@ class PlanBuilder:
         """
         target: Any = ops.REFERENCE.get(node.target, node.target)
         tree = list(arguments(node) if args is None else args)
-        given = [fx.node.map_arg(argument, self._known.__getitem__) for argument in tree]
+        lowered = [fx.node.map_arg(argument, self._known.__getitem__) for argument in tree]
         if weight is not None:
-            given[1] = Ref(weight.name)
+            lowered[1] = Ref(weight.name)
             self._constants[weight.name] = weight
         named = fx.node.map_arg(dict(node.kwargs), self._known.__getitem__)
         may_alias = node.target not in ops.REFERENCE and aliases(node.target)
@@ -217,7 +217,7 @@ class PlanBuilder:
             node,
             _operation(node),
             function or target,
-            tuple(given),
+            tuple(lowered),
             named,
             result=node.name,
             may_alias=may_alias,

@@ -81,7 +81,7 @@ class BlockRules:
             )
 
         wide = pointwise(block.expand_weight)
-        beside = None if shortcut is None else pointwise(shortcut)
+        shortcut_weight = None if shortcut is None else pointwise(shortcut)
         head = None if following is None else pointwise(following)
         biases = [builder.bias(each) for each in (block.bias, block.expand_bias, block.next_bias)]
         image, identity = builder.input(block.x), builder.input(block.residual)
@@ -99,7 +99,7 @@ class BlockRules:
                     _read(tensors, wide),
                     second,
                     tensors[identity],
-                    _read(tensors, beside),
+                    _read(tensors, shortcut_weight),
                     _read(tensors, head),
                     third,
                     tensors[outs[0].name],
@@ -111,7 +111,7 @@ class BlockRules:
 
             return builder.kernel_step(
                 *(node, [image, identity], outs, calls),
-                constants=(packed, wide, beside, head, *biases),
+                constants=(packed, wide, shortcut_weight, head, *biases),
                 # A shortcut reads other pixels of the residual than its program writes.
                 overwrites=[identity] if shortcut is None else [],
                 tactic=on_one_line(config),
@@ -148,8 +148,8 @@ class BlockRules:
             chosen = stem_configs.choose_stem(spec, precision, gpu)
             if chosen is None:
                 reason = f"its tiles do not fit on {gpu.name}"
-        wanted = torch.uint8 if uint8 else filters.dtype
-        if filters.dtype not in FLOATING or fact.dtype != wanted:
+        expected = torch.uint8 if uint8 else filters.dtype
+        if filters.dtype not in FLOATING or fact.dtype != expected:
             reason = f"the kernels do not take {fact.dtype} with weights of {filters.dtype}"
         if reason is not None:
             builder.remark(node, "convolution and max-pool", reason)

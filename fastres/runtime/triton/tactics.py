@@ -309,8 +309,8 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     first, second = one.float(), other.float()
     if not torch.equal(first.isnan(), second.isnan()):
         return False
-    apart = (first - second).nan_to_num(0.0).abs().max()
-    return bool(apart <= DISAGREEMENT[one.dtype] * first.nan_to_num(0.0).abs().max())
+    difference = (first - second).nan_to_num(0.0).abs().max()
+    return bool(difference <= DISAGREEMENT[one.dtype] * first.nan_to_num(0.0).abs().max())
 
 
 def _bound(step: Callable[[Any], KernelStep], config: Any) -> Callable[[], Step]:

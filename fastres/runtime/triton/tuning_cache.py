@@ -149,10 +149,10 @@ class TuningCache:
             content = json.loads(text)
         except (ValueError, RecursionError):
             return self._ignore("it is not JSON")
-        wanted = {"format": FORMAT, **asdict(self.identity)}
+        expected = {"format": FORMAT, **asdict(self.identity)}
         if not isinstance(content, dict) or not isinstance(content.get("entries"), dict):
             return self._ignore("it has no entries")
-        for name, value in wanted.items():
+        for name, value in expected.items():
             if content.get(name) != value:
                 return self._ignore(f"it is for {name} {content.get(name)!r}, this is {value!r}")
         entries = content["entries"]
