@@ -202,37 +202,28 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
 
 
 MOVES_DATA: tuple[Any, ...] = (
-    *(
-        torch.ops.aten.flatten.using_ints,
-        torch.ops.aten.reshape.default,
-        torch.ops.aten.expand.default,
-        torch.ops.aten.cat.default,
-    ),
-    *(torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default),
-    *(
-        torch.ops.aten.permute.default,
-        torch.ops.aten.transpose.int,
-        torch.ops.aten.slice.Tensor,
-        torch.ops.aten.select.int,
-    ),
-    *(
-        torch.ops.aten.split.Tensor,
-        torch.ops.aten.split_with_sizes.default,
-        torch.ops.aten.chunk.default,
-        torch.ops.aten.unbind.int,
-    ),
-    *(
-        torch.ops.aten.squeeze.default,
-        torch.ops.aten.squeeze.dim,
-        torch.ops.aten.squeeze.dims,
-        torch.ops.aten.unsqueeze.default,
-    ),
-    *(
-        torch.ops.aten.to.dtype,
-        torch.ops.aten.clone.default,
-        torch.ops.aten.sym_size.int,
-        operator.getitem,
-    ),
+    torch.ops.aten.flatten.using_ints,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.cat.default,
+    torch.ops.aten.pad.default,
+    torch.ops.aten.constant_pad_nd.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.select.int,
+    torch.ops.aten.split.Tensor,
+    torch.ops.aten.split_with_sizes.default,
+    torch.ops.aten.chunk.default,
+    torch.ops.aten.unbind.int,
+    torch.ops.aten.squeeze.default,
+    torch.ops.aten.squeeze.dim,
+    torch.ops.aten.squeeze.dims,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.to.dtype,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.sym_size.int,
+    operator.getitem,
 )
 """Operations that compute nothing: no reason to list them as left to torch."""
 

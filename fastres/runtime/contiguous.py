@@ -25,10 +25,14 @@ aten = torch.ops.aten
 
 INEXACT: frozenset[Any] = frozenset(
     {
-        *(aten.group_norm.default, aten.native_group_norm.default),
-        *(aten.batch_norm.default, aten.native_batch_norm.default),
+        aten.group_norm.default,
+        aten.native_group_norm.default,
+        aten.batch_norm.default,
+        aten.native_batch_norm.default,
         aten._native_batch_norm_legit.no_stats,
-        *(aten.norm.ScalarOpt_dim, aten.norm.ScalarOpt_dim_dtype, aten.linalg_vector_norm.default),
+        aten.norm.ScalarOpt_dim,
+        aten.norm.ScalarOpt_dim_dtype,
+        aten.linalg_vector_norm.default,
     }
 )
 """What sums squares over pixels."""

@@ -251,8 +251,17 @@ def bottleneck(
     configuration fits the GPU.
     """
     spec = bottleneck_spec(
-        *(x, weight, expand_weight, residual, shortcut_weight, shortcut_stride, next_weight),
-        *(stride, padding, dilation, groups),
+        x,
+        weight,
+        expand_weight,
+        residual,
+        shortcut_weight,
+        shortcut_stride,
+        next_weight,
+        stride,
+        padding,
+        dilation,
+        groups,
     )
     precision = precision or precision_of(x.dtype)
     gpu = gpu or by_name("a100")
@@ -309,15 +318,24 @@ def bottleneck_spec(
         InputError: a tensor that has not four axes.
     """
     for name, tensor in (
-        *(("x", x), ("weight", weight), ("expand_weight", expand_weight), ("residual", residual)),
-        *(("shortcut_weight", shortcut_weight), ("next_weight", next_weight)),
+        ("x", x),
+        ("weight", weight),
+        ("expand_weight", expand_weight),
+        ("residual", residual),
+        ("shortcut_weight", shortcut_weight),
+        ("next_weight", next_weight),
     ):
         if tensor is not None and tensor.dim() != 4:
             raise InputError(f"{name} has {tensor.dim()} axes: expected four")
     top, left, bottom, right = padding
     conv = ConvSpec(
-        *(int(x.shape[0]), int(x.shape[1]), int(x.shape[2]), int(x.shape[3])),
-        *(int(weight.shape[0]), int(weight.shape[2]), int(weight.shape[3])),
+        int(x.shape[0]),
+        int(x.shape[1]),
+        int(x.shape[2]),
+        int(x.shape[3]),
+        int(weight.shape[0]),
+        int(weight.shape[2]),
+        int(weight.shape[3]),
         stride=(stride[0], stride[1]),
         padding=(top, left, bottom, right),
         dilation=(dilation[0], dilation[1]),
@@ -327,7 +345,13 @@ def bottleneck_spec(
     if shortcut_weight is not None:
         n, c, h, w = residual.shape
         shortcut_spec = ConvSpec(
-            *(int(n), int(c), int(h), int(w), int(shortcut_weight.shape[0]), 1, 1),
+            int(n),
+            int(c),
+            int(h),
+            int(w),
+            int(shortcut_weight.shape[0]),
+            1,
+            1,
             stride=(shortcut_stride[0], shortcut_stride[1]),
         )
     next_k = None if next_weight is None else int(next_weight.shape[0])

@@ -94,8 +94,16 @@ def conv2d_calls(
         if reason is None:
             return [
                 by_descriptor(
-                    *(x, packed, bias, residual, out, spec),
-                    *(pre_activation, activation, config, precision),
+                    x,
+                    packed,
+                    bias,
+                    residual,
+                    out,
+                    spec,
+                    pre_activation,
+                    activation,
+                    config,
+                    precision,
                 )
             ]
         note = f"by pointers: {reason}"
@@ -103,8 +111,18 @@ def conv2d_calls(
     if splits == 1:
         return [
             _main_call(
-                *(x, packed, bias, residual, out, spec),
-                *(pre_activation, activation, config, precision, 1, note),
+                x,
+                packed,
+                bias,
+                residual,
+                out,
+                spec,
+                pre_activation,
+                activation,
+                config,
+                precision,
+                1,
+                note,
             )
         ]
     partial = partial_sums(workspace, out, splits)
@@ -116,15 +134,36 @@ def conv2d_calls(
         check_tensor("counters", counters[:count], out, (count,), torch.int32)
         return [
             _main_call(
-                *(x, packed, bias, residual, out, spec),
-                *(pre_activation, activation, config, precision, splits, note),
-                *(partial, counters),
+                x,
+                packed,
+                bias,
+                residual,
+                out,
+                spec,
+                pre_activation,
+                activation,
+                config,
+                precision,
+                splits,
+                note,
+                partial,
+                counters,
             )
         ]
     return [
         _main_call(
-            *(x, packed, None, None, partial, spec),
-            *("none", "none", config, precision, splits, note),
+            x,
+            packed,
+            None,
+            None,
+            partial,
+            spec,
+            "none",
+            "none",
+            config,
+            precision,
+            splits,
+            note,
         ),
         sum_call(partial, bias, residual, out, spec, pre_activation, activation, splits),
     ]
@@ -161,8 +200,13 @@ def conv2d(
             f"x with {x.dim()} axes and weight with {weight.dim()}: expected four of each"
         )
     spec = ConvSpec(
-        *(x.shape[0], x.shape[1], x.shape[2], x.shape[3]),
-        *(weight.shape[0], weight.shape[2], weight.shape[3]),
+        x.shape[0],
+        x.shape[1],
+        x.shape[2],
+        x.shape[3],
+        weight.shape[0],
+        weight.shape[2],
+        weight.shape[3],
         stride=_pair(stride),
         padding=_four(padding),
         dilation=_pair(dilation),

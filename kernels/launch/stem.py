@@ -106,7 +106,9 @@ def stem_calls(
     check_tensor("packed weight", packed, x, (conv.k, conv.r * layout.size), dtype)
     check_tensor("out", out, x, (conv.n, conv.k, spec.p, spec.q), dtype)
     for name, vector, size in (
-        *(("bias", bias, conv.k), ("scale", scale, conv.c), ("shift", shift, conv.c)),
+        ("bias", bias, conv.k),
+        ("scale", scale, conv.c),
+        ("shift", shift, conv.c),
     ):
         if vector is not None:
             check_tensor(name, vector, x, (size,), torch.float32)
@@ -205,7 +207,13 @@ def conv2d_max_pool2d(
         raise InputError(f"weight of shape {list(weight.shape)}: expected {c} channels, as x has")
     top, left, bottom, right = padding
     conv = ConvSpec(
-        *(n, c, h, w, k, r, s),
+        n,
+        c,
+        h,
+        w,
+        k,
+        r,
+        s,
         stride=(stride[0], stride[1]),
         padding=(top, left, bottom, right),
     )

@@ -190,9 +190,28 @@ def bottleneck_kernel(
         acc = tl.zeros((BLOCK_SIZE_M, BLOCK_CHUNK), tl.float32)
         for step in range(STEPS):
             acc = add_products(
-                *(acc, step, x_ptrs, weight_ptrs, rows_inside, columns_inside, offs_k, in_chunk, 0),
-                *(W, C, CHUNK_C, GROUP_C, CHUNK, S, DILATION_H, DILATION_W, INPUT_PRECISION),
-                *(BLOCK_SIZE_K, BLOCK_CHUNK, INT64, False),
+                acc,
+                step,
+                x_ptrs,
+                weight_ptrs,
+                rows_inside,
+                columns_inside,
+                offs_k,
+                in_chunk,
+                0,
+                W,
+                C,
+                CHUNK_C,
+                GROUP_C,
+                CHUNK,
+                S,
+                DILATION_H,
+                DILATION_W,
+                INPUT_PRECISION,
+                BLOCK_SIZE_K,
+                BLOCK_CHUNK,
+                INT64,
+                False,
             )
         if TOGETHER > 1:
             # Another group's weights are zeros in here, and zero times NaN or infinity is NaN. A
@@ -205,9 +224,28 @@ def bottleneck_kernel(
                 own = (offs_chunk // (CHUNK // TOGETHER) == only)[None, :]
                 before = tl.where(own & (again % STEPS == 0), 0.0, acc)
                 added = add_products(
-                    *(before, again % STEPS, x_ptrs, weight_ptrs, rows_inside, columns_inside),
-                    *(offs_k, in_chunk, only, W, C, CHUNK_C, GROUP_C, CHUNK, S, DILATION_H),
-                    *(DILATION_W, INPUT_PRECISION, BLOCK_SIZE_K, BLOCK_CHUNK, INT64, True),
+                    before,
+                    again % STEPS,
+                    x_ptrs,
+                    weight_ptrs,
+                    rows_inside,
+                    columns_inside,
+                    offs_k,
+                    in_chunk,
+                    only,
+                    W,
+                    C,
+                    CHUNK_C,
+                    GROUP_C,
+                    CHUNK,
+                    S,
+                    DILATION_H,
+                    DILATION_W,
+                    INPUT_PRECISION,
+                    BLOCK_SIZE_K,
+                    BLOCK_CHUNK,
+                    INT64,
+                    True,
                 )
                 acc = tl.where(own, added, before)
         if HAS_BIAS:

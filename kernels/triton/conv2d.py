@@ -210,8 +210,20 @@ def add_splits_if_last(
             partial_ptr += size
             acc += tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
         store_tile(
-            *(acc, bias_ptr, residual_ptr, out_ptr, offs_m, in_m, filters, in_n),
-            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, 1),
+            acc,
+            bias_ptr,
+            residual_ptr,
+            out_ptr,
+            offs_m,
+            in_m,
+            filters,
+            in_n,
+            ALL_K,
+            PRE_ACTIVATION,
+            ACTIVATION,
+            HAS_BIAS,
+            HAS_RESIDUAL,
+            1,
         )
         tl.store(counter_ptr, 0)
 
@@ -318,9 +330,32 @@ def conv2d_kernel(
     GROUP_C: tl.constexpr = C // TOGETHER
     await_inputs(CHAINED)
     acc = sum_of_products(
-        *(x_ptr, first, top, left, outside, weight_ptrs, offs_k, row_distance, begin, end, 0, H, W),
-        *(C, GROUP_C, ALL_C, R, S, DILATION_H, DILATION_W, PADDED, INPUT_PRECISION),
-        *(BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, False),
+        x_ptr,
+        first,
+        top,
+        left,
+        outside,
+        weight_ptrs,
+        offs_k,
+        row_distance,
+        begin,
+        end,
+        0,
+        H,
+        W,
+        C,
+        GROUP_C,
+        ALL_C,
+        R,
+        S,
+        DILATION_H,
+        DILATION_W,
+        PADDED,
+        INPUT_PRECISION,
+        BLOCK_SIZE_M,
+        BLOCK_SIZE_N,
+        BLOCK_SIZE_K,
+        False,
     )
     let_next_start(CHAINED)
     filters = group * K + offs_n
@@ -337,29 +372,88 @@ def conv2d_kernel(
     if bad:
         for only in range(TOGETHER):
             acc = sum_of_products(
-                *(x_ptr, first, top, left, outside, weight_ptrs, offs_k, row_distance),
-                *(begin, end, only, H, W),
-                *(C, GROUP_C, ALL_C, R, S, DILATION_H, DILATION_W, PADDED, INPUT_PRECISION),
-                *(BLOCK_SIZE_M, BLOCK_SIZE_N, BLOCK_SIZE_K, True),
+                x_ptr,
+                first,
+                top,
+                left,
+                outside,
+                weight_ptrs,
+                offs_k,
+                row_distance,
+                begin,
+                end,
+                only,
+                H,
+                W,
+                C,
+                GROUP_C,
+                ALL_C,
+                R,
+                S,
+                DILATION_H,
+                DILATION_W,
+                PADDED,
+                INPUT_PRECISION,
+                BLOCK_SIZE_M,
+                BLOCK_SIZE_N,
+                BLOCK_SIZE_K,
+                True,
             )
             own = (offs_n < K) & (offs_n // (K // TOGETHER) == only)
             store_tile(
-                *(acc, bias_ptr, residual_ptr, stored_ptr, offs_m, offs_m < M, filters, own),
-                *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+                acc,
+                bias_ptr,
+                residual_ptr,
+                stored_ptr,
+                offs_m,
+                offs_m < M,
+                filters,
+                own,
+                ALL_K,
+                PRE_ACTIVATION,
+                ACTIVATION,
+                HAS_BIAS,
+                HAS_RESIDUAL,
+                SPLIT_K,
             )
     else:
         store_tile(
-            *(acc, bias_ptr, residual_ptr, stored_ptr, offs_m, offs_m < M, filters, offs_n < K),
-            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+            acc,
+            bias_ptr,
+            residual_ptr,
+            stored_ptr,
+            offs_m,
+            offs_m < M,
+            filters,
+            offs_n < K,
+            ALL_K,
+            PRE_ACTIVATION,
+            ACTIVATION,
+            HAS_BIAS,
+            HAS_RESIDUAL,
+            SPLIT_K,
         )
     if FUSED_SUM:
         size = M * ALL_K
         if INT64:
             size = tl.cast(M, tl.int64) * ALL_K
         add_splits_if_last(
-            *(partial_ptr, counter_ptr + tl.program_id(0), bias_ptr, residual_ptr, out_ptr, size),
-            *(filters, offs_n < K, offs_m, offs_m < M),
-            *(ALL_K, PRE_ACTIVATION, ACTIVATION, HAS_BIAS, HAS_RESIDUAL, SPLIT_K),
+            partial_ptr,
+            counter_ptr + tl.program_id(0),
+            bias_ptr,
+            residual_ptr,
+            out_ptr,
+            size,
+            filters,
+            offs_n < K,
+            offs_m,
+            offs_m < M,
+            ALL_K,
+            PRE_ACTIVATION,
+            ACTIVATION,
+            HAS_BIAS,
+            HAS_RESIDUAL,
+            SPLIT_K,
         )
 
 

@@ -60,7 +60,9 @@ def box_candidates(spec: ConvSpec, precision: str, gpu: Gpu) -> Iterator[Conv2dC
                 widths, depths, (4, 8), (4, 3)
             ):
                 config = Conv2dConfig(
-                    *(block_m, block_n, block_k),
+                    block_m,
+                    block_n,
+                    block_k,
                     num_warps=num_warps,
                     num_stages=num_stages,
                     descriptors=True,

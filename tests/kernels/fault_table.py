@@ -441,14 +441,14 @@ CONV2D: Replacements = [
     ),
     (
         "one pixel too many",
-        "offs_m < M, filters, offs_n < K)",
-        "offs_m <= M, filters, offs_n < K)",
+        "            offs_m < M,\n            filters,\n            offs_n < K,\n",
+        "            offs_m <= M,\n            filters,\n            offs_n < K,\n",
         conv_guarded,
     ),
     (
         "one filter too many",
-        "offs_m < M, filters, offs_n < K)",
-        "offs_m < M, filters, offs_n <= K)",
+        "            offs_m < M,\n            filters,\n            offs_n < K,\n",
+        "            offs_m < M,\n            filters,\n            offs_n <= K,\n",
         conv_guarded,
     ),
     (
@@ -748,8 +748,8 @@ BOTTLENECK: Replacements = [
     ("the first tap dropped", "range(STEPS)", "range(1, STEPS)", block("plain")),
     (
         "filter's height for its width",
-        "GROUP_C, CHUNK, S, DILATION_H, DILATION_W, INPUT",
-        "GROUP_C, CHUNK, R, DILATION_H, DILATION_W, INPUT",
+        "\n                CHUNK,\n                S,\n                DILATION_H,",
+        "\n                CHUNK,\n                R,\n                DILATION_H,",
         block("oblong filter"),
     ),
     (

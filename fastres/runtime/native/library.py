@@ -48,8 +48,14 @@ class Library:
         self.plan_create = self._functions.fr_plan_create
         self.plan_create.restype = c_void_p
         self.plan_create.argtypes = [
-            *(POINTER(COp), c_int32, POINTER(CPhase), c_int32, c_int32, c_int64),
-            *(POINTER(c_int64), c_int32),
+            POINTER(COp),
+            c_int32,
+            POINTER(CPhase),
+            c_int32,
+            c_int32,
+            c_int64,
+            POINTER(c_int64),
+            c_int32,
         ]
         self.plan_destroy = self._functions.fr_plan_destroy
         self.plan_destroy.restype = None
@@ -62,8 +68,13 @@ class Library:
         self.plan_poison.argtypes = [c_void_p, POINTER(c_int64), c_int32, c_int32]
         self.run = self._functions.fr_run
         self.run.argtypes = [
-            *(c_void_p, c_void_p, c_int32),
-            *(POINTER(COutside), c_int32, POINTER(COutside), c_int32),
+            c_void_p,
+            c_void_p,
+            c_int32,
+            POINTER(COutside),
+            c_int32,
+            POINTER(COutside),
+            c_int32,
             POINTER(c_int64),
         ]
         self._functions.fr_keep.restype = None

@@ -31,17 +31,31 @@ times eager's, and grows with it.
 _BOUNDING = frozenset(
     {
         *(overload for overload, row in BY_ATEN.items() if row.bounds_above),
-        *(aten.hardtanh.default, aten.clamp.default, aten.clamp_max.default),
-        *(aten.sigmoid.default, aten.hardsigmoid.default, aten.tanh.default, aten.erf.default),
-        *(aten.clamp.Tensor, aten.clamp_max.Tensor, aten.minimum.default, aten.softmax.int),
+        aten.hardtanh.default,
+        aten.clamp.default,
+        aten.clamp_max.default,
+        aten.sigmoid.default,
+        aten.hardsigmoid.default,
+        aten.tanh.default,
+        aten.erf.default,
+        aten.clamp.Tensor,
+        aten.clamp_max.Tensor,
+        aten.minimum.default,
+        aten.softmax.int,
     }
 )
 """Operations that cut large numbers off."""
 
 _ADDING = frozenset(
     {
-        *(aten.add.Tensor, aten.sub.Tensor, aten.relu.default, aten.max_pool2d.default),
-        *(ops.scale_shift, ops.add_relu, ops.max_pool2d, *MOVES_DATA),
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.relu.default,
+        aten.max_pool2d.default,
+        ops.scale_shift,
+        ops.add_relu,
+        ops.max_pool2d,
+        *MOVES_DATA,
     }
 )
 """Operations behind which large numbers are as visible as before."""

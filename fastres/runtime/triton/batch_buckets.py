@@ -22,12 +22,24 @@ aten = torch.ops.aten
 _IMAGE_BY_IMAGE = frozenset(
     {
         *ops.REFERENCE,
-        *(aten.to.dtype, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default),
-        *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor),
+        aten.to.dtype,
+        aten.avg_pool2d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
         *BY_ATEN,
-        *(aten.hardtanh.default, aten.sigmoid.default, aten.hardsigmoid.default),
-        *(aten.tanh.default, aten.gelu.default, aten.leaky_relu.default, aten.elu.default),
-        *(aten.flatten.using_ints, aten.reshape.default, operator.getitem),
+        aten.hardtanh.default,
+        aten.sigmoid.default,
+        aten.hardsigmoid.default,
+        aten.tanh.default,
+        aten.gelu.default,
+        aten.leaky_relu.default,
+        aten.elu.default,
+        aten.flatten.using_ints,
+        aten.reshape.default,
+        operator.getitem,
     }
 )
 """Operations that keep images apart, as long as the batch stays the first axis."""

@@ -178,8 +178,14 @@ class TritonEngine:
                     notes += tuner.notes
                     notes += [] if tuner.cache.note is None else [tuner.cache.note]
                 executable = TritonExecutable(
-                    *(planned.plan, planned.module, self._weights, workspace, self.name, notes),
-                    *(batch, workspace.device.records and product.architecture.chains),
+                    planned.plan,
+                    planned.module,
+                    self._weights,
+                    workspace,
+                    self.name,
+                    notes,
+                    batch,
+                    workspace.device.records and product.architecture.chains,
                 )
                 executable.unfused = planned.unfused
                 if compile_ahead is not None:

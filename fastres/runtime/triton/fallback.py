@@ -32,9 +32,7 @@ def conv2d(
     activation: str,
 ) -> Tensor:
     """``reference.conv2d``, whose epilogue writes into the convolution's own result."""
-    y = reference.conv2d(
-        *(x, weight, bias, None, stride, padding, dilation, groups, "none", "none")
-    )
+    y = reference.conv2d(x, weight, bias, None, stride, padding, dilation, groups, "none", "none")
     y = ACTIVATIONS[pre_activation].in_place(y)
     if residual is not None:
         y = y.add_(residual)

@@ -285,7 +285,9 @@ class Plan:
         for name in step.overwrites:
             old = self.values.get(name)  # torch's memory is not ours to write into
             if old is None or (old.shape, old.strides, old.dtype) != (
-                *(value.shape, value.strides, value.dtype),
+                value.shape,
+                value.strides,
+                value.dtype,
             ):
                 continue
             # A kernel may read any pixel of its other arguments when it writes.

@@ -86,7 +86,10 @@ class Rules:
                 )
 
             return builder.kernel_step(
-                *(node, [image, *([] if addend is None else [addend])], [out], calls),
+                node,
+                [image, *([] if addend is None else [addend])],
+                [out],
+                calls,
                 constants=(packed, shift),
                 scratch=scratch,
                 zeroed=zeroed,
@@ -144,7 +147,10 @@ class Rules:
                 )
 
             return builder.kernel_step(
-                *(node, [given], [out], calls),
+                node,
+                [given],
+                [out],
+                calls,
                 constants=(packed, shift),
                 scratch=scratch,
                 zeroed=zeroed,

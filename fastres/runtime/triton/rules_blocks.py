@@ -110,7 +110,10 @@ class BlockRules:
                 )
 
             return builder.kernel_step(
-                *(node, [image, identity], outs, calls),
+                node,
+                [image, identity],
+                outs,
+                calls,
                 constants=(packed, wide, shortcut_weight, head, *biases),
                 # A shortcut reads other pixels of the residual than its program writes.
                 overwrites=[identity] if shortcut is None else [],
@@ -176,7 +179,10 @@ class BlockRules:
                 )
 
             return builder.kernel_step(
-                *(node, [image], [out], calls),
+                node,
+                [image],
+                [out],
+                calls,
                 constants=(packed, *vectors),
                 tactic=on_one_line(config),
             )
@@ -218,7 +224,7 @@ class BlockRules:
                 )
 
             return builder.kernel_step(
-                *(node, [image], [out], calls), constants=(rows, shift), tactic=on_one_line(config)
+                node, [image], [out], calls, constants=(rows, shift), tactic=on_one_line(config)
             )
 
         layer = Layer(
