@@ -43,7 +43,7 @@ def _run(given: argparse.Namespace) -> int:
         raise OptionError(f"--images {given.images}: expected a directory of images")
     if given.count < 1 or given.size < 1 or not given.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = model_source.named(given.depth, given.model)
+    chosen = model_source.from_options(given.depth, given.model)
     model = model_source.build(chosen, given.seed)
     if given.images is not None:
         images, different = inputs.photographs(given.images, given.count, given.size)
@@ -53,7 +53,7 @@ def _run(given: argparse.Namespace) -> int:
         images = inputs.synthetic_images(given.count, channels, given.size, given.seed)
         data = f"{given.count} synthetic images"
     if chosen.has_random_weights:
-        for sentence in inputs.settle(model, images, given.seed):
+        for sentence in inputs.calibrate_random_weights(model, images, given.seed):
             print(sentence)
     fast = optimize(model, images[:1], precision=given.precision, engine=given.engine)
     print(fast.report)

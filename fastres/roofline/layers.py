@@ -57,7 +57,7 @@ class Layer:
         return 0 if self.spec is None else flops(self.spec)
 
 
-Worth = Callable[[Any], "str | None"]
+FusionPolicy = Callable[[Any], "str | None"]
 """Why a fused block does not pay, None where it does: see ``fuse_blocks``."""
 
 
@@ -80,7 +80,7 @@ def layers_of(
     module: fx.GraphModule,
     batch: int,
     size: int,
-    policy: Worth | None = None,
+    policy: FusionPolicy | None = None,
     filling: Pays | None = None,
 ) -> list[Layer]:
     """The operators of a graph for ``batch`` square images, in order.
@@ -116,8 +116,8 @@ def images_for(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
             f"the model takes {len(values)} inputs: expected one image tensor [N, C, H, W]"
         )
     (value,) = values
-    one = torch.zeros((), dtype=value.dtype, device="cpu")
-    return [one.expand(batch, int(value.shape[1]), size, size)]
+    scalar = torch.zeros((), dtype=value.dtype, device="cpu")
+    return [scalar.expand(batch, int(value.shape[1]), size, size)]
 
 
 def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
@@ -138,8 +138,8 @@ _Described = Callable[[fx.Node, Mapping[fx.Node, Any]], "tuple[Spec | None, bool
 
 
 def _conv2d(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, residual, *rest = arguments(node)
-    return conv_spec(facts[x], facts[weight], tuple(rest[:4])), residual is not None
+    x, weight, _, residual, *geometry = arguments(node)
+    return conv_spec(facts[x], facts[weight], tuple(geometry[:4])), residual is not None
 
 
 def _linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
@@ -149,18 +149,18 @@ def _linear(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
 
 
 def _bottleneck(node: fx.Node, facts: Mapping[fx.Node, Any]) -> tuple[Spec, bool]:
-    x, weight, _, expand, _, residual, shortcut, shortcut_stride, following, _, *rest = arguments(
-        node
+    x, weight, _, expand, _, residual, shortcut, shortcut_stride, following, _, *geometry = (
+        arguments(node)
     )
-    beside = None
+    shortcut_spec = None
     if shortcut is not None:
         tail = (shortcut_stride, (0, 0, 0, 0), (1, 1), 1)
-        beside = conv_spec(facts[residual], facts[shortcut], tail)
+        shortcut_spec = conv_spec(facts[residual], facts[shortcut], tail)
     return (
         BottleneckSpec(
-            conv_spec(facts[x], facts[weight], tuple(rest)),
+            conv_spec(facts[x], facts[weight], tuple(geometry)),
             int(facts[expand].shape[0]),
-            beside,
+            shortcut_spec,
             None if following is None else int(facts[following].shape[0]),
         ),
         False,
