@@ -123,10 +123,10 @@ def text(
     outputs: Sequence[TensorSpec],
     example: Sequence[Sequence[int]],
 ) -> str:
-    """The whole file.
+    """The text of ``config.pbtxt``.
 
     Args:
-        settings: see there.
+        settings: checked :class:`Settings`.
         inputs, outputs: as the ONNX file has them.
         example: numbers for all sizes of each input, for the warm-up.
     """

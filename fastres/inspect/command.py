@@ -90,10 +90,10 @@ def read(
 
     Args:
         graphs: by the models' names, see ``roofline.layers.graph_of``.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
-        architecture: compiled for.
+        architecture: the GPU architecture to compile for.
     """
     from fastres.inspect.launches import launches, merged, representative
 

@@ -33,7 +33,7 @@ class Launch:
     Attributes:
         layers: names of the user's modules, each once.
         operation: e.g. ``fastres.conv2d``.
-        call: on the meta device.
+        call: the kernel and its arguments, tensors on the meta device.
     """
 
     layers: tuple[str, ...]
@@ -55,10 +55,10 @@ def launches(
 
     Args:
         module: of ``roofline.layers.graph_of``, in the dtype of ``precision``.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         precision: a key of :data:`DTYPES`.
-        gpu: configured for.
+        gpu: the GPU that launches are configured for.
     """
     precision = gpu.architecture.computed_in(precision)
     numbers = Arithmetic(precision, precision) if precision in ("tf32", "fp32") else Arithmetic()

@@ -87,7 +87,7 @@ def layers_of(
 
     Args:
         module: of :func:`graph_of`; not changed.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         policy: decides which blocks become one kernel; None for none.
         filling: decides which images get channels of zeros; None for none.

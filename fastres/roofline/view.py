@@ -53,8 +53,8 @@ class View:
     Attributes:
         fusion: ``none``, ``blocks`` where one kernel is modelled to be faster, or ``all blocks``
             that fit, for the fewest launches and bytes.
-        batch: images.
-        rows: in order.
+        batch: images per call.
+        rows: the operators in order.
     """
 
     fusion: str

@@ -64,7 +64,7 @@ def photographs(folder: Path, count: int, size: int) -> tuple[torch.Tensor, int]
     """Load photographs as ImageNet's evaluation does, the shorter side resized to 256/224 of size.
 
     Args:
-        folder: where they are.
+        folder: the directory with the image files.
         count: how many are needed; if there are fewer, they repeat.
         size: pixels of a side.
 
@@ -98,7 +98,7 @@ def calibrate_random_weights(model: nn.Module, pool: torch.Tensor, seed: int) ->
     """Give a network with random weights the weights described above, in place.
 
     Args:
-        model: in evaluation mode.
+        model: the network, in evaluation mode.
         pool: the images, ``[N, C, H, W]``.
         seed: of what is drawn.
 

@@ -76,7 +76,7 @@ def build(source: Source, seed: int, classes: int | None = None) -> nn.Module:
     """Build the network, in evaluation mode.
 
     Args:
-        source: which.
+        source: the model's name and where it is defined.
         seed: of torch's generator while the weights are drawn; it is put back afterwards.
         classes: how many it tells apart; None for its default. Not for a function of the user's.
 
