@@ -36,7 +36,7 @@ def test_model(
     benchmark.group = f"{name} {precision}"
     pool = inputs.synthetic_images(16, 3, 224, seed=0)
     model = model_source.build(model_source.parse(name), seed=0)
-    inputs.settle(model, pool, seed=0)
+    inputs.calibrate_random_weights(model, pool, seed=0)
     images = pool[:1]
     job = Job(model, images, precision, target.cpu_threads(), tmp_path, tmp_path / "cache")
     ready = WAYS[way](job)

@@ -55,20 +55,20 @@ def measure(model: str, rounds: int, folder: Path) -> dict[str, list[dict[str, A
     weights, file = folder / "weights.pt", folder / "model.fastres"
     torch.save(network.state_dict(), weights)
     fastres.optimize(network).save(file)
-    told: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    reports: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for round_ in range(rounds + 1):
         for way in WAYS:
             command = [sys.executable, "-c", CHILD, way, model, str(file), str(weights)]
             started = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            said = json.loads(done.stdout.splitlines()[-1])
-            said["process"] = time.perf_counter() - started
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
+            report = json.loads(process.stdout.splitlines()[-1])
+            report["process"] = time.perf_counter() - started
             if round_:  # the first has cold files
-                told[way].append(said)
-    answers = {tuple(said["answer"]) for way in WAYS for said in told[way]}
-    if len(answers) != 1:
-        raise RuntimeError(f"the answers differ: {answers}")
-    return told
+                reports[way].append(report)
+    outputs = {tuple(report["answer"]) for way in WAYS for report in reports[way]}
+    if len(outputs) != 1:
+        raise RuntimeError(f"the answers differ: {outputs}")
+    return reports
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,29 +77,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file to write the record to")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        told = measure(given.model, given.rounds, Path(folder))
+        reports = measure(options.model, options.rounds, Path(folder))
     for way in WAYS:
-        work = statistics.median(said["made"] + said["first"] for said in told[way])
-        process = statistics.median(said["process"] for said in told[way])
+        work = statistics.median(report["made"] + report["first"] for report in reports[way])
+        process = statistics.median(report["process"] for report in reports[way])
         print(f"{way:9}: first answer after {work:.2f} s, of the process {process:.2f} s")
     ratios = [
         (a["made"] + a["first"]) / (b["made"] + b["first"])
-        for a, b in zip(told["optimize"], told["load"], strict=True)
+        for a, b in zip(reports["optimize"], reports["load"], strict=True)
     ]
     low, high = min(ratios), max(ratios)
     print(f"load answers {statistics.median(ratios):.1f}x sooner ({low:.1f} to {high:.1f})")
-    if given.json is not None:
+    if options.json is not None:
         tree = {
             "schema": "fastres.cold_load",
             "version": 1,
-            "model": given.model,
+            "model": options.model,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
-            "processes": told,
+            "processes": reports,
         }
-        record.write_tree(tree, given.json)
+        record.write_tree(tree, options.json)
     return 0
 
 

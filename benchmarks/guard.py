@@ -77,27 +77,29 @@ def judge(onednn_ns: Sequence[int], native_ns: Sequence[int]) -> Verdict:
             f"{len(onednn_ns)} times and {len(native_ns)}: expected one each per round"
         )
     ratios = np.asarray(onednn_ns, dtype=float) / np.asarray(native_ns, dtype=float)
-    drawn = np.random.default_rng(0).choice(ratios, (RESAMPLED, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), (0.5, 99.5))
+    resampled = np.random.default_rng(0).choice(ratios, (RESAMPLED, len(ratios)))
+    low, high = np.percentile(np.median(resampled, axis=1), (0.5, 99.5))
     return Verdict(float(np.median(ratios)), float(low), float(high))
 
 
-def timed(case: Case, plan: measure.Plan) -> dict[str, list[int]]:
+def interleaved(case: Case, plan: measure.Plan) -> dict[str, list[int]]:
     """Nanoseconds per call of both engines, by round.
 
     Raises:
         RuntimeError: the answers differ by more than two roundings of the precision explain.
     """
     model, images = network(case.model, case.batch, case.size)
-    ours = {
+    engines = {
         engine: fastres.optimize(model, images[:1], engine=engine, precision=case.precision)
         for engine in ("onednn", "native")
     }
-    one, other = (fast(images) for fast in ours.values())
+    onednn_output, native_output = (fast(images) for fast in engines.values())
     bound = {"fp32": 1e-4, "bf16": 5e-2}[case.precision]
-    if not torch.linalg.vector_norm(one - other) <= bound * torch.linalg.vector_norm(one):
+    if not torch.linalg.vector_norm(
+        onednn_output - native_output
+    ) <= bound * torch.linalg.vector_norm(onednn_output):
         raise RuntimeError(f"{case}: the engines' answers differ")
-    calls = {name: functools.partial(fast, images) for name, fast in ours.items()}
+    calls = {name: functools.partial(fast, images) for name, fast in engines.items()}
     return measure.interleave(calls, plan)
 
 
@@ -106,7 +108,7 @@ def network(name: str, batch: int, size: int) -> tuple[nn.Module, Tensor]:
     """A network whose activations stay of ordinary size, and images for it."""
     model = model_source.build(model_source.parse(name), seed=0)
     pool = inputs.synthetic_images(max(4, batch), 3, size, seed=0)
-    inputs.settle(model, pool, seed=0)
+    inputs.calibrate_random_weights(model, pool, seed=0)
     return model, pool[:batch]
 
 
@@ -115,16 +117,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seconds", type=float, default=4.0, help="per case (default: 4)")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     slower = []
-    absent = {case.precision: native.absent(case.precision) for case in CASES}
-    for precision, reason in absent.items():
+    reasons = {case.precision: native.why_unavailable(case.precision) for case in CASES}
+    for precision, reason in reasons.items():
         if reason is not None:
             print(f"{precision}: nothing to compare: {reason}")
     for case in CASES:
-        if absent[case.precision] is not None:
+        if reasons[case.precision] is not None:
             continue
-        times = timed(case, measure.Plan(seconds=given.seconds))
+        times = interleaved(case, measure.Plan(seconds=options.seconds))
         verdict = judge(times["onednn"], times["native"])
         print(
             f"{case}: native {verdict.median:.2f}x the oneDNN engine ({verdict.low:.2f} to "

@@ -48,7 +48,7 @@ class Idle(InterpreterDevice):
 
     def record(self, program: Callable[[], None]) -> Callable[[], None]:
         """Nothing that can be replayed."""
-        return _nothing
+        return _do_nothing
 
     def entered(self) -> contextlib.AbstractContextManager[None]:
         """The order of work of a device without any."""
@@ -72,11 +72,11 @@ class IdleEngine(TritonEngine):
         return self._idle
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def on_an_idle_device(model: str, size: int, product: str) -> tuple[OptimizedModule, Tensor]:
+def optimised_on_idle_device(model: str, size: int, product: str) -> tuple[OptimizedModule, Tensor]:
     """An optimised model whose calls launch nothing, and an image for it."""
     image = torch.zeros((1, 3, size, size), dtype=torch.float32, device="cpu")
     fast = fastres.optimize(fastres.models.build(model).eval(), image, engine="eager")
@@ -87,7 +87,7 @@ def on_an_idle_device(model: str, size: int, product: str) -> tuple[OptimizedMod
     return fast, image
 
 
-def bare(fast: OptimizedModule, image: Tensor) -> Callable[[], Tensor]:
+def bare_launch(fast: OptimizedModule, image: Tensor) -> Callable[[], Tensor]:
     """A call's copies, replays and fresh memory, and nothing else."""
     executable: Any = fast.internals.runner.executable([image])
     ((number, value),) = executable.plan.inputs
@@ -126,18 +126,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", default="h100", help="whose plan")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", type=Path, help="write the record")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     os.environ["TRITON_INTERPRET"] = "1"  # kernels for CPU tensors; read when Triton is imported
     rows: list[dict[str, Any]] = []
-    for name in given.model:
-        fast, image = on_an_idle_device(name, given.size, given.gpu)
-        launch = bare(fast, image)
+    for name in options.model:
+        fast, image = optimised_on_idle_device(name, options.size, options.gpu)
+        launch = bare_launch(fast, image)
         with torch.inference_mode():
             calls = {"call": repeated(functools.partial(fast, image)), "bare": repeated(launch)}
-            times = measure.interleave(calls, measure.Plan(seconds=given.seconds, settle=0.0))
+            times = measure.interleave(calls, measure.Plan(seconds=options.seconds, settle=0.0))
         added = [
-            (whole - part) / CALLS / 1000
-            for whole, part in zip(times["call"], times["bare"], strict=True)
+            (call_ns - bare_ns) / CALLS / 1000
+            for call_ns, bare_ns in zip(times["call"], times["bare"], strict=True)
         ]
         weights = len(fast.graph_module._buffers)
         row = {
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['bare_us']:.1f} us; the runtime adds {row['added_us']:.1f} us ({low:.1f} to "
             f"{high:.1f})"
         )
-    if given.json is not None:
+    if options.json is not None:
         tree = {
             "schema": "fastres.host_time",
             "version": 1,
@@ -163,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment": target.environment(),
             "rows": rows,
         }
-        record.write_tree(tree, given.json)
+        record.write_tree(tree, options.json)
     return int(any(row["added_us"] > LIMIT_US for row in rows))
 
 

@@ -55,7 +55,7 @@ def folded(job: Job) -> Ready:
 def fused(job: Job) -> Ready:
     """oneDNN's fused convolution on plain weights, which it reorders in every call."""
     module = _fused_graph(job)
-    _let_convolutions_be(module, _onednn)
+    _replace_convolutions(module, _onednn)
     return Ready(_run(module))
 
 
@@ -63,7 +63,7 @@ def prepacked(job: Job) -> Ready:
     """The same on weights that were reordered once."""
     module = _fused_graph(job)
     _pack(module, job.example)
-    _let_convolutions_be(module, _onednn)
+    _replace_convolutions(module, _onednn)
     return Ready(_run(module))
 
 
@@ -93,9 +93,9 @@ def winograd(job: Job) -> Ready:
     )
 
 
-def _without(precision: str, device: str) -> str | None:
+def _native_refuses(precision: str, device: str) -> str | None:
     """Why the native engine's rows are missing."""
-    return native.absent(precision)
+    return native.why_unavailable(precision)
 
 
 RUNGS = (
@@ -110,17 +110,21 @@ RUNGS = (
             "own-kernels",
             "+ own kernels (fastres)",
             own_kernels,
-            refuses=_without,
+            refuses=_native_refuses,
             bound=FASTRES_BOUND,
         ),
         "fp32",
     ),
     (
-        Peer("native", "+ Winograd (fastres)", winograd, refuses=_without, bound=FASTRES_BOUND),
+        Peer(
+            "native", "+ Winograd (fastres)", winograd, refuses=_native_refuses, bound=FASTRES_BOUND
+        ),
         "fp32",
     ),
     (
-        Peer("native", "+ bfloat16 (fastres)", winograd, refuses=_without, bound=FASTRES_BOUND),
+        Peer(
+            "native", "+ bfloat16 (fastres)", winograd, refuses=_native_refuses, bound=FASTRES_BOUND
+        ),
         "bf16",
     ),
 )
@@ -149,19 +153,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", default="15")
     parser.add_argument("--threads", default=None)
     parser.add_argument("--json", type=Path, help="write the record")
-    given = parser.parse_args(argv)
-    words = ["--model", given.model, "--size", given.size, "--seconds", given.seconds]
-    words += ["--cold", "none", "--precision", "fp32", "bf16", "--batch", *given.batch]
-    words += ["--threads", given.threads] if given.threads else []
+    options = parser.parse_args(argv)
+    words = ["--model", options.model, "--size", options.size, "--seconds", options.seconds]
+    words += ["--cold", "none", "--precision", "fp32", "bf16", "--batch", *options.batch]
+    words += ["--threads", options.threads] if options.threads else []
     command = sys.argv[1:] if argv is None else argv
     with Progress() as progress:
-        found = run.run(settings.parse(words), command, progress, RUNGS)
-    if given.json is not None:
-        record.write(found, given.json)
-    table.show(found, "eager-fp32")
-    for batch in found.batches:
+        result = run.run(settings.parse(words), command, progress, RUNGS)
+    if options.json is not None:
+        record.write(result, options.json)
+    table.show(result, "eager-fp32")
+    for batch in result.batches:
         print("\n".join(steps(batch)))
-    return int(any(row.status == "failed" for batch in found.batches for row in batch.rows))
+    return int(any(row.status == "failed" for batch in result.batches for row in batch.rows))
 
 
 def _fused_graph(job: Job) -> fx.GraphModule:
@@ -180,7 +184,7 @@ def _fused_graph(job: Job) -> fx.GraphModule:
     return module
 
 
-def _let_convolutions_be(module: fx.GraphModule, function: Convolution) -> None:
+def _replace_convolutions(module: fx.GraphModule, function: Convolution) -> None:
     for node in module.graph.nodes:
         if node.target is reference.conv2d:
             node.target = function
@@ -194,10 +198,10 @@ def _pack(module: fx.GraphModule, example: Tensor) -> None:
         if node.target is not reference.conv2d:
             continue
         image, weight, _, _, stride, padding, dilation, groups, *_ = arguments(node)
-        plain = constant(weight)
-        assert plain is not None
+        unpacked = constant(weight)
+        assert unpacked is not None
         packed = torch.ops.mkldnn._reorder_convolution_weight(
-            plain, padding[:2], stride, dilation, groups, list(facts[image].shape)
+            unpacked, padding[:2], stride, dilation, groups, list(facts[image].shape)
         )
         setattr(module, str(weight.target), packed)
 
@@ -218,15 +222,15 @@ def _onednn(
     top, left, bottom, right = padding
     if pre_activation != "none" or (top, left) != (bottom, right):
         raise NotImplementedError(f"padding {padding}, activation {pre_activation} before the sum")
-    shape = ([top, left], stride, dilation, groups)
+    geometry = ([top, left], stride, dilation, groups)
     if residual is None:
         result: Any = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, *shape, activation, [], ""
+            x, weight, bias, *geometry, activation, [], ""
         )
     else:
-        after = None if activation == "none" else activation
+        activation_attribute = None if activation == "none" else activation
         result = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, residual, weight, bias, *shape, "add", 1.0, after, [], ""
+            x, residual, weight, bias, *geometry, "add", 1.0, activation_attribute, [], ""
         )
     assert isinstance(result, Tensor)
     return result

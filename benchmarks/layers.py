@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Found:
+class PrecisionResult:
     """One precision.
 
     Attributes:
@@ -126,51 +126,54 @@ def profiled(fast: fastres.OptimizedModule, images: Tensor) -> Callable[[], Time
     return call
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], plan: measure.Plan) -> dict[str, list[Any]]:
+def interleaved(calls: Mapping[str, Callable[[], Any]], plan: measure.Plan) -> dict[str, list[Any]]:
     """What each call returned in each round, warm-up excepted."""
     returned: dict[str, list[Any]] = {name: [] for name in calls}
 
-    def kept(name: str) -> Callable[[], None]:
+    def recording(name: str) -> Callable[[], None]:
         return lambda: returned[name].append(calls[name]())
 
-    rounds = len(measure.interleave({name: kept(name) for name in calls}, plan)["native"])
+    rounds = len(measure.interleave({name: recording(name) for name in calls}, plan)["native"])
     return {name: results[-rounds:] for name, results in returned.items()}
 
 
-def measured(
+def measure_precision(
     model: nn.Module, images: Tensor, precision: str, threads: int, plan: measure.Plan
-) -> Found:
+) -> PrecisionResult:
     """All convolutions of a model in one precision, which the native engine must have."""
     library = load()
     assert isinstance(library, Library)
     isa = native.instruction_set(library, precision)
     assert isa is not None
-    ours = {
+    engines = {
         engine: fastres.optimize(model, images, engine=engine, precision=precision, threads=threads)
         for engine in ("native", "onednn")
     }
     calls: dict[str, Callable[[], Any]] = {
         "peak": lambda: library.peak(isa, threads, PEAK_MILLISECONDS),
-        **{engine: profiled(fast, images) for engine, fast in ours.items()},
+        **{engine: profiled(fast, images) for engine, fast in engines.items()},
     }
-    reason = openvino_layers.absent(precision)
+    reason = openvino_layers.why_unavailable(precision)
     if reason is None:
         calls["openvino"] = openvino_layers.profiled(model, images, precision, threads)
-    said = in_turns(calls, plan)
-    program = ours["native"].program(images)
+    returned = interleaved(calls, plan)
+    program = engines["native"].program(images)
 
     def samples(name: str, module: str) -> tuple[int, ...]:
-        every = tuple(times.get(module, 0) for times in said.get(name, ()))
-        return every if all(every) else ()
+        samples_ns = tuple(times.get(module, 0) for times in returned.get(name, ()))
+        return samples_ns if all(samples_ns) else ()
 
     rows = [
-        Convolution(
-            each.module, each.shape, each.multiply_adds, _kind(program, each.module),
-            *(samples(name, each.module) for name in ("native", "onednn", "openvino")),
+        replace(
+            convolution,
+            kind=_kind(program, convolution.module),
+            native_ns=samples("native", convolution.module),
+            onednn_ns=samples("onednn", convolution.module),
+            openvino_ns=samples("openvino", convolution.module),
         )
-        for each in convolutions(model, images)
-    ]  # fmt: skip
-    return Found(precision, isa, tuple(said["peak"]), reason, tuple(rows))
+        for convolution in convolutions(model, images)
+    ]
+    return PrecisionResult(precision, isa, tuple(returned["peak"]), reason, tuple(rows))
 
 
 def _kind(program: str, module: str) -> str:
@@ -179,37 +182,48 @@ def _kind(program: str, module: str) -> str:
     return "-" if line is None else line[1]
 
 
-def show(found: Found, batch: int, threads: int, console: Console) -> None:
-    """Print the table."""
-    peak = statistics.median(found.peak)
+def show(result: PrecisionResult, batch: int, threads: int, console: Console) -> None:
+    """Print the table of one precision."""
+    peak = statistics.median(result.peak)
     table = Table(
-        "convolution", "shape", "runs as",
+        "convolution",
+        "shape",
+        "runs as",
         *(Column(name, justify="right", no_wrap=True) for name in _NUMBERS),
-        title=f"{found.precision}: the peak of {threads} thread{'' if threads == 1 else 's'} is "
-        f"{peak / 1e9:.0f} thousand million multiply-adds per second ({found.isa})",
-        box=box.SIMPLE_HEAD, pad_edge=False,
-    )  # fmt: skip
-    for row in found.convolutions:
+        title=f"{result.precision}: the peak of {threads} thread{'' if threads == 1 else 's'} is "
+        f"{peak / 1e9:.0f} thousand million multiply-adds per second ({result.isa})",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for row in result.convolutions:
         table.add_row(
-            row.module, row.shape, row.kind, _milliseconds(row.native_ns),
+            row.module,
+            row.shape,
+            row.kind,
+            _milliseconds(row.native_ns),
             _of_peak(row.multiply_adds * batch, row.native_ns, peak),
-            _ratio(row.onednn_ns, row.native_ns), _ratio(row.openvino_ns, row.native_ns),
-        )  # fmt: skip
+            _ratio(row.onednn_ns, row.native_ns),
+            _ratio(row.openvino_ns, row.native_ns),
+        )
     table.add_section()
-    every = [row for row in found.convolutions if row.native_ns]
-    whole = _sums(row.native_ns for row in every)
+    rows = [row for row in result.convolutions if row.native_ns]
+    total = _sums(row.native_ns for row in rows)
+    totals = [
+        _ratio(_sums(samples), total) if all(samples) else "-"
+        for samples in ([row.onednn_ns for row in rows], [row.openvino_ns for row in rows])
+    ]
     table.add_row(
-        "all", "", "", _milliseconds(whole),
-        _of_peak(sum(row.multiply_adds for row in every) * batch, whole, peak),
-        *(
-            _ratio(_sums(others), whole) if all(others) else "-"
-            for others in ([row.onednn_ns for row in every], [row.openvino_ns for row in every])
-        ),
-    )  # fmt: skip
+        "all",
+        "",
+        "",
+        _milliseconds(total),
+        _of_peak(sum(row.multiply_adds for row in rows) * batch, total, peak),
+        *totals,
+    )
     console.print(table)
-    if found.openvino is not None:
-        console.print(found.openvino, markup=False, highlight=False)
-    if any(row.kind == "winograd" for row in found.convolutions):
+    if result.openvino is not None:
+        console.print(result.openvino, markup=False, highlight=False)
+    if any(row.kind == "winograd" for row in result.convolutions):
         console.print(
             "% of peak counts the direct convolution's multiply-adds; winograd does fewer and may "
             "exceed 100 %",
@@ -218,7 +232,7 @@ def show(found: Found, batch: int, threads: int, console: Console) -> None:
 
 
 def _sums(samples: Any) -> tuple[int, ...]:
-    """Round by round."""
+    """The sum of several rows' samples, round by round."""
     return tuple(map(sum, zip(*samples, strict=True)))
 
 
@@ -232,10 +246,10 @@ def _of_peak(multiply_adds: int, samples: Sequence[int], peak: float) -> str:
     return f"{multiply_adds * 1e9 / statistics.median(samples) / peak:.0%}"
 
 
-def _ratio(other: Sequence[int], ours: Sequence[int]) -> str:
-    if not (other and ours):
+def _ratio(reference: Sequence[int], native_samples: Sequence[int]) -> str:
+    if not (reference and native_samples):
         return "-"
-    return f"{measure.paired_ratio(other, ours).median:.2f}x"
+    return f"{measure.paired_ratio(reference, native_samples).median:.2f}x"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -249,38 +263,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=target.cpu_threads())
     parser.add_argument("--seconds", type=float, default=10.0, help="per precision")
     parser.add_argument("--json", type=Path, help="write the record")
-    given = parser.parse_args(argv)
-    if given.batch > given.threads and given.batch % given.threads:
+    options = parser.parse_args(argv)
+    if options.batch > options.threads and options.batch % options.threads:
         # Threads then work by themselves and together, and only the former's layers are timed.
-        parser.error(f"--batch {given.batch}: expected a multiple of {given.threads} threads")
-    model = model_source.build(model_source.parse(given.model), seed=0)
-    pool = inputs.synthetic_images(max(16, given.batch), 3, given.size, seed=0)
-    inputs.settle(model, pool[:16], seed=0)
-    images = pool[: given.batch]
+        parser.error(f"--batch {options.batch}: expected a multiple of {options.threads} threads")
+    model = model_source.build(model_source.parse(options.model), seed=0)
+    pool = inputs.synthetic_images(max(16, options.batch), 3, options.size, seed=0)
+    inputs.calibrate_random_weights(model, pool[:16], seed=0)
+    images = pool[: options.batch]
     console = Console(width=None if sys.stdout.isatty() else 110)
-    found: list[Found] = []
-    for precision in dict.fromkeys(given.precision or ("fp32", "bf16")):
-        reason = native.absent(precision)
+    results: list[PrecisionResult] = []
+    for precision in dict.fromkeys(options.precision or ("fp32", "bf16")):
+        reason = native.why_unavailable(precision)
         if reason is not None:
             print(f"{precision}: {reason}")
             continue
-        plan = measure.Plan(seconds=given.seconds)
-        found.append(measured(model, images, precision, given.threads, plan))
-        show(found[-1], given.batch, given.threads, console)
-    if given.json is not None:
+        plan = measure.Plan(seconds=options.seconds)
+        results.append(measure_precision(model, images, precision, options.threads, plan))
+        show(results[-1], options.batch, options.threads, console)
+    if options.json is not None:
         tree = {
             "schema": "fastres.layers",
             "version": 1,
-            "model": given.model,
-            "batch": given.batch,
-            "size": given.size,
-            "threads": given.threads,
+            "model": options.model,
+            "batch": options.batch,
+            "size": options.size,
+            "threads": options.threads,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
-            "precisions": [asdict(each) for each in found],
+            "precisions": [asdict(each) for each in results],
         }
-        record.write_tree(tree, given.json)
-    return int(not found)
+        record.write_tree(tree, options.json)
+    return int(not results)
 
 
 if __name__ == "__main__":

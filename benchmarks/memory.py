@@ -37,19 +37,19 @@ def sizes(fast: fastres.OptimizedModule, calls: int, distinct: int, channels: in
     Raises:
         OSError: the system does not tell.
     """
-    found = []
+    resident = []
     order = random.Random(0)
-    left: list[tuple[int, int, int]] = []
+    remaining: list[tuple[int, int, int]] = []
     for _ in range(calls):
-        if not left:
-            left = order.sample(shapes(distinct), distinct)
-        batch, height, width = left.pop()
+        if not remaining:
+            remaining = order.sample(shapes(distinct), distinct)
+        batch, height, width = remaining.pop()
         fast(torch.zeros((batch, channels, height, width), dtype=torch.float32, device="cpu"))
         size = process_memory.resident()
         if size is None:
             raise OSError("this system does not tell the resident size in /proc/self/status")
-        found.append(size)
-    return found
+        resident.append(size)
+    return resident
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,30 +61,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--shapes", type=int, default=50)
     parser.add_argument("--json", type=Path, help="write the record")
-    given = parser.parse_args(argv)
-    model = model_source.build(model_source.parse(given.model), seed=0)
-    fast = fastres.optimize(model, precision=given.precision)
-    found = sizes(fast, given.calls, given.shapes)
-    ends = found[given.shapes - 1 :: given.shapes]
+    options = parser.parse_args(argv)
+    model = model_source.build(model_source.parse(options.model), seed=0)
+    fast = fastres.optimize(model, precision=options.precision)
+    resident = sizes(fast, options.calls, options.shapes)
+    ends = resident[options.shapes - 1 :: options.shapes]
     for number, size in enumerate(ends, 1):
-        print(f"after {number * given.shapes:5} calls: {size / 2**20:.0f} MiB")
+        print(f"after {number * options.shapes:5} calls: {size / 2**20:.0f} MiB")
     growth = ends[-1] - ends[min(2, len(ends) - 1)]
     print(
-        f"{given.model} {given.precision}: {growth / 2**20:+.1f} MiB from pass 3 to pass "
+        f"{options.model} {options.precision}: {growth / 2**20:+.1f} MiB from pass 3 to pass "
         f"{len(ends)}; at most {LIMIT >> 20} MiB are accepted"
     )
-    if given.json is not None:
+    if options.json is not None:
         tree = {
             "schema": "fastres.memory",
             "version": 1,
             "revision": revision.of_fastres(),
             "environment": target.environment(),
-            "model": given.model,
-            "precision": given.precision,
-            "shapes": shapes(given.shapes),
-            "resident_bytes": found,
+            "model": options.model,
+            "precision": options.precision,
+            "shapes": shapes(options.shapes),
+            "resident_bytes": resident,
         }
-        record.write_tree(tree, given.json)
+        record.write_tree(tree, options.json)
     return int(growth > LIMIT)
 
 

@@ -11,7 +11,7 @@ from fastres.runtime.native.library import Library, load
 from fastres.runtime.native.lower import Op
 
 
-def absent(precision: str) -> str | None:
+def why_unavailable(precision: str) -> str | None:
     """Why the engine cannot compute in a precision here, or None where it can."""
     library = load()
     if isinstance(library, str):

@@ -17,7 +17,7 @@ from fastres.bench.peers import openvino_peer
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-def absent(precision: str) -> str | None:
+def why_unavailable(precision: str) -> str | None:
     """Why it cannot be measured in a precision here, or None."""
     missing = openvino_peer.missing("cpu")
     if missing is not None:
@@ -80,7 +80,7 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
     OpenVINO folds them itself, into convolutions that have lost their modules' names.
     """
     model = copy.deepcopy(model)
-    made: dict[int, tuple[str, Tensor]] = {}  # by the result's identity, which it keeps alive
+    producers: dict[int, tuple[str, Tensor]] = {}  # by the result's identity, which it keeps alive
     pairs: dict[str, str] = {}
     calls: Counter[str] = Counter()
     hooks = []
@@ -88,12 +88,12 @@ def folded(model: nn.Module, images: Tensor) -> nn.Module:
 
         def behind(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
             calls[name] += 1
-            made[id(output)] = (name, output)
+            producers[id(output)] = (name, output)
 
         def before(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             calls[name] += 1
-            if id(inputs[0]) in made:
-                pairs[name] = made[id(inputs[0])][0]
+            if id(inputs[0]) in producers:
+                pairs[name] = producers[id(inputs[0])][0]
 
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(behind))

@@ -48,18 +48,18 @@ def kernel_time(call: Callable[[], object], calls: int = 20) -> tuple[float, int
     """By oneDNN's own clock: nanoseconds of its kernels in the median call, and how many they are.
 
     Raises:
-        RuntimeError: oneDNN told nothing.
+        RuntimeError: oneDNN printed nothing.
     """
     sums, counts = [], []
     for _ in range(calls):
         with torch.backends.mkldnn.verbose(1):
-            said = _output_of(call)
-        times = re.findall(r"^onednn_verbose.*,exec,.*,([\d.]+)$", said, re.MULTILINE)
-        took = [float(milliseconds) for milliseconds in times]
-        sums.append(round(sum(took) * 1e6))
-        counts.append(len(took))
+            log = _output_of(call)
+        times = re.findall(r"^onednn_verbose.*,exec,.*,([\d.]+)$", log, re.MULTILINE)
+        durations_ms = [float(milliseconds) for milliseconds in times]
+        sums.append(round(sum(durations_ms) * 1e6))
+        counts.append(len(durations_ms))
     if not max(counts):
-        raise RuntimeError("oneDNN told nothing; is torch built without its verbose mode?")
+        raise RuntimeError("oneDNN printed nothing; is torch built without its verbose mode?")
     return measure.percentile(sums, 50), max(counts)
 
 
@@ -86,15 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--json", type=Path, help="write the record")
-    given = parser.parse_args(argv)
+    options = parser.parse_args(argv)
     rows = []
-    for name in given.model:
+    for name in options.model:
         model = model_source.build(model_source.parse(name), seed=0)
-        images = inputs.synthetic_images(given.batch, 3, 224, seed=0)
-        inputs.settle(model, inputs.synthetic_images(16, 3, 224, seed=0), seed=0)
+        images = inputs.synthetic_images(options.batch, 3, 224, seed=0)
+        inputs.calibrate_random_weights(model, inputs.synthetic_images(16, 3, 224, seed=0), seed=0)
         for precision in ("fp32", "bf16"):
             fast = fastres.optimize(model, images, precision=precision)
-            plan = measure.Plan(seconds=given.seconds)
+            plan = measure.Plan(seconds=options.seconds)
             whole, parts = whole_and_parts(fast, images, plan)
             ratio = measure.paired_ratio(whole, parts)
             kernels, count = kernel_time(functools.partial(fast, images))
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {
                     "model": name,
                     "precision": precision,
-                    "batch": given.batch,
+                    "batch": options.batch,
                     "share": ratio.median - 1,
                     "share_quartiles": [ratio.low - 1, ratio.high - 1],
                     "kernels_p50_ns": kernels,
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"kernels {kernels / 1e6:.2f} ms; the runtime adds {ratio.median - 1:.1%} "
                 f"({ratio.low - 1:.1%} to {ratio.high - 1:.1%})"
             )
-    if given.json is not None:
+    if options.json is not None:
         tree = {
             "schema": "fastres.overhead",
             "version": 1,
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "environment": target.environment(),
             "rows": rows,
         }
-        record.write_tree(tree, given.json)
+        record.write_tree(tree, options.json)
     return int(any(row["share"] > LIMIT for row in rows))
 
 

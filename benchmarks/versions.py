@@ -81,12 +81,12 @@ def rows(path: Path = RECORD) -> list[dict[str, Any]]:
     return found
 
 
-def keep(new: dict[str, Any], path: Path = RECORD) -> None:
+def add_row(new: dict[str, Any], path: Path = RECORD) -> None:
     """Put a row into the record, in the place of one for the same versions."""
     names = ("python", *PACKAGES)
-    others = [each for each in rows(path) if any(each[name] != new[name] for name in names)]
-    found = sorted([*others, new], key=lambda each: versions.release(each["torch"]))
-    record.write_tree({"schema": SCHEMA, "version": 1, "rows": found}, path)
+    other_rows = [each for each in rows(path) if any(each[name] != new[name] for name in names)]
+    updated = sorted([*other_rows, new], key=lambda each: versions.release(each["torch"]))
+    record.write_tree({"schema": SCHEMA, "version": 1, "rows": updated}, path)
 
 
 def table(path: Path = RECORD) -> str:
@@ -107,13 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--record", action="store_true", help="keep the row in the record")
     parser.add_argument("--table", action="store_true", help="print the record and run nothing")
-    given = parser.parse_args(argv)
-    if given.table:
+    options = parser.parse_args(argv)
+    if options.table:
         print(table())
         return 0
-    status, counts = run(given.workers)
-    if given.record and status == 0:
-        keep(row(counts))
+    status, counts = run(options.workers)
+    if options.record and status == 0:
+        add_row(row(counts))
     return status
 
 

@@ -39,12 +39,12 @@ LAST = 2**63 - 1
 
 
 class Builder(Facts):
-    """What a translation works with.
+    """An ONNX graph under construction, for the translation rules.
 
     Attributes:
         opset: version of the standard operators.
         nodes: so far, in order.
-        initializers: constants by name.
+        initializers: ONNX constants by name.
         values: what stands for each node of the fused graph.
     """
 
@@ -82,10 +82,10 @@ class Builder(Facts):
         return self._dtypes[name]
 
     def weight_of(self, argument: Any) -> Tensor:
-        """The constant behind an argument.
+        """The tensor of an argument that is a constant of the graph.
 
         Raises:
-            ModelError: it is computed.
+            ModelError: the argument is computed.
         """
         if not isinstance(argument, fx.Node) or argument.op != "get_attr":
             raise self.refusal("an argument that ONNX needs as a constant is computed")
@@ -127,7 +127,7 @@ class Builder(Facts):
             inputs: names; "" for an optional one that is left out.
             dtype: of the result; by default that of the first input.
             part: what is added to the module's name; by default the operator, "" for nothing.
-            attributes: of the node.
+            attributes: the node's ONNX attributes.
         """
         (name,) = self.emit_many(operator, *inputs, results=1, dtype=dtype, part=part, **attributes)
         return name

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> tuple[OnnxReport, bool]:
-    chosen = model_source.named(options.depth, options.model)
+    chosen = model_source.from_options(options.depth, options.model)
     if options.classes is not None and options.classes < 1:
         raise OptionError(f"--classes {options.classes}: expected a number of at least 1")
     labels = None if options.labels is None else label_files.read(options.labels)

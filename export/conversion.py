@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fastres.capture.capture import as_arguments, in_eval_mode
 from fastres.capture.pipeline import with_preprocessing
+from fastres.checks import require_bool, require_integer, require_one_of
 from fastres.errors import FastresWarning, InputError, ModelError, OptionError
 from fastres.export import metadata
 from fastres.export.report import OnnxReport, Source
@@ -92,8 +93,14 @@ def to_onnx(
     """
     refuse_under_tracing("to_onnx")
     target_file = _checked_path(path)
-    flags = (dynamic_size is not None and dynamic_size, float32_io, external_data, openvino)
-    _check_options(opset, precision, *flags)
+    _check_options(
+        opset,
+        precision,
+        dynamic_size=dynamic_size is not None and dynamic_size,
+        float32_io=float32_io,
+        external_data=external_data,
+        openvino=openvino,
+    )
     need_onnx()
     need_onnxruntime()
     seconds: dict[str, float] = {}
@@ -145,18 +152,12 @@ def _checked_path(path: str | Path) -> Path:
     return file
 
 
-def _check_options(opset: int, precision: str | None, *flags: bool) -> None:
-    if type(opset) is not int or opset not in OPSETS:
-        raise OptionError(f"opset={opset!r}: expected {OPSETS[0]} to {OPSETS[-1]}")
-    if precision is not None and precision not in PRECISIONS:
-        raise OptionError(
-            f"precision={precision!r}: expected None (the model's own) or one of "
-            f"{', '.join(map(repr, PRECISIONS))}"
-        )
-    if not all(isinstance(flag, bool) for flag in flags):
-        raise OptionError(
-            "dynamic_size, float32_io, external_data and openvino: expected True or False"
-        )
+def _check_options(opset: int, precision: str | None, **flags: bool) -> None:
+    require_integer("opset", opset, least=OPSETS[0], most=OPSETS[-1])
+    if precision is not None:
+        require_one_of("precision", precision, PRECISIONS, "None takes the model's own")
+    for name, flag in flags.items():
+        require_bool(name, flag)
 
 
 def _optimised(

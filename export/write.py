@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,6 @@ from fastres.export.graph import convert
 from fastres.export.report import OnnxReport, Source
 from fastres.export.sizes import sizes_of
 from fastres.optimized import OptimizedModule
-
-Inspect = Callable[[Path, OnnxReport], None]
-"""Called with the checked file before it is published; what it raises stops that."""
 
 
 def write_checked(

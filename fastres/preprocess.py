@@ -1,4 +1,4 @@
-"""Photographs as a network wants to see them, by :class:`fastres.transforms.Transforms`.
+"""Decode and preprocess photographs, by :class:`fastres.transforms.Transforms`.
 
     x[c] = (crop(resize(image))[c] / divisor - mean[c]) / std[c]
 

@@ -1,4 +1,4 @@
-"""The receipt: what was found in a model, what was done about it, and what was not, and why."""
+"""The receipt: what was found in a model, what was fused or folded, what was not, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens to an image before the network, and to its answer behind it, as plain values.
+"""Preprocessing of images and postprocessing of outputs, as plain values.
 
     x[c] = (crop(resize(pixels))[c] / divisor - mean[c]) / std[c]
 
@@ -16,7 +16,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
-from fastres.checks import as_tuple, is_count, is_number, require_boolean, require_one_of
+from fastres.checks import (
+    as_tuple,
+    is_integer,
+    is_number,
+    refusal,
+    require_bool,
+    require_integer,
+    require_one_of,
+)
 from fastres.errors import OptionError
 
 __all__ = [
@@ -39,7 +47,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LONGEST_SIDE = 65_536
-"""The largest size in pixels that is believed to be meant."""
+"""The largest accepted size in pixels; anything beyond is taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +78,22 @@ class Transforms:
 
     def __post_init__(self) -> None:
         for name, size in (("resize", self.resize), ("crop", self.crop)):
-            if size is not None and not is_count(size, LONGEST_SIDE):
-                raise OptionError(
-                    f"{name}={size!r}: expected None or a size in pixels, 1 to {LONGEST_SIDE}"
-                )
+            if size is not None and not is_integer(size, most=LONGEST_SIDE):
+                raise refusal(name, size, f"None or a size in pixels, 1 to {LONGEST_SIDE}")
         require_one_of("interpolation", self.interpolation, get_args(Interpolation))
-        require_boolean("antialias", self.antialias)
+        require_bool("antialias", self.antialias)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if not isinstance(values, tuple) or not values or not all(map(is_number, values)):
-                raise OptionError(
-                    f"{name}={values!r}: expected a tuple of numbers, one per channel"
-                )
+                raise refusal(name, values, "a tuple of numbers, one per channel")
         if len(self.mean) != len(self.std):
             raise OptionError(
                 f"mean has {len(self.mean)} values and std {len(self.std)}: expected one each per "
                 "channel"
             )
         if min(self.std) <= 0:
-            raise OptionError(f"std={self.std}: standard deviations must be positive")
+            raise refusal("std", self.std, "positive standard deviations")
         if not is_number(self.divisor) or self.divisor <= 0:
-            raise OptionError(f"divisor={self.divisor!r}: expected a positive number, 255 or 1")
+            raise refusal("divisor", self.divisor, "a positive number", "usual are 255 and 1")
 
     @property
     def channels(self) -> int:
@@ -124,7 +128,7 @@ class Transforms:
 
     @classmethod
     def of(cls, description: Any) -> Transforms:
-        """A description by somebody else, in our terms.
+        """Convert torchvision's or timm's description of an evaluation transform.
 
         Args:
             description: a :class:`Transforms` or its dict, the preset object of torchvision's
@@ -144,7 +148,7 @@ class Transforms:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an optimised model does beside the network: what it takes, and what it gives back.
+    """What an optimised model does besides the network, to its input and to its output.
 
     Attributes:
         input_format: ``"uint8_nhwc"`` or ``"uint8_nchw"`` images; None where the model takes what
@@ -169,9 +173,11 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.input_format is not None:
-            require_one_of("input_format", self.input_format, INPUT_FORMATS, "None, ")
+            require_one_of(
+                "input_format", self.input_format, INPUT_FORMATS, "None leaves the input as it is"
+            )
         if self.transforms is not None and not isinstance(self.transforms, Transforms):
-            raise OptionError(f"transforms={self.transforms!r}: expected a Transforms or None")
+            raise refusal("transforms", self.transforms, "a Transforms or None")
         if self.input_format is not None and self.transforms is None:
             raise OptionError(
                 f"input_format={self.input_format!r} needs transforms=...: which mean and standard "
@@ -183,17 +189,17 @@ class Preprocessing:
                 f"transforms needs input_format={formats}: they turn images of bytes into the "
                 "network's input"
             )
-        require_boolean("resize", self.resize)
-        require_boolean("softmax", self.softmax)
+        require_bool("resize", self.resize)
+        require_bool("softmax", self.softmax)
         self._check_resize()
-        if self.top_k is not None and not is_count(self.top_k, 2**31):
-            raise OptionError(f"top_k={self.top_k!r}: expected None or a number of at least 1")
+        if self.top_k is not None:
+            require_integer("top_k", self.top_k, "None gives all classes", most=2**31)
         if self.labels is not None and not (
             isinstance(self.labels, tuple)
             and self.labels
             and all(isinstance(name, str) for name in self.labels)
         ):
-            raise OptionError("labels: expected None or a tuple of names, one per class")
+            raise refusal("labels", self.labels, "None or a tuple of names, one per class")
 
     def _check_resize(self) -> None:
         if not self.resize:
@@ -253,7 +259,7 @@ _TORCHVISION = ("resize_size", "crop_size", "interpolation", "mean", "std")
 
 
 def _described(description: Any) -> dict[str, Any]:
-    """The arguments of :class:`Transforms` that say the same.
+    """The equivalent arguments of :class:`Transforms`.
 
     Args:
         description: torchvision's preset object or timm's data configuration.
@@ -295,20 +301,18 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(sorted(_TIMM))}, as timm.data.resolve_data_config(model=model) gives it"
         )
     size, mode = as_tuple("input_size", config["input_size"]), config["crop_mode"]
-    if len(size) != 3 or not all(is_count(part, 2**16) for part in size):
-        raise OptionError(f"input_size={size}: expected (channels, height, width)")
+    if len(size) != 3 or not all(is_integer(part, most=2**16) for part in size):
+        raise refusal("input_size", size, "(channels, height, width)")
     if size[1] != size[2]:
-        raise OptionError(f"input_size={size}: expected a square image")
+        raise refusal("input_size", size, "a square image")
     if mode not in ("center", None):
-        raise OptionError(
-            f"crop_mode={mode!r}: expected 'center'; the others distort or frame the image"
-        )
+        raise refusal("crop_mode", mode, "'center'", "the others distort or frame the image")
     percent = config["crop_pct"]
     if not is_number(percent) or not 0 < percent <= 1:
-        raise OptionError(f"crop_pct={percent!r}: expected a share between 0 and 1")
+        raise refusal("crop_pct", percent, "a share between 0 and 1")
     mean, std = as_tuple("mean", config["mean"]), as_tuple("std", config["std"])
     if len(mean) != size[0]:
-        raise OptionError(f"mean={mean}: expected {size[0]} values, one per channel of input_size")
+        raise refusal("mean", mean, f"{size[0]} values, one per channel of input_size")
     return {
         "resize": math.floor(size[1] / percent),
         "crop": size[1],
@@ -321,10 +325,12 @@ def _from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
 def _side(name: str, value: Any) -> int:
     """The one number of torchvision's ``[224]``; its ``[224, 224]`` is a square only of a crop."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value]
-    alike = bool(parts) and all(is_count(part, 2**16) and part == parts[0] for part in parts)
+    alike = bool(parts) and all(is_integer(part, most=2**16) and part == parts[0] for part in parts)
     if not alike or len(parts) > (2 if name == "crop_size" else 1):
-        raise OptionError(
-            f"{name}={value!r}: expected one number of pixels (the shorter side, a square); other "
-            "shapes distort the image"
+        raise refusal(
+            name,
+            value,
+            "one number of pixels (the shorter side, a square)",
+            "other shapes distort the image",
         )
     return int(parts[0])

@@ -43,7 +43,7 @@ def _run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--images {arguments.images}: expected a directory of images")
     if arguments.count < 1 or arguments.size < 1 or not arguments.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = model_source.named(arguments.depth, arguments.model)
+    chosen = model_source.from_options(arguments.depth, arguments.model)
     model = model_source.build(chosen, arguments.seed)
     if arguments.images is not None:
         images, different = inputs.photographs(arguments.images, arguments.count, arguments.size)
@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
         images = inputs.synthetic_images(arguments.count, channels, arguments.size, arguments.seed)
         data = f"{arguments.count} synthetic images"
     if chosen.has_random_weights:
-        for sentence in inputs.settle(model, images, arguments.seed):
+        for sentence in inputs.calibrate_random_weights(model, images, arguments.seed):
             print(sentence)
     fast = optimize(model, images[:1], precision=arguments.precision, engine=arguments.engine)
     print(fast.report)

@@ -80,7 +80,7 @@ def settled(model: str) -> tuple[nn.Module, Tensor]:
     net = Tiny() if model == "tiny" else model_source.build(model_source.parse(model), seed=0)
     net = net.eval()
     pool = inputs.synthetic_images(16, 3, size_of(model), seed=0)
-    inputs.settle(net, pool, seed=0)
+    inputs.calibrate_random_weights(net, pool, seed=0)
     return net, pool
 
 

@@ -26,7 +26,7 @@ class OutputError:
 
 @dataclass
 class Checked:
-    """What the checks found.
+    """The result of the checks.
 
     Attributes:
         outputs: errors of the floating-point outputs.
@@ -63,7 +63,7 @@ def compare(
     """Add the errors of one run.
 
     Args:
-        checked: the sums.
+        checked: the result so far, to which errors are added.
         converted: which results the outputs are.
         got: the file's outputs, as arrays.
         expected, eager: the reference's flattened results in float64 and in the file's precision.
@@ -95,7 +95,7 @@ def judge(checked: Checked, bound: float) -> None:
     """Refuse errors beyond ``bound`` times PyTorch's.
 
     Raises:
-        Differs: one is.
+        OutputsDiffer: the error of an output is beyond it.
     """
     for each in checked.outputs:
         if not each.sums.ratio <= bound:

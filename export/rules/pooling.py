@@ -1,4 +1,4 @@
-"""ATen's poolings."""
+"""Average and maximum pooling of ATen, adaptive ones included."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _topk(b: Builder, node: fx.Node) -> list[str]:
 
 
 def _max_along(operator: str, index: str) -> Callable[[Builder, fx.Node], list[str]]:
-    """``max(dim)``: values and where they are."""
+    """``max(dim)``: the values and their indices."""
 
     def rule(b: Builder, node: fx.Node) -> list[str]:
         x, axis = arguments(node)[0], b.argument(1, "dim") % b.rank(arguments(node)[0])
@@ -153,7 +153,7 @@ def _cosine(b: Builder, node: fx.Node) -> str:
 
 
 def _vector_norm(b: Builder, node: fx.Node) -> str:
-    """Of order 2 or 1."""
+    """The vector norm of order 2 or 1."""
     x, order = arguments(node)[0], float(b.argument(1, "ord", 2))
     if order not in (1.0, 2.0):
         raise b.refusal(f"it is of order {order:g}; expected 1 or 2")

@@ -1,4 +1,4 @@
-"""Images made larger or smaller."""
+"""Resizing of images: ``upsample_*`` and fastres's ``resize_crop``."""
 
 from __future__ import annotations
 

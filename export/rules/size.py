@@ -21,7 +21,7 @@ def _sym_size(b: Builder, node: fx.Node) -> int | str:
 
 
 def _computed(name: str) -> Callable[[Builder, fx.Node], str]:
-    """Whole-number arithmetic of sizes."""
+    """Integer arithmetic on sizes."""
 
     def rule(b: Builder, node: fx.Node) -> str:
         return b.emit(name, *(_operand(b, argument) for argument in arguments(node)))

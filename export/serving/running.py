@@ -122,7 +122,7 @@ class Session:
 
     @safe_threads()
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor | dict[str, Tensor]:
-        """The model's answer.
+        """Run the model.
 
         Raises:
             InputError: number, names, dtype or sizes of the tensors are not the file's.

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from fastres.checks import require_bool, require_integer
 from fastres.errors import (
     ArtifactError,
     FastresError,
@@ -75,14 +76,14 @@ def session(
     from fastres.export import model_file
 
     file = as_path(path)
-    most = target.most_threads()
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= most):
-        raise OptionError(
-            f"threads={threads!r}: expected None or a number from 1 to {most}; more than the "
-            "processors that the process may use only take turns"
+    if threads is not None:
+        require_integer(
+            "threads",
+            threads,
+            "more than the processors that the process may use only take turns",
+            most=target.most_threads(),
         )
-    if not isinstance(strict, bool):
-        raise OptionError(f"strict={strict!r}: expected True or False")
+    require_bool("strict", strict)
     requested_names = _requested_providers(runtime, providers)
     if providers is None and _has_gpu() and requested_names == [PREFERRED[2]]:
         sentence = (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres.checks import is_integer, refusal, require_integer, require_one_of
 from fastres.errors import OptionError
 from fastres.export.serving.running import TensorSpec
 
@@ -76,14 +77,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise OptionError(f"name={self.name!r}: expected letters, digits, '_', '.' and '-'")
+            raise refusal("name", self.name, "letters, digits, '_', '.' and '-'")
         listed = isinstance(self.versions, tuple) and bool(self.versions)
         if self.versions not in ("latest", "all") and not (
-            listed and all(is_count(each) for each in self.versions)
+            listed and all(is_integer(each) for each in self.versions)
         ):
-            raise OptionError(
-                f"versions={self.versions!r}: expected 'latest', 'all' or a list of versions"
-            )
+            raise refusal("versions", self.versions, "'latest', 'all' or a list of versions")
         for what, value, least in (
             ("version", self.version, 1),
             ("max_batch_size", self.max_batch_size, 0),
@@ -91,21 +90,14 @@ class Settings:
             ("instance_count", self.count, 1),
             ("threads", 1 if self.threads is None else self.threads, 1),
         ):
-            if not is_count(value, least):
-                raise OptionError(f"{what}={value!r}: expected a number of at least {least}")
-        if self.kind not in KINDS:
-            raise OptionError(f"kind={self.kind!r}: expected one of {', '.join(map(repr, KINDS))}")
+            require_integer(what, value, least=least)
+        require_one_of("kind", self.kind, KINDS)
         if not isinstance(self.tensorrt, bool) or (self.tensorrt and self.kind == "cpu"):
             raise OptionError(
                 f"tensorrt={self.tensorrt!r} with kind={self.kind!r}: TensorRT runs on GPUs"
             )
-        if not all(is_count(each, 0) for each in self.gpus) or (self.gpus and self.kind != "gpu"):
-            raise OptionError(f"gpus={list(self.gpus)}: expected indices of GPUs, with kind='gpu'")
-
-
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether a value is a whole number from ``least`` on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not all(is_integer(each, 0) for each in self.gpus) or (self.gpus and self.kind != "gpu"):
+            raise refusal("gpus", list(self.gpus), "indices of GPUs, with kind='gpu'")
 
 
 def preferred_sizes(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
@@ -114,14 +106,13 @@ def preferred_sizes(sizes: Sequence[int] | None, most: int) -> tuple[int, ...]:
     Raises:
         OptionError: one is beyond the largest.
     """
-    if not is_count(most, 0):
-        raise OptionError(f"max_batch_size={most!r}: expected a number of at least 0")
+    require_integer("max_batch_size", most, least=0)
     if sizes is None:
         return tuple(sorted({size for size in (most // 2, most) if size > 1}))
     chosen = tuple(sizes)
-    if not all(is_count(size) and size <= most for size in chosen):
-        raise OptionError(
-            f"preferred_batch_sizes={list(chosen)}: expected sizes from 1 to max_batch_size={most}"
+    if not all(is_integer(size, most=most) for size in chosen):
+        raise refusal(
+            "preferred_batch_sizes", list(chosen), f"sizes from 1 to max_batch_size={most}"
         )
     return tuple(sorted(set(chosen)))
 
@@ -132,10 +123,10 @@ def text(
     outputs: Sequence[TensorSpec],
     example: Sequence[Sequence[int]],
 ) -> str:
-    """The whole file.
+    """The text of ``config.pbtxt``.
 
     Args:
-        settings: see there.
+        settings: checked :class:`Settings`.
         inputs, outputs: as the ONNX file has them.
         example: numbers for all sizes of each input, for the warm-up.
     """

@@ -36,7 +36,7 @@ from fastres.system.threads import safe_threads
 
 @dataclass(frozen=True)
 class TritonReport:
-    """What was written for the server.
+    """The model's folder in the repository, and the checks that it passed.
 
     Attributes:
         path: the model's folder in the repository.

@@ -24,7 +24,7 @@ MAX_EXAMPLE_ELEMENTS = 2**40
 
 
 def contract_to_json(contract: Contract) -> dict[str, Any]:
-    """A contract.
+    """A contract as JSON.
 
     Raises:
         ArtifactError: an argument other than a tensor had a value that JSON cannot hold.

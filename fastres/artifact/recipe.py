@@ -289,7 +289,7 @@ def make_graph(
     """The fused graph that the passes make of the captured one with these weights.
 
     Args:
-        dtype: to compute in.
+        dtype: the dtype to compute in.
         report: the receipt to write to.
     """
     with torch.inference_mode(False), torch.no_grad():

@@ -17,7 +17,7 @@ LARGEST = 2**63
 
 
 def size_to_json(size: Any) -> Any:
-    """A size as JSON has it."""
+    """A size as JSON: a number, or a list that begins with the function's name."""
     if isinstance(size, Expression):
         return [size.function, *map(size_to_json, size.operands)]
     return size

@@ -24,7 +24,7 @@ class _Leaf:
 
 
 def structure_to_json(spec: pytree.TreeSpec, what: str) -> Any:
-    """A structure.
+    """A structure of arguments or results as JSON.
 
     Raises:
         ArtifactError: it has a container of the user's own, which could not be made again without

@@ -38,7 +38,8 @@ class Request:
         weights: file with the state that the bench gave to a model with random weights, or None.
         images: file with one batch.
         device: where to compute.
-        peer, precision, threads: which, and how.
+        peer: its name.
+        precision, threads: what the peer computes in, and with how many threads.
         folder, cache: where it may write, see `fastres.bench.peers.peer.Job`.
     """
 

@@ -32,11 +32,11 @@ class Setup:
     """What is the same for all peers and batch sizes.
 
     Attributes:
-        settings: the command line's.
-        model: in float32.
+        settings: the options of the command line.
+        model: the user's model, in float32.
         pool: images, ``[N, C, H, W]``.
         expected: the model's answers to them in float64.
-        folder: for everybody's files.
+        folder: a temporary folder, in which each peer gets one for its files.
     """
 
     settings: Settings

@@ -79,7 +79,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Summary:
-    """One peer's times.
+    """A peer's times, summarised.
 
     Attributes:
         rounds: how many there are.
@@ -120,7 +120,7 @@ def interleave(
 
     Args:
         calls: what to time, by name.
-        plan: how long.
+        plan: how long to measure; None for the defaults.
         clock: nanoseconds from an arbitrary start, never going back.
         on_round: called between rounds with how many are done and the fraction of the work that is.
 
@@ -186,7 +186,7 @@ def summarise(samples_ns: Sequence[int]) -> Summary:
     """Reduce one peer's times.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no times.
     """
     return Summary(
         rounds=len(samples_ns),

@@ -1,4 +1,4 @@
-"""How much memory this process takes.
+"""Resident memory of this process: now, and its peak.
 
 getrusage's maximum is no use to a process that another one started: Linux hands it the starter's
 own size as a beginning. Linux's VmHWM counts this program's pages only, and can be reset.

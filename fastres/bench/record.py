@@ -92,7 +92,7 @@ class Batch:
         images_checked: how many images' answers were compared with float64.
         others_share: part of all processors' time that other programs had while this was timed, or
             None if the system does not tell.
-        rows: the reference first.
+        rows: the results of each peer and precision, the reference first.
     """
 
     batch: int
@@ -107,12 +107,12 @@ class Record:
 
     Attributes:
         created: UTC, ISO 8601.
-        command: its arguments.
+        command: the command line's arguments.
         revision: git revision of fastres, with "+changes" if there are any; None if unknown.
         environment: `fastres.system.target.environment` while measuring.
         settings: model, size, threads, seeds, seconds.
         model: what is known of it: parameters, how its weights came about.
-        batches: what was measured.
+        batches: the results, by batch size.
     """
 
     created: str

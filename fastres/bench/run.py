@@ -56,7 +56,7 @@ def run(
         pool, images = _pool(settings, model)
         weights = ["as the function returned them"]
         if settings.source.has_random_weights:
-            weights = inputs.settle(model, pool, settings.seed)
+            weights = inputs.calibrate_random_weights(model, pool, settings.seed)
         progress.show(f"{len(pool)} images through {settings.source} in float64")
         expected = gate.float64_outputs(model, pool)
         entries = compare.entries(settings) if entries is None else entries

@@ -58,7 +58,7 @@ def show(record: Record, reference: str, console: Console | None = None) -> None
     """Print the tables, each in two parts if the terminal is too narrow for one.
 
     Args:
-        record: what was measured.
+        record: the results of a run.
         reference: key of the row that ratios are to.
         console: where to; None is standard output.
     """
@@ -121,7 +121,7 @@ def heading(record: Record) -> list[str]:
 
 
 def legend(record: Record, reference: str) -> list[str]:
-    """What the columns are."""
+    """Sentences that explain the columns."""
     rows = [row for batch in record.batches for row in batch.rows]
     cold = _COLD_LEGEND if any(row.fresh is not None for row in rows) else ()
     peak = "largest resident size of that process"

@@ -54,7 +54,7 @@ _PYTHON_LAYERS = ("nn", "functional.py", "_tensor.py")
 
 @dataclass(frozen=True)
 class CodeLocation:
-    """Where a size was decided on.
+    """Where code decided on a size.
 
     Attributes:
         line: ``file:line`` of the model's code (or of ``torch.nn``).

@@ -362,7 +362,7 @@ class _ImportThread:
         self._done.wait()
 
     def _stay(self) -> None:
-        """Load, and never end.
+        """Import everything, and then wait for ever.
 
         On a machine without a GPU, a CUDA build of torch 2.11 crashes in the next capture once the
         thread of the first one is over (see :func:`fastres.system.versions.stand_in_for_a_gpu`).

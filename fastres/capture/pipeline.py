@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fastres.capture.capture import DEFAULT_IMAGE, as_arguments, derive_example, model_dtype
+from fastres.checks import refusal
 from fastres.errors import InputError, ModelError, OptionError
 from fastres.ir import ops
 from fastres.ir.graph import INNER
@@ -73,7 +74,7 @@ def requested_preprocessing(
         OptionError: a value is invalid, or the options do not go together.
     """
     if isinstance(labels, str):
-        raise OptionError(f"labels={labels!r}: expected the names of the classes, in order")
+        raise refusal("labels", labels, "the names of the classes, in order")
     preprocessing = Preprocessing(
         input_format,
         None if transforms is None else Transforms.of(transforms),

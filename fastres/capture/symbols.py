@@ -89,7 +89,7 @@ def largest(*parts: Any) -> Any:
 
 
 def smallest(*parts: Any) -> Any:
-    """The smallest, likewise."""
+    """The smallest; of symbolic sizes without deciding which one that is."""
     return reduce(torch.sym_min, parts) if _symbolic(parts) else min(parts)
 
 

@@ -91,31 +91,31 @@ def read(
 
     Args:
         graphs: by the models' names, see ``roofline.layers.graph_of``.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
-        architecture: compiled for.
+        architecture: the GPU architecture to compile for.
     """
     from fastres.inspect.launches import launches, merged, representative
 
     gpu = representative(architecture)
-    found = merged(
+    distinct = merged(
         {name: launches(graph, batch, size, precision, gpu) for name, graph in graphs.items()}
     )
     runs_as = architecture.computed_in(precision)
-    one = partial(_read, precision=precision, runs_as=runs_as, on=architecture)
+    read_launch = partial(_read, precision=precision, runs_as=runs_as, architecture=architecture)
     with ThreadPoolExecutor(cpu_threads()) as pool:  # compilers hold no lock while they work
-        return list(pool.map(one, found))
+        return list(pool.map(read_launch, distinct))
 
 
-def _read(launch: Any, precision: str, runs_as: str, on: Architecture) -> Reading:
+def _read(launch: Any, precision: str, runs_as: str, architecture: Architecture) -> Reading:
     finding, broken = None, []
     try:
-        finding = inspect_call(launch.call, on)
+        finding = inspect_call(launch.call, architecture)
     except TargetError as error:
         broken = [str(error)]
     else:
-        broken = violations(finding, on, runs_as)
+        broken = violations(finding, architecture, runs_as)
     return Reading(launch.layers, launch.operation, precision, finding, tuple(broken))
 
 

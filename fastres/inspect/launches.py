@@ -1,4 +1,4 @@
-"""The distinct launches of a model on a GPU that need not be here, from the engine's own plans."""
+"""The distinct kernel launches of a model on a GPU, from the engine's plans; no GPU is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Launch:
     Attributes:
         layers: names of the user's modules, each once.
         operation: e.g. ``fastres.conv2d``.
-        call: on the meta device.
+        call: the kernel and its arguments, tensors on the meta device.
     """
 
     layers: tuple[str, ...]
@@ -48,10 +48,10 @@ def launches(
 
     Args:
         module: of ``roofline.layers.graph_of``, in the dtype of ``precision``.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         precision: a key of :data:`fastres.dtypes.PRECISIONS`.
-        gpu: configured for.
+        gpu: the GPU that launches are configured for.
     """
     precision = gpu.architecture.computed_in(precision)
     numbers = Arithmetic(precision, precision) if precision in ("tf32", "fp32") else Arithmetic()
@@ -59,35 +59,35 @@ def launches(
     images = images_for(module, batch, size)
     return [
         launch
-        for policy in (_never, None)
+        for policy in (_no_fusion, None)
         for launch in _of_plan(plan_for(module, images, tactics, numbers, policy))
     ]
 
 
-def merged(found: Mapping[str, Sequence[Launch]]) -> list[Launch]:
+def merged(launches_of: Mapping[str, Sequence[Launch]]) -> list[Launch]:
     """The distinct launches of several models; layers are named ``model: module``."""
     distinct: dict[Any, Launch] = {}
-    for model, several in found.items():
-        for launch in several:
+    for model, model_launches in launches_of.items():
+        for launch in model_launches:
             key = _identity(launch.call)
-            known = distinct.get(key)
+            previous = distinct.get(key)
             layers = tuple(f"{model}: {layer}" for layer in launch.layers)
-            if known is not None:
-                layers = tuple(dict.fromkeys((*known.layers, *layers)))
-            distinct[key] = replace(known or launch, layers=layers)
+            if previous is not None:
+                layers = tuple(dict.fromkeys((*previous.layers, *layers)))
+            distinct[key] = replace(previous or launch, layers=layers)
     return list(distinct.values())
 
 
-def _never(spec: object) -> str:
+def _no_fusion(spec: object) -> str:
     return "not asked for"
 
 
 def _of_plan(planned: Planned) -> Iterator[Launch]:
     """The launches of a plan, its tensors without memory."""
     plan = planned.plan
-    nowhere = torch.empty(0, dtype=torch.uint8, device="meta")
+    no_memory = torch.empty(0, dtype=torch.uint8, device="meta")
     tensors: dict[str, Any] = {
-        name: value.within(nowhere, 0) for name, value in plan.values.items()
+        name: value.within(no_memory, 0) for name, value in plan.values.items()
     }
     for step in plan.steps:
         for constant in step.constants:
@@ -102,7 +102,7 @@ def _of_plan(planned: Planned) -> Iterator[Launch]:
 
 
 def _identity(call: KernelCall) -> tuple[Any, ...]:
-    """What the compiler sees of a launch."""
+    """A key of all that the compiled kernel depends on: dtypes, constants, warps, stages."""
     arguments = tuple(sorted((name, _kind(value)) for name, value in call.arguments.items()))
     constants = tuple(sorted((name, str(value)) for name, value in call.constants.items()))
     return call.kernel.fn.__name__, constants, arguments, call.num_warps, call.num_stages

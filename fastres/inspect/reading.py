@@ -1,4 +1,4 @@
-"""What the command knows about one distinct launch."""
+"""One distinct launch: its layers, and the measurements of its machine code."""
 
 from __future__ import annotations
 

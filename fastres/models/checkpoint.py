@@ -57,7 +57,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
                 f"weights {file}: {name!r} is a {type(value).__name__}; expected a state dict, "
                 "names to tensors, as torch.save(model.state_dict(), path) writes it"
             )
-        _refuse_no_numbers(f"weights {file}: {name}", value)
+        _require_real_dense(f"weights {file}: {name}", value)
     return unprefixed(dict(state))
 
 
@@ -90,8 +90,8 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _refuse_no_numbers(what: str, value: Tensor) -> None:
-    """Raise an OptionError for a tensor that a weight cannot be copied from as it is."""
+def _require_real_dense(what: str, value: Tensor) -> None:
+    """Raise an OptionError unless a tensor is dense, real and has values."""
     if value.is_meta:
         raise OptionError(f"{what} is on the meta device and has no values; store a whole model")
     if value.is_quantized or value.layout != torch.strided or type(value) not in _PLAIN:

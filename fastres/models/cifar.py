@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
-from fastres.checks import require_choice, require_count, require_flag
+from fastres.checks import require_bool, require_integer, require_one_of
 from fastres.errors import OptionError
 from fastres.models.blocks import (
     BasicBlock,
@@ -68,20 +68,20 @@ class CifarResNet(nn.Module):
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
-        require_count("depth", depth, "the paper has 20, 32, 44, 56 and 110")
-        blocks, rest = divmod(depth - 2, 6)
-        if blocks < 1 or rest:
+        require_integer("depth", depth, "the paper has 20, 32, 44, 56 and 110")
+        blocks, remainder = divmod(depth - 2, 6)
+        if blocks < 1 or remainder:
             raise OptionError(
                 f"depth: got {depth}, expected 6n + 2 with n at least 1; "
                 "the paper has 20, 32, 44, 56 and 110."
             )
-        require_count("num_classes", num_classes, "for no classifier pass include_top=False")
-        require_count("in_channels", in_channels, "a colour image has 3")
-        require_flag("include_top", include_top)
-        require_choice(
+        require_integer("num_classes", num_classes, "for no classifier pass include_top=False")
+        require_integer("in_channels", in_channels, "a colour image has 3")
+        require_bool("include_top", include_top)
+        require_one_of(
             "shortcut", shortcut, _SHORTCUTS, "'A' has no parameters, 'B' is a 1x1 convolution"
         )
-        require_flag("zero_init_residual", zero_init_residual)
+        require_bool("zero_init_residual", zero_init_residual)
 
         connect = _SHORTCUTS[shortcut]
         self.include_top = include_top

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastres.checks import require_count, require_counts
+from fastres.checks import require_integer, require_integers
 from fastres.errors import ModelError, OptionError
 
 __all__ = ["Cost", "count"]
@@ -47,7 +47,7 @@ def count(
         ModelError: if the model does not run on such an image or not without its data.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    require_counts("image_size", size, 2, "height and width in pixels, ImageNet has (224, 224)")
+    require_integers("image_size", size, 2, "height and width in pixels, ImageNet has (224, 224)")
     if in_channels is None:
         first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
         if first is None:
@@ -56,7 +56,7 @@ def count(
                 "no Conv2d to take it from; pass in_channels=."
             )
         in_channels = first.in_channels
-    require_count("in_channels", in_channels, "a colour image has 3")
+    require_integer("in_channels", in_channels, "a colour image has 3")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     image = torch.empty(1, in_channels, *size, dtype=dtype, device="meta")
     shadow = _on_meta(model).eval()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastres.checks import require_choice, require_count, require_counts, require_flag
+from fastres.checks import require_bool, require_integer, require_integers, require_one_of
 from fastres.errors import OptionError
 from fastres.models.blocks import (
     VERSIONS,
@@ -73,16 +73,18 @@ class ResNet(nn.Module):
                 f"block: got {block!r}, expected the class BasicBlock or Bottleneck; "
                 "import it from fastres.models."
             )
-        require_counts("layers", layers, 4, "the blocks of each stage; ResNet-50 has (3, 4, 6, 3)")
-        require_count("num_classes", num_classes, "for no classifier pass include_top=False")
-        require_count("in_channels", in_channels, "a colour image has 3")
-        require_flag("include_top", include_top)
-        require_count("groups", groups, "an ordinary ResNet has 1, ResNeXt 32")
-        require_count("width_per_group", width_per_group, "an ordinary ResNet has 64")
-        require_choice(
+        require_integers(
+            "layers", layers, 4, "the blocks of each stage; ResNet-50 has (3, 4, 6, 3)"
+        )
+        require_integer("num_classes", num_classes, "for no classifier pass include_top=False")
+        require_integer("in_channels", in_channels, "a colour image has 3")
+        require_bool("include_top", include_top)
+        require_integer("groups", groups, "an ordinary ResNet has 1, ResNeXt 32")
+        require_integer("width_per_group", width_per_group, "an ordinary ResNet has 64")
+        require_one_of(
             "version", version, VERSIONS, "'v1.5' strides on the 3x3, 'v1' on the first 1x1"
         )
-        require_flag("zero_init_residual", zero_init_residual)
+        require_bool("zero_init_residual", zero_init_residual)
 
         def make(index: int, channels: int) -> nn.Sequential:
             return stage(

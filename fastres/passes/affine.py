@@ -37,7 +37,7 @@ aten = torch.ops.aten
 
 
 def run(module: fx.GraphModule, context: Context) -> None:
-    """Rewrite, then merge neighbours."""
+    """Rewrite each operation, then merge adjacent scale-and-shifts."""
     for node in list(module.graph.nodes):
         if is_call(node, aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor):
             _to_scale_shift(node)

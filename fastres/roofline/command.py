@@ -43,7 +43,7 @@ def _run(options: argparse.Namespace) -> None:
         raise OptionError("--batch and --size: expected positive numbers")
     gpu = gpus.by_name(options.gpu)
     precision = gpu.architecture.computed_in(options.precision)
-    chosen = model_source.named(options.depth, options.model)
+    chosen = model_source.from_options(options.depth, options.model)
     module = graph_of(model_source.build(chosen, seed=0))
     views: dict[str, FusionPolicy | None] = {
         "none": None,

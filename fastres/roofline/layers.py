@@ -85,7 +85,7 @@ def layers_of(
 
     Args:
         module: of :func:`graph_of`; not changed.
-        batch: images.
+        batch: images per call.
         size: pixels of a side.
         policy: decides which blocks become one kernel; None for none.
         filling: decides which images get channels of zeros; None for none.
@@ -114,8 +114,8 @@ def images_for(module: fx.GraphModule, batch: int, size: int) -> list[Tensor]:
             f"the model takes {len(values)} inputs: expected one image tensor [N, C, H, W]"
         )
     (value,) = values
-    one = torch.zeros((), dtype=value.dtype, device="cpu")
-    return [one.expand(batch, int(value.shape[1]), size, size)]
+    scalar = torch.zeros((), dtype=value.dtype, device="cpu")
+    return [scalar.expand(batch, int(value.shape[1]), size, size)]
 
 
 def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:

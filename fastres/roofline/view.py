@@ -1,6 +1,6 @@
 """Each operator's floor and modelled time on one GPU, and their sums.
 
-A floor is ``max(FLOPs / peak, least bytes / bandwidth)``: what no kernel for this operator beats.
+A floor is ``max(FLOPs / peak, least bytes / bandwidth)``, the roofline: no kernel is faster.
 A view is one way to cut the model into operators: each by itself, or blocks as one kernel.
 """
 
@@ -21,13 +21,14 @@ class Row:
     """One operator.
 
     Attributes:
-        layer: which.
-        bytes: that it moves at least.
-        floor_seconds: what the data sheet allows.
-        seconds: modelled, launches included.
-        limit: what the modelled time goes to; see :class:`fastres.kernels.tuning.cost.Estimate`.
-        launches: kernels.
-        configuration: in words.
+        layer: the operator and its sizes.
+        bytes: the least number that it has to read and write.
+        floor_seconds: the roofline's time, by the data sheet's peak and bandwidth.
+        seconds: the modelled time, launches included.
+        limit: the resource that bounds the modelled time; see
+            :class:`fastres.kernels.tuning.cost.Estimate`.
+        launches: how many kernels it takes.
+        configuration: of the kernels, in words.
     """
 
     layer: Layer
@@ -52,8 +53,8 @@ class View:
     Attributes:
         fusion: ``none``, ``blocks`` where one kernel is modelled to be faster, or ``all blocks``
             that fit, for the fewest launches and bytes.
-        batch: images.
-        rows: in order.
+        batch: images per call.
+        rows: the operators in order.
     """
 
     fusion: str
@@ -62,7 +63,7 @@ class View:
 
     @property
     def seconds(self) -> float:
-        """Modelled, all operators one after the other."""
+        """Modelled time of all operators, one after the other."""
         return sum(row.seconds for row in self.rows)
 
     @property
@@ -89,12 +90,12 @@ class View:
 
     @property
     def launches(self) -> int:
-        """Kernels in all."""
+        """Kernel launches of all operators."""
         return sum(row.launches for row in self.rows)
 
     @property
     def images_per_second(self) -> float:
-        """Modelled."""
+        """Modelled throughput."""
         return self.batch / self.seconds
 
     def as_json(self) -> dict[str, Any]:
@@ -134,15 +135,15 @@ def view(layers: Sequence[Layer], fusion: str, batch: int, precision: str, gpu: 
 def _row(layer: Layer, precision: str, gpu: Gpu) -> Row:
     moved = layer.least_bytes(precision)
     if layer.spec is None:
-        found = pooling(moved, gpu)
+        kernel = pooling(moved, gpu)
     else:
-        found = modelled(layer.spec, precision, gpu, layer.residual)
+        kernel = modelled(layer.spec, precision, gpu, layer.residual)
     return Row(
         layer=layer,
         bytes=moved,
         floor_seconds=floor_seconds(layer.flops, moved, precision, gpu),
-        seconds=found.estimate.seconds,
-        limit=found.estimate.limit,
-        launches=found.launches,
-        configuration=found.configuration,
+        seconds=kernel.estimate.seconds,
+        limit=kernel.estimate.limit,
+        launches=kernel.launches,
+        configuration=kernel.configuration,
     )

@@ -1,1 +1,1 @@
-"""Which model and which inputs: what all commands share."""
+"""The model and the inputs of a command: built by name, with weights that give telling outputs."""

@@ -1,9 +1,10 @@
-"""What the model is fed: a pool of images, and weights under which their answers mean something.
+"""A pool of images, and random weights under which a network's outputs differ between them.
 
-No trained weights are at hand offline, and a network fresh from its initialiser tests nothing: its
-BatchNorms do nothing, timm sets the last one of every block to zero, activations grow from block
-to block, and a thousand almost equal logits make the first choice a matter of rounding. So for
-networks with random weights (never for one that the user's own function returned) `settle` draws
+No trained weights are at hand offline, and a newly initialised network tests little: its BatchNorms
+are the identity, timm sets the last one of every block to zero, activations grow from block to
+block, and a thousand almost equal logits make the first choice a matter of rounding. So for
+networks with random weights (never for one that the user's own function returned)
+`calibrate_random_weights` draws
 
 - BatchNorm's weight from U(0.5, 1.5), the last of a residual block's from U(0.1, 0.3), because
   training leaves the branch small beside the shortcut; its bias from N(0, 0.1);
@@ -30,14 +31,14 @@ _CHUNK = 16  # images per pass over the pool: enough for statistics, little enou
 _LOGIT = 10.0  # what an image's own class gets, beside about N(0, 1) for the others
 
 
-def pool_size(batches: tuple[int, ...], least: int = 16) -> int:
-    """How many images make whole batches of every size and at least ``least`` each time."""
-    return max(images_checked(batch, least) for batch in batches)
+def pool_size(batches: tuple[int, ...], minimum: int = 16) -> int:
+    """How many images make whole batches of every size and at least ``minimum`` each time."""
+    return max(images_checked(batch, minimum) for batch in batches)
 
 
-def images_checked(batch: int, least: int = 16) -> int:
+def images_checked(batch: int, minimum: int = 16) -> int:
     """How many images of the pool are checked at this batch size: whole batches of it."""
-    return -(-least // batch) * batch
+    return -(-minimum // batch) * batch
 
 
 def synthetic_images(count: int, channels: int, size: int, seed: int) -> torch.Tensor:
@@ -63,7 +64,7 @@ def photographs(folder: Path, count: int, size: int) -> tuple[torch.Tensor, int]
     """Load photographs as ImageNet's evaluation does, the shorter side resized to 256/224 of size.
 
     Args:
-        folder: where they are.
+        folder: the directory with the image files.
         count: how many are needed; if there are fewer, they repeat.
         size: pixels of a side.
 
@@ -93,11 +94,11 @@ def input_channels(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def settle(model: nn.Module, pool: torch.Tensor, seed: int) -> list[str]:
+def calibrate_random_weights(model: nn.Module, pool: torch.Tensor, seed: int) -> list[str]:
     """Give a network with random weights the weights described above, in place.
 
     Args:
-        model: in evaluation mode.
+        model: the network, in evaluation mode.
         pool: the images, ``[N, C, H, W]``.
         seed: of what is drawn.
 
@@ -105,30 +106,33 @@ def settle(model: nn.Module, pool: torch.Tensor, seed: int) -> list[str]:
         What was done, as sentences for the record.
     """
     generator = torch.Generator().manual_seed(seed)
-    done = [f"convolutions drawn by the model's own initialiser, seed {seed}"]
+    sentences = [f"convolutions drawn by the model's own initialiser, seed {seed}"]
     norms = [m for m in model.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))]
-    last = _last_of_blocks(model)
+    last_of_blocks = _last_of_blocks(model)
     for norm in norms:
         if norm.affine:
-            low, high = (0.1, 0.3) if norm in last else (0.5, 1.5)
+            low, high = (0.1, 0.3) if norm in last_of_blocks else (0.5, 1.5)
             norm.weight.uniform_(low, high, generator=generator)
             norm.bias.normal_(0.0, 0.1, generator=generator)
     if norms:
-        done.append(
-            f"{len(norms)} BatchNorms: weight U(0.5, 1.5), U(0.1, 0.3) in the {len(last)} that end "
-            f"a block, bias N(0, 0.1), seed {seed}; running statistics of the bench's own images"
+        sentences.append(
+            f"{len(norms)} BatchNorms: weight U(0.5, 1.5), U(0.1, 0.3) in the "
+            f"{len(last_of_blocks)} that end a block, bias N(0, 0.1), seed {seed}; running "
+            "statistics of the bench's own images"
         )
         with _gathering_statistics(norms):
             for images in _chunks(pool):
                 model(images)
-    classes = _settle_classifier(model, pool, generator)
+    classes = _calibrate_classifier(model, pool, generator)
     if classes:
-        done.append(f"classifier: rows of {classes} classes from the features of as many images")
-    return done
+        sentences.append(
+            f"classifier: rows of {classes} classes from the features of as many images"
+        )
+    return sentences
 
 
 def _chunks(pool: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Pieces of about equal size: BatchNorm takes no statistics of a single image."""
+    """The pool in chunks of about equal size: BatchNorm takes no statistics of a single image."""
     return pool.tensor_split(max(1, len(pool) // _CHUNK))
 
 
@@ -159,8 +163,8 @@ def _gathering_statistics(norms: list[nn.BatchNorm2d | nn.BatchNorm1d]) -> Itera
             norm.momentum = momentum
 
 
-def _settle_classifier(model: nn.Module, pool: torch.Tensor, generator: torch.Generator) -> int:
-    """Make the pool's features the classifier's rows.
+def _calibrate_classifier(model: nn.Module, pool: torch.Tensor, generator: torch.Generator) -> int:
+    """Set the classifier's rows to the normalised features of the pool's images.
 
     Returns:
         How many rows, or 0 if the model does not end in a linear layer with bias.
@@ -169,19 +173,25 @@ def _settle_classifier(model: nn.Module, pool: torch.Tensor, generator: torch.Ge
     if not linears:
         return 0
     classifier = linears[-1]
-    seen: list[torch.Tensor] = []
-    handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features_of_chunks: list[torch.Tensor] = []
+    handle = classifier.register_forward_pre_hook(
+        lambda _, inputs: features_of_chunks.append(inputs[0])
+    )
     try:
-        outputs = [model(images) for images in _chunks(pool)]
+        outputs_of_chunks = [model(images) for images in _chunks(pool)]
     finally:
         handle.remove()
     ends_there = all(
         isinstance(output, torch.Tensor) and output.shape[1:] == (classifier.out_features,)
-        for output in outputs
+        for output in outputs_of_chunks
     )
-    if classifier.bias is None or not ends_there or len(seen) != len(outputs):
+    if (
+        classifier.bias is None
+        or not ends_there
+        or len(features_of_chunks) != len(outputs_of_chunks)
+    ):
         return 0
-    features = torch.cat(seen)
+    features = torch.cat(features_of_chunks)
     mean = features.mean(0)
     centred = features - mean
     length = centred.norm(dim=1).mean()

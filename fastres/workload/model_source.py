@@ -1,4 +1,4 @@
-"""Where the model to be timed comes from: a name on the command line, and the network behind it."""
+"""The ``--model`` option: parse a model's name, and build the network of that name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse(text: str) -> Source:
     """
     prefix, colon, name = text.partition(":")
     if not colon:
-        return Source("fastres", _known(text, models.available(), "--model"))
+        return Source("fastres", _require_known(text, models.available(), "--model"))
     if not (prefix and name):
         raise OptionError(
             f"--model {text}: expected a name of fastres's own ({', '.join(models.available())}), "
@@ -63,7 +63,7 @@ def parse(text: str) -> Source:
     return Source("function", text)
 
 
-def named(depth: int | None, model: str | None) -> Source:
+def from_options(depth: int | None, model: str | None) -> Source:
     """What ``--depth`` or ``--model`` names; ResNet-50 where neither is given.
 
     Raises:
@@ -76,7 +76,7 @@ def build(source: Source, seed: int, classes: int | None = None) -> nn.Module:
     """Build the network, in evaluation mode.
 
     Args:
-        source: which.
+        source: the model's name and where it is defined.
         seed: of torch's generator while the weights are drawn; it is put back afterwards.
         classes: how many it tells apart; None for its default. Not for a function of the user's.
 
@@ -114,7 +114,7 @@ def _torchvision(name: str, **options: int) -> object:
     except ModuleNotFoundError as error:
         raise OptionError(f"--model torchvision:{name}: pip install torchvision") from error
     known = torchvision.models.list_models(module=torchvision.models)
-    _known(name, known, "--model torchvision")
+    _require_known(name, known, "--model torchvision")
     return torchvision.models.get_model(name, weights=None, **options)
 
 
@@ -123,15 +123,17 @@ def _timm(name: str, **options: Any) -> object:
         import timm
     except ModuleNotFoundError as error:
         raise OptionError(f"--model timm:{name}: pip install timm") from error
-    _known(name, timm.list_models(), "--model timm")
+    _require_known(name, timm.list_models(), "--model timm")
     return timm.create_model(name, pretrained=False, **options)
 
 
 def _function(path: str) -> object:
     module_name, _, attribute = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # the console script, unlike python -m, does not look here
-        sys.path.append(here)
+    working_directory = str(Path.cwd())
+    if (
+        working_directory not in sys.path
+    ):  # the console script, unlike python -m, does not look here
+        sys.path.append(working_directory)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -158,7 +160,7 @@ _BUILDERS: dict[str, Callable[..., object]] = {
 }
 
 
-def _known(name: str, names: Iterable[str], option: str) -> str:
+def _require_known(name: str, names: Iterable[str], option: str) -> str:
     """The name, if it is one of these."""
     known = list(names)
     if name in known:

@@ -24,7 +24,7 @@ IMAGES = 16
 def model() -> nn.Module:
     """A small network whose answers mean something."""
     built = model_source.build(model_source.parse("cifar_resnet20"), seed=0)
-    inputs.settle(built, pool(), seed=0)
+    inputs.calibrate_random_weights(built, pool(), seed=0)
     return built
 
 
@@ -187,7 +187,7 @@ def test_reference_models_are_not_trivial_for_the_check() -> None:
     """Fresh from the initialiser the first choice is noise; settled, it is each image's own."""
     fresh = models.build("cifar_resnet20").eval()
     before = gate.float64_outputs(fresh, pool()).first_choice
-    inputs.settle(fresh, pool(), seed=0)
+    inputs.calibrate_random_weights(fresh, pool(), seed=0)
     after = gate.float64_outputs(fresh, pool()).first_choice
     assert before is not None and after is not None
     assert len(set(after.tolist())) > len(set(before.tolist()))

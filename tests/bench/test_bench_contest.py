@@ -57,7 +57,7 @@ def run_batch(folder: Path, batch: int = 4, words: str = "--precision fp32") -> 
     given = settings.parse(f"--model cifar_resnet20 --size 32 --seconds 0 {words}".split())
     model = model_source.build(given.source, given.seed)
     pool = inputs.synthetic_images(16, 3, 32, seed=0)
-    inputs.settle(model, pool, seed=0)
+    inputs.calibrate_random_weights(model, pool, seed=0)
     truth = gate.float64_outputs(model, pool)
     stage = compare.Setup(given, model, pool, truth, folder)
     return compare.run_batch(stage, compare.entries(given), batch, cold=False, progress=Progress())

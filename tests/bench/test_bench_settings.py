@@ -166,13 +166,13 @@ def test_names_of_models(name: str, parsed: Source) -> None:
 
 def test_a_depth_or_a_model_or_resnet50() -> None:
     assert (
-        model_source.named(None, None)
-        == model_source.named(50, None)
+        model_source.from_options(None, None)
+        == model_source.from_options(50, None)
         == model_source.parse("resnet50")
     )
-    assert model_source.named(None, "timm:vgg11") == model_source.parse("timm:vgg11")
+    assert model_source.from_options(None, "timm:vgg11") == model_source.parse("timm:vgg11")
     with pytest.raises(OptionError, match="there is no 'resnet0'"):
-        model_source.named(0, None)
+        model_source.from_options(0, None)
 
 
 def test_own_models_are_those_of_the_seed() -> None:

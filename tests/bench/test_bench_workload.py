@@ -18,7 +18,7 @@ def settled(seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = models.build("cifar_resnet20").eval()
     pool = inputs.synthetic_images(24, 3, 32, seed=1)
-    inputs.settle(model, pool, seed)
+    inputs.calibrate_random_weights(model, pool, seed)
     return model, pool
 
 
@@ -90,7 +90,7 @@ def test_nothing_but_batch_norm_is_trained() -> None:
     dropout = nn.Dropout(0.5)
     norm = nn.BatchNorm2d(4, momentum=0.3)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm, dropout).eval()
-    inputs.settle(model, torch.randn(16, 3, 8, 8), seed=0)
+    inputs.calibrate_random_weights(model, torch.randn(16, 3, 8, 8), seed=0)
     assert not any(module.training for module in model.modules())
     assert norm.momentum == 0.3
     assert norm.running_mean is not None
@@ -109,7 +109,7 @@ def test_nothing_but_batch_norm_is_trained() -> None:
     ids=["headless", "no bias", "no logits", "no affine", "no statistics"],
 )
 def test_networks_that_lack_a_part(model: nn.Sequential) -> None:
-    done = inputs.settle(model.eval(), torch.randn(16, 3, 8, 8), seed=0)
+    done = inputs.calibrate_random_weights(model.eval(), torch.randn(16, 3, 8, 8), seed=0)
     assert not any("classifier" in sentence for sentence in done)
     with torch.no_grad():
         assert model(torch.randn(2, 3, 8, 8)).isfinite().all()

@@ -22,7 +22,7 @@ from fastres.workload import inputs, model_source
 WORDS = "--model resnet18 --size 64 --batch 2 --threads 1 --seconds 0 --precision fp32".split()  # noqa: SIM905
 
 needs_native = pytest.mark.skipif(
-    native.absent("fp32") is not None, reason=str(native.absent("fp32"))
+    native.why_unavailable("fp32") is not None, reason=str(native.why_unavailable("fp32"))
 )
 
 
@@ -59,7 +59,7 @@ def test_every_convolution_has_its_row_and_its_place_in_the_record(
             assert len(row[engine]) == rounds
             assert min(row[engine]) > 0
         assert row["module"] in said
-    if openvino_layers.absent("fp32") is None:
+    if openvino_layers.why_unavailable("fp32") is None:
         assert all(len(row["openvino_ns"]) == rounds for row in found["convolutions"])
     else:
         assert not any(row["openvino_ns"] for row in found["convolutions"])
@@ -98,7 +98,7 @@ def test_numbers_of_a_row() -> None:
         "stem", "3->4 1x1/1, 5x5", 1000, "winograd", (900, 1000, 1100), (1800, 2000, 2200), ()
     )
     alone = layers.Convolution("rest", "4->4 1x1/1, 5x5", 1000)
-    found = layers.Found("fp32", "avx512", (3e9, 4e9, 5e9), "OpenVINO: no", (row, alone))
+    found = layers.PrecisionResult("fp32", "avx512", (3e9, 4e9, 5e9), "OpenVINO: no", (row, alone))
     said = io.StringIO()
     layers.show(found, 2, 1, Console(width=110, file=said))
     lines = {line.split()[0]: line.split() for line in said.getvalue().splitlines() if line.split()}
@@ -133,7 +133,7 @@ def test_nodes_are_matched_by_the_users_modules() -> None:
 def test_folding_keeps_the_answer_and_the_model() -> None:
     model = model_source.build(model_source.parse("resnext50_32x4d"), seed=0)
     pool = inputs.synthetic_images(4, 3, 64, seed=0)
-    inputs.settle(model, pool, seed=0)
+    inputs.calibrate_random_weights(model, pool, seed=0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small = openvino_layers.folded(model, pool[:1])
     assert not any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
@@ -173,5 +173,5 @@ def test_what_is_shared_is_not_folded() -> None:
 
 def test_rounds_are_those_of_the_plan() -> None:
     calls = {"native": lambda: 1, "other": lambda: 2}
-    said = layers.in_turns(calls, measure.Plan(seconds=0, min_rounds=4, warmup=2))
+    said = layers.interleaved(calls, measure.Plan(seconds=0, min_rounds=4, warmup=2))
     assert said == {"native": [1] * 4, "other": [2] * 4}

@@ -52,7 +52,7 @@ def climb(path: Path) -> int:
 def test_every_rung_of_the_ladder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert climb(tmp_path / "ladder.json") == 0
     (batch,) = record.read(tmp_path / "ladder.json").batches
-    reasons = [native.absent(precision) for precision in ("fp32", "fp32", "bf16")]
+    reasons = [native.why_unavailable(precision) for precision in ("fp32", "fp32", "bf16")]
     assert [row.reason for row in batch.rows] == [None] * 6 + reasons
     timed = [row for row in batch.rows if row.status == "timed"]
     assert len(timed) == 6 + reasons.count(None)
@@ -71,7 +71,9 @@ def test_without_the_library_its_rungs_say_so(
     assert {row.reason for row in batch.rows[1:]} == {"no native engine: its library is elsewhere"}
 
 
-@pytest.mark.skipif(native.absent("fp32") is not None, reason=str(native.absent("fp32")))
+@pytest.mark.skipif(
+    native.why_unavailable("fp32") is not None, reason=str(native.why_unavailable("fp32"))
+)
 def test_only_the_rung_of_own_kernels_multiplies_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "winograd_pays", lambda conv, itemsize: True)
     torch.manual_seed(0)
@@ -161,11 +163,11 @@ def test_steps_compare_neighbours() -> None:
 
 def test_a_call_on_an_idle_device_launches_a_whole_network_once(tmp_path: Path) -> None:
     interpreter.need()
-    fast, image = host_time.on_an_idle_device("resnet18", 32, "h100")
-    assert host_time.bare(fast, image)().shape == fast(image).shape == (1, 1000)
+    fast, image = host_time.optimised_on_idle_device("resnet18", 32, "h100")
+    assert host_time.bare_launch(fast, image)().shape == fast(image).shape == (1, 1000)
     executable: Any = fast._runner.executable([image])
     (replay,) = executable._recorded_whole[0]
-    assert replay is host_time._nothing
+    assert replay is host_time._do_nothing
     path = tmp_path / "host.json"
     host_time.main(["--model", "resnet18", "--size", "32", "--seconds", "0", "--json", str(path)])
     (row,) = json.loads(path.read_text())["rows"]

@@ -73,9 +73,9 @@ def test_times_without_partners(one: list[int], other: list[int]) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, onednn: Sequence[int], ours: Sequence[int]) -> int:
     """The guard's exit status where all processors take these times."""
-    monkeypatch.setattr(native, "absent", lambda precision: None)
+    monkeypatch.setattr(native, "why_unavailable", lambda precision: None)
     times = {"onednn": list(onednn), "native": list(ours)}
-    monkeypatch.setattr(guard, "timed", lambda case, plan: times)
+    monkeypatch.setattr(guard, "interleaved", lambda case, plan: times)
     return guard.main([])
 
 
@@ -94,8 +94,8 @@ def test_one_slower_case_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         ours = 300 if case.model == "resnet18" else 100
         return {"onednn": [200] * 10, "native": [ours] * 10}
 
-    monkeypatch.setattr(native, "absent", lambda precision: None)
-    monkeypatch.setattr(guard, "timed", timed)
+    monkeypatch.setattr(native, "why_unavailable", lambda precision: None)
+    monkeypatch.setattr(guard, "interleaved", timed)
     assert guard.main([]) == 1
 
 
@@ -113,17 +113,17 @@ def test_where_there_is_no_engine_there_is_nothing_to_compare(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_both_engines_are_timed(precision: str) -> None:
-    reason = native.absent(precision)
+    reason = native.why_unavailable(precision)
     if reason is not None:
         pytest.skip(reason)
     case = guard.Case("resnet18", 2, 64, precision)
-    times = guard.timed(case, measure.Plan(seconds=0, min_rounds=2, warmup=1))
+    times = guard.interleaved(case, measure.Plan(seconds=0, min_rounds=2, warmup=1))
     assert {name: len(samples) for name, samples in times.items()} == {"onednn": 2, "native": 2}
 
 
 def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    if native.absent("fp32") is not None:
-        pytest.skip(str(native.absent("fp32")))
+    if native.why_unavailable("fp32") is not None:
+        pytest.skip(str(native.why_unavailable("fp32")))
     optimize = fastres.optimize
 
     def wrong(model: nn.Module, *args: Any, engine: str, **options: Any) -> Any:
@@ -132,7 +132,9 @@ def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fastres, "optimize", wrong)
     with pytest.raises(RuntimeError, match="resnet18, batch 1, 64x64, fp32: the engines' answers"):
-        guard.timed(guard.Case("resnet18", 1, 64, "fp32"), measure.Plan(seconds=0, min_rounds=1))
+        guard.interleaved(
+            guard.Case("resnet18", 1, 64, "fp32"), measure.Plan(seconds=0, min_rounds=1)
+        )
 
 
 def test_ci_runs_it_in_the_main_jobs_environment() -> None:

@@ -89,7 +89,7 @@ def test_depth_and_float16(
         ("--model nobody:function", "there is no module nobody"),
         ("--weights none.pth", "there is no such file"),
         ("--labels none.txt", "none.txt"),
-        ("--opset 3", "opset=3: expected 13 to 23"),
+        ("--opset 3", "opset: got 3, expected an integer from 13 to 23"),
         ("--size 0", "--size 0"),
     ],
 )

@@ -299,9 +299,9 @@ def test_a_gpu_that_the_package_cannot_use_is_told(
         ({"providers": "coreml"}, r"this ONNX Runtime has no 'coreml', only"),
         ({"providers": "cuda"}, "has no 'cuda', only .*; the package onnxruntime-gpu has"),
         ({"providers": []}, "expected names such as"),
-        ({"threads": 0}, "threads=0: expected None or a number"),
-        ({"threads": 100_000}, "threads=100000: expected None or a number from 1 to"),
-        ({"strict": 1}, "strict=1: expected True or False"),
+        ({"threads": 0}, "threads: got 0, expected an integer"),
+        ({"threads": 100_000}, "threads: got 100000, expected an integer from 1 to"),
+        ({"strict": 1}, "strict: got 1, expected True or False"),
     ],
 )
 def test_bad_options(options: dict[str, Any], says: str, exported: Exported) -> None:

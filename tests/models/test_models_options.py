@@ -177,12 +177,12 @@ RESNET_OPTIONS = (
         (
             "resnet50",
             {"include_top": "false"},
-            "include_top: got 'false', expected a bool; pass True or False.",
+            "include_top: got 'false', expected True or False.",
         ),
         (
             "resnet50",
             {"zero_init_residual": 1},
-            "zero_init_residual: got 1, expected a bool; pass True or False.",
+            "zero_init_residual: got 1, expected True or False.",
         ),
         (
             "resnet18",
@@ -258,7 +258,7 @@ RESNET_OPTIONS = (
         (
             "cifar_resnet20",
             {"include_top": 1},
-            "include_top: got 1, expected a bool; pass True or False.",
+            "include_top: got 1, expected True or False.",
         ),
     ],
 )

@@ -164,10 +164,10 @@ def test_other_inputs_are_refused(fasts: dict[str, Any], images: Tensor, message
     [
         ({"input_format": "uint8_nhwc"}, "needs transforms="),
         ({"transforms": SMALL}, "transforms needs input_format="),
-        ({"input_format": "nhwc", "transforms": SMALL}, "input_format='nhwc': expected"),
+        ({"input_format": "nhwc", "transforms": SMALL}, "input_format: got 'nhwc', expected"),
         ({"input_format": "uint8_nhwc", "transforms": "imagenet"}, "transforms is a str"),
         ({"resize": True}, "resize=True needs"),
-        ({"labels": "cat"}, "labels='cat': expected the names"),
+        ({"labels": "cat"}, "labels: got 'cat', expected the names"),
         (
             {"input_format": "uint8_nhwc", "transforms": Transforms(mean=(0.5,), std=(1.0,))},
             "mean and std of 1 channels, and the first convolution takes 3",

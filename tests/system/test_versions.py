@@ -83,8 +83,8 @@ def test_the_record_keeps_a_row_for_each_set_of_versions(tmp_path: Path) -> None
     path = tmp_path / "versions.json"
     row = {"python": "3.12", "torch": "2.11.0+cu130", "triton": "3.6.0"}
     row |= {"torchvision": "0.26.0+cu130", "numpy": "2.3.0"}
-    lane.keep({**row, "passed": 1}, path)
-    lane.keep({**row, "torch": "2.9.1", "passed": 2}, path)
-    lane.keep({**row, "passed": 3}, path)
+    lane.add_row({**row, "passed": 1}, path)
+    lane.add_row({**row, "torch": "2.9.1", "passed": 2}, path)
+    lane.add_row({**row, "passed": 3}, path)
     assert [each["passed"] for each in lane.rows(path)] == [2, 3]
     assert lane.table(path).splitlines()[-1].startswith("| 3.12 | 2.11.0 | 3.6.0 | 0.26.0 |")

@@ -108,10 +108,10 @@ FASTRES = Peer("fastres", "fastres", fastres_peer.prepare, bound=FASTRES_BOUND)
 
 
 def find_peer(name: str) -> Peer:
-    """The peer of that name.
+    """The peer called ``name``.
 
     Raises:
-        OptionError: there is none.
+        OptionError: no peer is.
     """
     if name == FASTRES.name:
         return FASTRES

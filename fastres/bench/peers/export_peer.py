@@ -11,7 +11,7 @@ from fastres.bench.peers.peer import Job, Ready
 
 
 def missing(device: str) -> str | None:
-    """What to install."""
+    """What to install before it works, or None."""
     return onnxruntime_peer.missing(device, ("onnx", "onnxruntime"))
 
 

@@ -16,7 +16,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def missing(device: str, packages: tuple[str, ...] = _PACKAGES) -> str | None:
-    """What to install."""
+    """What to install before it works, or None."""
     absent = [name for name in packages if find_spec(name) is None]
     if device == "cuda":
         absent = [{"onnxruntime": "onnxruntime-gpu"}.get(name, name) for name in absent]

@@ -24,7 +24,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def missing(device: str) -> str | None:
-    """What to install."""
+    """What to install before it works, or None."""
     return None if find_spec("openvino") else "pip install openvino"
 
 

@@ -49,7 +49,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where to compute."""
+        """The device to compute on, that of the example."""
         return self.example.device
 
 
@@ -75,8 +75,8 @@ class Peer:
     """One way to run the model.
 
     Attributes:
-        name: on the command line and in records.
-        title: in tables.
+        name: its name on the command line and in records.
+        title: its name in tables.
         prepare: makes it ready for one job.
         missing: what has to be installed before it works on a kind of device, or None.
         refuses: why it does not compute in a precision on a kind of device, or None.

@@ -20,14 +20,14 @@ from fastres.bench.peers.peer import DTYPES, Job, Ready
 
 
 def missing(device: str) -> str | None:
-    """What to install for TensorRT itself."""
+    """What to install before TensorRT works, or None."""
     needed = ("tensorrt", "onnx", "onnxscript")
     absent = [name for name in needed if find_spec(name) is None]
     return f"pip install {' '.join(absent)}" if absent else None
 
 
 def missing_in_torch(device: str) -> str | None:
-    """What to install for Torch-TensorRT."""
+    """What to install before Torch-TensorRT works, or None."""
     return None if find_spec("torch_tensorrt") else "pip install torch-tensorrt"
 
 
