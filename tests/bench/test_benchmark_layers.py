@@ -26,7 +26,7 @@ needs_native = pytest.mark.skipif(
 )
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.campaign
 @needs_native
 @pytest.mark.parametrize("with_openvino", [True, False])
 def test_every_convolution_has_its_row_and_its_place_in_the_record(

@@ -129,6 +129,7 @@ LOCATIONS = (
 )
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_weights_outside_of_the_directory_are_not_read(
     location: str, outside: tuple[Path, onnx.ModelProto]
@@ -159,6 +160,7 @@ def test_links_out_of_the_directory_are_not_followed(
         session(path)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("key", "value"),
     [

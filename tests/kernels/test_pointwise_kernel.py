@@ -65,6 +65,7 @@ def test_answers(spec: ConvSpec, precision: str, has_residual: bool, device: str
     judge(out, reference.conv2d, arguments, precision)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pre_activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf"), float("-inf")])

@@ -188,6 +188,7 @@ def test_random_stems(spec: StemSpec, device: str) -> None:
     check(spec, "fp32", device, activation="none")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("name", ["ResNet's", "four channels", "one channel"])

@@ -116,6 +116,7 @@ def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
     check(spec, precision, device)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "config",
     [
@@ -139,6 +140,7 @@ def test_optional_tensors(has_bias: bool, has_residual: bool, device: str) -> No
     check(SHAPES["7x7"], "fp16", device, SMALL, has_bias, has_residual)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pre_activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf"), float("-inf")])

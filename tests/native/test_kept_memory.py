@@ -80,6 +80,7 @@ def test_plans_that_go_take_theirs_along(library: Library) -> None:
     assert not let_go()
 
 
+@pytest.mark.campaign
 def test_it_is_given_up_before_memory_is_refused() -> None:
     """Under a limit of address space that what is kept would exceed together with a new shape."""
     loaded()

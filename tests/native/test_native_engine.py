@@ -93,6 +93,7 @@ def image(batch: int = 2, height: int = 17, width: int = 19) -> Tensor:
 # ---- what it computes ----------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("channels", [1, 3, 4, 8, 9])
 def test_answers(precision: str, channels: int) -> None:
     model = block_net(channels)
@@ -202,6 +203,7 @@ def test_layout_of_the_input_is_that_of_the_result(precision: str) -> None:
         assert_right(model, fast, given, precision=precision)
 
 
+@pytest.mark.sampled(3)
 def test_the_result_does_not_depend_on_threads(precision: str, model: nn.Module) -> None:
     """Nor on the run, nor on the other images of its batch: bit for bit."""
     fast = {n: native(model, image(), precision=precision, threads=n) for n in (1, 2, 3)}
@@ -367,6 +369,7 @@ def test_results_share_memory_with_nothing(precision: str) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_many_callers_get_the_serial_answers(
     precision: str, threads: int, model: nn.Module

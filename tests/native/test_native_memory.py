@@ -29,6 +29,7 @@ def convolution(
     return subgraph(model.to(dtype), model.graph(True), given, isa, threads), given
 
 
+@pytest.mark.sampled(5)
 @each_set
 @pytest.mark.parametrize("spec", [*SHAPES.values(), *WINOGRAD.values()], ids=[*SHAPES, *WINOGRAD])
 def test_what_memory_held_does_not_matter(

@@ -51,6 +51,7 @@ def test_without_its_library() -> None:
     assert refused.endswith("; use engine='auto'")
 
 
+@pytest.mark.campaign
 def test_with_the_library_of_other_sources() -> None:
     """A shared library that is something else."""
     code = "import ctypes.util, _ctypes; print(_ctypes.__file__)"
@@ -60,6 +61,7 @@ def test_with_the_library_of_other_sources() -> None:
     assert "engine='native' cannot run this model here" in refused
 
 
+@pytest.mark.campaign
 def test_with_an_instruction_set_that_there_is_not() -> None:
     loaded()
     code = """
