@@ -9,6 +9,7 @@
 ``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
 ``python -m benchmarks.summary``        the README's table and chart, from the bench's record
+``python -m benchmarks.onnx_exporters`` our translation to ONNX beside torch's exporter
 ``pytest benchmarks/bench_operators.py``  every distinct convolution, several ways
 ``pytest benchmarks/bench_models.py``   whole models, several ways
 ``python -m fastres.bench``             whole models beside the other runtimes
