@@ -30,7 +30,7 @@ def seeded(texts: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: no such stage or kind.
     """
-    found: dict[str, str] = {}
+    faults_by_stage: dict[str, str] = {}
     for text in texts:
         name, colon, kind = text.partition(":")
         names = list(STAGES) if name == "all" else [name]
@@ -40,8 +40,8 @@ def seeded(texts: Sequence[str]) -> dict[str, str]:
                 f"{text}: expected a stage ({', '.join(STAGES)}) or all, and perhaps : and a kind "
                 f"({', '.join(faults.KINDS)})"
             )
-        found |= dict.fromkeys(names, kinds)
-    return found
+        faults_by_stage |= dict.fromkeys(names, kinds)
+    return faults_by_stage
 
 
 def budgets(texts: Sequence[str]) -> dict[str, float]:
@@ -74,75 +74,85 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     stage.add_argument("--fault", default="", help=argparse.SUPPRESS)
     stage.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
 
-    for each in (run, stage):
-        each.add_argument("--out", type=Path, required=True, metavar="DIR")
-        each.add_argument("--earlier", type=Path, metavar="DIR")
-        each.add_argument("--at-most", type=int, help="results of a stage")
-        each.add_argument("--autotune", action="store_true", help="torch.compile's max-autotune")
-    for each in (prepare, run):
-        each.add_argument("--cache", type=Path, default=compiling.ARCHIVE)
+    for subparser in (run, stage):
+        subparser.add_argument("--out", type=Path, required=True, metavar="DIR")
+        subparser.add_argument("--earlier", type=Path, metavar="DIR")
+        subparser.add_argument("--at-most", type=int, help="results of a stage")
+        subparser.add_argument(
+            "--autotune", action="store_true", help="torch.compile's max-autotune"
+        )
+    for subparser in (prepare, run):
+        subparser.add_argument("--cache", type=Path, default=compiling.ARCHIVE)
     show = commands.add_parser("show", help="the last page")
     show.add_argument("--table", action="store_true", help="of models, in markdown")
-    for each in (show, commands.add_parser("fit", help="constants of the cost model")):
-        each.add_argument("folder", type=Path)
+    for subparser in (show, commands.add_parser("fit", help="constants of the cost model")):
+        subparser.add_argument("folder", type=Path)
     commands.add_parser("one", help="launch one layer, for ncu").add_argument("key")
 
-    given = parser.parse_args(argv)
-    if given.command == "run":
+    options = parser.parse_args(argv)
+    if options.command == "run":
         try:
-            given.seeded, given.budgets = seeded(given.seed_fault), budgets(given.seconds)
+            options.seeded, options.budgets = seeded(options.seed_fault), budgets(options.seconds)
         except ValueError as error:
             parser.error(str(error))
-    if given.command in ("show", "fit") and not given.folder.is_dir():
-        parser.error(f"{given.folder}: no such folder")
-    return given
+    if options.command in ("show", "fit") and not options.folder.is_dir():
+        parser.error(f"{options.folder}: no such folder")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0: what was wrong is on the page."""
-    given = parsed(argv)
-    if given.command == "prepare":
-        for done in compiling.compile_all(given.workers, compiling.parts(tuple(given.kinds))):
-            print(done, flush=True)
-        print(f"{given.cache}: {compiling.pack(given.cache) / 2**20:.1f} MiB")
+    arguments = parsed(argv)
+    if arguments.command == "prepare":
+        for part in compiling.compile_all(
+            arguments.workers, compiling.parts(tuple(arguments.kinds))
+        ):
+            print(part, flush=True)
+        print(f"{arguments.cache}: {compiling.pack(arguments.cache) / 2**20:.1f} MiB")
         return 0
-    if given.command == "show":
-        print(tables.markdown(given.folder) if given.table else "\n".join(page(given.folder)))
+    if arguments.command == "show":
+        print(
+            tables.markdown(arguments.folder)
+            if arguments.table
+            else "\n".join(page(arguments.folder))
+        )
         return 0
-    if given.command == "fit":
-        rows = fit.rows_of(Results(given.folder, "layers").records)
-        print("\n".join(fit.told(fit.fitted(rows))))
+    if arguments.command == "fit":
+        rows = fit.rows_of(Results(arguments.folder, "layers").records)
+        print("\n".join(fit.report_lines(fit.fitted(rows))))
         return 0
-    if given.command == "one":
-        layers.one(given.key)
+    if arguments.command == "one":
+        layers.one(arguments.key)
         return 0
-    earlier = None if given.earlier is None else given.earlier.resolve()
-    options = Options(given.out.resolve(), earlier, most=given.at_most, autotune=given.autotune)
-    if given.command == "stage":
+    earlier = None if arguments.earlier is None else arguments.earlier.resolve()
+    options = Options(
+        arguments.out.resolve(), earlier, most=arguments.at_most, autotune=arguments.autotune
+    )
+    if arguments.command == "stage":
         options.folder.mkdir(parents=True, exist_ok=True)
         return stages.run(
-            given.name,
+            arguments.name,
             Options(
                 options.folder,
                 earlier,
-                given.key,
-                given.at_most,
-                given.autotune,
-                given.fault,
-                given.again,
+                arguments.key,
+                arguments.at_most,
+                arguments.autotune,
+                arguments.fault,
+                arguments.again,
             ),
         )
-    names = [name for name in given.only if name not in given.skip]
-    whole = day.Day(
+    names = [name for name in arguments.only if name not in arguments.skip]
+    planned = day.Day(
         options,
-        given.minutes,
+        arguments.minutes,
         names,
-        given.rehearse,
-        given.cache,
-        given.seeded,
-        given.budgets,
+        arguments.rehearse,
+        arguments.cache,
+        arguments.seeded,
+        arguments.budgets,
     )
-    print("\n".join(day.run(whole)))
+    print("\n".join(day.run(planned)))
     return 0
 
 

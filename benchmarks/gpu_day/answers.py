@@ -39,8 +39,8 @@ def floor(precision: str, length: int) -> float:
     return ULPS.get(precision, 0.0) + max(sums, 2.0**-22)
 
 
-def judged(
-    ours: Tensor,
+def judge(
+    actual: Tensor,
     oracle: Callable[[Tensors], Tensor],
     tensors: Tensors,
     length: int,
@@ -50,7 +50,7 @@ def judged(
     """Whether a kernel's answer is right.
 
     Args:
-        ours: the answer.
+        actual: the answer.
         oracle: the operator in plain torch.
         tensors: its arguments, in the kernel's dtype.
         length: products and additions behind each number, one after the other.
@@ -59,37 +59,40 @@ def judged(
             so that the answer in float64 is not asked of it, and torch's own error counts only
             where torch has a number.
     """
-    ours = spoilt(ours)
+    actual = spoilt(actual)
     with torch.backends.cudnn.flags(enabled=not nan):
         exact = oracle([None if t is None else t.double() for t in tensors])
-    theirs = oracle(list(tensors)).double()
-    rounded = exact.to(ours.dtype)
+    torch_output = oracle(list(tensors)).double()
+    rounded = exact.to(actual.dtype)
     same = all(
-        torch.equal(kind(ours), kind(rounded))
+        torch.equal(kind(actual), kind(rounded))
         for kind in (torch.isnan, torch.isposinf, torch.isneginf)
     )
     finite = rounded.isfinite()
     scale = float(exact[finite].abs().max()) if bool(finite.any()) else 0.0
 
-    def worst(answer: Tensor, where: Tensor) -> float:
+    def worst(output: Tensor, mask: Tensor) -> float:
         if exact.numel() == 0:
             return 0.0
-        apart = torch.where(where, (answer.double() - exact).abs(), 0.0)
-        return float(apart.max()) / (scale or 1.0)  # all zero: what is not is wrong by itself
+        difference = torch.where(mask, (output.double() - exact).abs(), 0.0)
+        return float(difference.max()) / (scale or 1.0)  # all zero: what is not is wrong by itself
 
-    mine, torchs = worst(ours, finite), worst(theirs, finite & theirs.isfinite())
-    bound = max(FACTOR * torchs, floor(precision, length))
+    our_error, torch_error = (
+        worst(actual, finite),
+        worst(torch_output, finite & torch_output.isfinite()),
+    )
+    bound = max(FACTOR * torch_error, floor(precision, length))
     return {
-        "ok": same and mine <= bound,
-        "error": mine,
-        "torchs": torchs,
+        "ok": same and our_error <= bound,
+        "error": our_error,
+        "torchs": torch_error,
         "bound": bound,
         "same NaN and infinity": same,
     }
 
 
-def relative(answer: Tensor, exact: Tensor) -> float:
+def relative_error(output: Tensor, exact: Tensor) -> float:
     """Root-mean-square error, relative; infinite where either is no number."""
-    apart = (answer.double() - exact.double()).square().sum().sqrt()
-    value = float(apart / exact.double().square().sum().sqrt().clamp_min(1e-30))
+    difference = (output.double() - exact.double()).square().sum().sqrt()
+    value = float(difference / exact.double().square().sum().sqrt().clamp_min(1e-30))
     return value if math.isfinite(value) else math.inf

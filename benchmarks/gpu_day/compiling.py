@@ -60,29 +60,29 @@ class Compiled(NamedTuple):
         return f"{self.part}: {self.launches} launches{failures}"
 
 
-def wanted_networks() -> list[networks.Network]:
+def networks_to_compile() -> list[networks.Network]:
     """All that the stages run, the batch of the example among them."""
-    found = [*networks.COMPARED, *networks.TIMED]
-    examples = [(model, precision, networks.EXAMPLE) for model, precision, _ in found]
+    listed = [*networks.COMPARED, *networks.TIMED]
+    examples = [(model, precision, networks.EXAMPLE) for model, precision, _ in listed]
     checks = [("cifar_resnet20", "fp16", batch) for batch in (*engine.BATCHES, 8)]
     checks += [("tiny", "fp16", batch) for batch in (1, 2)]
-    return list(dict.fromkeys([*examples, *found, *checks]))
+    return list(dict.fromkeys([*examples, *listed, *checks]))
 
 
 def parts(kinds: tuple[str, ...] = KINDS) -> list[Part]:
     """What is compiled, in parts of like size."""
     cases = (case.name for case in hard_cases.EVERY if case.operator != "far")
-    found = {
-        "network": [Part("network", *each) for each in wanted_networks()],
+    by_kind = {
+        "network": [Part("network", *network) for network in networks_to_compile()],
         "case": [Part("case", name, precision) for name in cases for precision in DTYPES],
         "layers": [Part("layers", key) for key, _ in specs()],
     }
-    return [part for kind in kinds for part in found[kind]]
+    return [part for kind in kinds for part in by_kind[kind]]
 
 
 @functools.cache
 def _graph(model: str, precision: str) -> torch.fx.GraphModule:
-    return graph_of(networks.settled(model)[0], DTYPES[precision])
+    return graph_of(networks.calibrated(model)[0], DTYPES[precision])
 
 
 def calls_of(part: Part) -> list[KernelCall]:
@@ -94,18 +94,18 @@ def calls_of(part: Part) -> list[KernelCall]:
         spec = dict(specs())[part.name]
         return [c for config in variants(spec).values() for c in conv_calls(spec, config)[0]()]
     size = networks.size_of(part.name)
-    found = launches(
+    listed = launches(
         _graph(part.name, part.precision), part.batch, size, part.precision, by_name(GPU)
     )
-    return [dataclasses.replace(launch.call, chained=True) for launch in found]
+    return [dataclasses.replace(launch.call, chained=True) for launch in listed]
 
 
 def compile_part(part: Part) -> Compiled:
     """Fill Triton's cache with a part."""
     torch.set_num_threads(1)
     calls = calls_of(part)
-    told = [_why_not_compiled(call) for call in calls]
-    return Compiled(part, len(calls), [why for why in told if why is not None])
+    reasons = [_why_not_compiled(call) for call in calls]
+    return Compiled(part, len(calls), [why for why in reasons if why is not None])
 
 
 def _why_not_compiled(call: KernelCall) -> str | None:
@@ -116,12 +116,12 @@ def _why_not_compiled(call: KernelCall) -> str | None:
     return None
 
 
-def compile_all(workers: int, wanted: list[Part]) -> Iterator[Compiled]:
+def compile_all(workers: int, parts_to_compile: list[Part]) -> Iterator[Compiled]:
     """In several processes; what is done as it is done."""
     os.environ["TRITON_CACHE_DIR"] = str(TRITON)
     TRITON.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(compile_part, wanted, chunksize=1)
+        yield from pool.imap_unordered(compile_part, parts_to_compile, chunksize=1)
 
 
 def pack(archive: Path) -> int:
@@ -149,13 +149,17 @@ def compile_here(folder: Path) -> list[Job]:
     facts = Results(folder, "facts").records.get(FIRST_KERNEL, {})
     if facts.get("hit", False) and not REHEARSED:
         return [Job("the whole", lambda: {"skipped": "the cache that was brought along fits"})]
-    wanted = parts(("network", "layers"))
+    parts_to_compile = parts(("network", "layers"))
     if REHEARSED:
-        wanted = [part for part in wanted if part.name == "tiny"][:1]
+        parts_to_compile = [part for part in parts_to_compile if part.name == "tiny"][:1]
 
     def work() -> Record:
-        done = list(compile_all(1 if REHEARSED else 8, wanted))
-        failed = [each for one in done for each in one.failed]
-        return {"ok": not failed, "launches": sum(one.launches for one in done), "why": failed[:5]}
+        results = list(compile_all(1 if REHEARSED else 8, parts_to_compile))
+        failed = [failure for result in results for failure in result.failed]
+        return {
+            "ok": not failed,
+            "launches": sum(result.launches for result in results),
+            "why": failed[:5],
+        }
 
     return [Job("the whole", work)]

@@ -120,18 +120,18 @@ class Running:
 
     def _environment(self) -> dict[str, str]:
         stage, rehearse = STAGES[self.name], self.day.rehearse
-        found = {**os.environ, "TRITON_CACHE_DIR": str(TRITON), "PYTHONUNBUFFERED": "1"}
-        found |= {"TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
-        found.pop("TRITON_INTERPRET", None)
-        beside = sum(other.group == stage.group for other in STAGES.values())
-        if beside > 1:  # or each would use all cores, and wait for the others
-            found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // beside))
+        variables = {**os.environ, "TRITON_CACHE_DIR": str(TRITON), "PYTHONUNBUFFERED": "1"}
+        variables |= {"TORCHINDUCTOR_CACHE_DIR": str(INDUCTOR), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+        variables.pop("TRITON_INTERPRET", None)
+        concurrent = sum(other.group == stage.group for other in STAGES.values())
+        if concurrent > 1:  # or each would use all cores, and wait for the others
+            variables["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // concurrent))
         if rehearse:
-            found |= {REHEARSAL: "1", "CUDA_VISIBLE_DEVICES": ""}
+            variables |= {REHEARSAL: "1", "CUDA_VISIBLE_DEVICES": ""}
             if stage.interpreted:
-                found["TRITON_INTERPRET"] = "1"
-            return found
-        return {**found, **stage.environment}
+                variables["TRITON_INTERPRET"] = "1"
+            return variables
+        return {**variables, **stage.environment}
 
 
 def run(day: Day) -> list[str]:
@@ -180,10 +180,10 @@ def _watch(running: list[Running], log: IO[str], began: float, folder: Path) -> 
 
 
 def _groups(names: Iterable[str]) -> list[list[str]]:
-    found: dict[int, list[str]] = {}
+    groups: dict[int, list[str]] = {}
     for name in sorted(names, key=list(STAGES).index):
-        found.setdefault(STAGES[name].group, []).append(name)
-    return list(found.values())
+        groups.setdefault(STAGES[name].group, []).append(name)
+    return list(groups.values())
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

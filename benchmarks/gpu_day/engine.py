@@ -35,14 +35,14 @@ def callers_graph() -> Record:
     """Results are right after the caller recorded a call of his own, and so is his replay."""
     net, pool = softmaxed()
     fast = optimised(net, "fp16", pool)
-    wanted = [fast(pool[i : i + 2]).clone() for i in (0, 2)]
+    expected = [fast(pool[i : i + 2]).clone() for i in (0, 2)]
     x = pool[:2].clone()
     recording = Recording(lambda: fast(x))
-    after = [torch.equal(fast(pool[i : i + 2]), wanted[n]) for n, i in enumerate((0, 2))]
+    after = [torch.equal(fast(pool[i : i + 2]), expected[n]) for n, i in enumerate((0, 2))]
     replayed = []
     for number, first in enumerate((2, 0)):
         x.copy_(pool[first : first + 2])
-        replayed.append(torch.equal(recording.replay(), wanted[1 - number]))
+        replayed.append(torch.equal(recording.replay(), expected[1 - number]))
     synchronise()
     return {"ok": all(after) and all(replayed), "calls after it": after, "replays": replayed}
 
@@ -52,7 +52,7 @@ def two_threads() -> Record:
     plans: list[str] = []
     failed: list[str] = []
 
-    def one() -> None:
+    def optimise_and_call() -> None:
         try:
             net, pool = network(MODEL)
             fast = optimised(net, "fp16", pool)
@@ -62,7 +62,7 @@ def two_threads() -> Record:
         except Exception as error:  # noqa: BLE001 - of another thread: told in the result
             failed.append(f"{type(error).__name__}: {error}")
 
-    threads = [threading.Thread(target=one) for _ in range(3)]
+    threads = [threading.Thread(target=optimise_and_call) for _ in range(3)]
     for thread in threads:
         thread.start()
         if REHEARSED:  # the interpreter is for one thread
@@ -107,7 +107,7 @@ def outlives_its_executable() -> Record:
     net, pool = softmaxed("tiny")
     fast = optimised(net, "fp16", pool)
     x = pool[:1].clone()
-    wanted = fast(x).clone()
+    expected = fast(x).clone()
     recording = Recording(lambda: fast(x))
     for number in range(OTHER_SHAPES):
         fast(torch.zeros(number + 2, *pool.shape[1:], dtype=pool.dtype, device=DEVICE))
@@ -115,15 +115,15 @@ def outlives_its_executable() -> Record:
     used = [torch.full((count,), torch.nan, dtype=torch.float32, device=DEVICE) for _ in range(2)]
     replayed = recording.replay()
     synchronise()
-    written = any(bool((~each.isnan()).any()) for each in used)
-    return {"ok": torch.equal(replayed, wanted) and not written, "wrote into others": written}
+    written = any(bool((~tensor.isnan()).any()) for tensor in used)
+    return {"ok": torch.equal(replayed, expected) and not written, "wrote into others": written}
 
 
 def profile() -> Record:
     """A profile of a plan with steps that launch nothing, or are torch's."""
     net, pool = softmaxed()
-    told = optimised(net, "fp16", pool).profile(pool[:1] if REHEARSED else pool[:8])
-    return {"ok": True, "profile": str(told)[:2000]}
+    measured = optimised(net, "fp16", pool).profile(pool[:1] if REHEARSED else pool[:8])
+    return {"ok": True, "profile": str(measured)[:2000]}
 
 
 def tuning_beside_calls() -> Record:
@@ -131,7 +131,7 @@ def tuning_beside_calls() -> Record:
     os.environ["FASTRES_CACHE_DIR"] = str(TUNING)
     net, pool = network("tiny")
     fast = optimised(net, "fp16", pool, tune=True)
-    wanted = fast(pool[:1]).clone()
+    expected = fast(pool[:1]).clone()
     failed: list[str] = []
 
     def tune() -> None:
@@ -142,12 +142,17 @@ def tuning_beside_calls() -> Record:
 
     thread = threading.Thread(target=tune)
     thread.start()
-    calls = other = 0
+    calls = differing = 0
     while calls < 2 or thread.is_alive():
-        other += not torch.equal(fast(pool[:1]), wanted)
+        differing += not torch.equal(fast(pool[:1]), expected)
         calls += 1
     thread.join()
-    return {"ok": not other and not failed, "calls": calls, "others": other, "raised": failed}
+    return {
+        "ok": not differing and not failed,
+        "calls": calls,
+        "others": differing,
+        "raised": failed,
+    }
 
 
 CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
@@ -162,9 +167,9 @@ CHECKS: tuple[Callable[[], dict[str, Any]], ...] = (
 
 def engine() -> list[Job]:
     """The checks, by their names."""
-    return [Job(check.__name__, functools.partial(_told, check)) for check in CHECKS]
+    return [Job(check.__name__, functools.partial(_checked, check)) for check in CHECKS]
 
 
-def _told(check: Callable[[], Record]) -> Record:
-    found = check()
-    return found if found["ok"] else found | {"checked": (check.__doc__ or "").strip()}
+def _checked(check: Callable[[], Record]) -> Record:
+    result = check()
+    return result if result["ok"] else result | {"checked": (check.__doc__ or "").strip()}

@@ -33,17 +33,17 @@ def machine() -> Record:
     }
     if REHEARSED:
         return found | {"gpu": "none: a rehearsal", "rehearsed": True}
-    told = torch.cuda.get_device_properties(0)
-    asked = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
-    said = subprocess.run(
-        ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True, check=False
+    properties = torch.cuda.get_device_properties(0)
+    query = "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit"
+    process = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return found | {
-        "gpu": told.name,
-        "multiprocessors": told.multi_processor_count,
-        "l2": getattr(told, "L2_cache_size", None),
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "l2": getattr(properties, "L2_cache_size", None),
         "cudnn": torch.backends.cudnn.version(),
-        "smi": said.stdout.strip(),
+        "smi": process.stdout.strip(),
     }
 
 

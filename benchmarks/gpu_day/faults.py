@@ -39,9 +39,9 @@ def strikes(kind: str) -> bool:
     return True
 
 
-def spoilt(answer: Tensor) -> Tensor:
+def spoilt(output: Tensor) -> Tensor:
     """An answer, or half as much again of it where it is to be wrong."""
-    return answer * 1.5 if strikes("wrong") else answer
+    return output * 1.5 if strikes("wrong") else output
 
 
 def hang(folder: Path, stage: str) -> None:

@@ -77,13 +77,13 @@ def constants() -> dict[str, float]:
 @contextlib.contextmanager
 def assumed(values: Constants) -> Iterator[None]:
     """Let the cost model have other constants for a while."""
-    kept = constants()
+    saved = constants()
     try:
         for name, value in values.items():
             setattr(cost, name, value)
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in saved.items():
             setattr(cost, name, value)
 
 
@@ -120,9 +120,9 @@ def fitted(rows: Sequence[Row]) -> Fit:
                 for factor in (step, 1 / step):
                     tried = best | {name: best[name] * factor}
                     if _plausible(name, tried[name]):
-                        found = error(rows, tried, gpu)
-                        if found < least * 0.9995:
-                            best, least, improved = tried, found, True
+                        candidate_error = error(rows, tried, gpu)
+                        if candidate_error < least * 0.9995:
+                            best, least, improved = tried, candidate_error, True
                             break
     return Fit(before, best, first, least, len(rows))
 
@@ -143,21 +143,21 @@ def rows_of(records: Mapping[str, Mapping[str, Any]]) -> list[Row]:
 
 def spec_of(key: str) -> ConvSpec | None:
     """``256 x 56x56x64-3x3s1-64: chosen`` and the like; filters are padded to keep the size."""
-    found = re.match(r"(\d+) x (\d+)x(\d+)x(\d+)-(\d+)x\d+s(\d+)(?:g(\d+))?-(\d+)", key)
-    if found is None:
+    match = re.match(r"(\d+) x (\d+)x(\d+)x(\d+)-(\d+)x\d+s(\d+)(?:g(\d+))?-(\d+)", key)
+    if match is None:
         return None
-    n, h, w, c, r, stride = (int(found[i]) for i in range(1, 7))
+    n, h, w, c, r, stride = (int(match[i]) for i in range(1, 7))
     return ConvSpec(
         n,
         c,
         h,
         w,
-        int(found[8]),
+        int(match[8]),
         r,
         r,
         stride=(stride, stride),
         padding=(r // 2,) * 4,
-        groups=int(found[7] or 1),
+        groups=int(match[7] or 1),
     )
 
 
@@ -171,7 +171,7 @@ def config_of(text: str) -> Conv2dConfig:
     return Conv2dConfig(**numbers)
 
 
-def told(fit: Fit) -> list[str]:
+def report_lines(fit: Fit) -> list[str]:
     """The constants, in lines to read."""
     if not fit.rows:
         return ["constants of the cost model: no layers to fit them to"]

@@ -15,14 +15,14 @@ class Case:
         name: says what is hard about it.
         operator: a function of :mod:`benchmarks.gpu_day.kernel_cases`.
         x: shape of the input.
-        given: the rest of its arguments, beside the numbers in the tensors.
+        options: the rest of its arguments, beside the numbers in the tensors.
         work: multiply-adds, about, or elements where there are none: what interpreting it costs.
     """
 
     name: str
     operator: str
     x: tuple[int, ...]
-    given: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     work: float = 0.0
 
     @property
@@ -54,11 +54,11 @@ def _stem(name: str, x: tuple[int, ...], pool: int, **more: Any) -> Case:
     return Case(name, "stem", x, {"pool": pool, **more}, work)
 
 
-def _simple(name: str, operator: str, x: tuple[int, ...], **given: Any) -> Case:
+def _simple(name: str, operator: str, x: tuple[int, ...], **options: Any) -> Case:
     elements = 1.0
-    for size in (*x, given.get("k", 1)):
+    for size in (*x, options.get("k", 1)):
         elements *= size
-    return Case(name, operator, x, given, elements)
+    return Case(name, operator, x, options, elements)
 
 
 _ONE = (1,) * 4

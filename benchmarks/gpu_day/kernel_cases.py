@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_day import hard_cases, rehearsal
-from benchmarks.gpu_day.answers import Tensors, judged
+from benchmarks.gpu_day.answers import Tensors, judge
 from benchmarks.gpu_day.hard_cases import Case
 from benchmarks.gpu_day.results import Job, Record
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, GPU, REHEARSED, allow_tf32
@@ -70,9 +70,9 @@ def run_case(case: Case, precision: str, device: str = DEVICE) -> Record:
         answers = answered(case, precision, device)
     except OptionError as error:
         return {"skipped": str(error)}
-    nan = case.given.get("nan", False)
-    found = [judged(*answer, precision, nan) for answer in answers]
-    return max(found, key=lambda each: (not each["ok"], each["error"]))
+    nan = case.options.get("nan", False)
+    verdicts = [judge(*answer, precision, nan) for answer in answers]
+    return max(verdicts, key=lambda each: (not each["ok"], each["error"]))
 
 
 def answered(case: Case, precision: str, device: str) -> list[Answer]:
@@ -83,10 +83,10 @@ def answered(case: Case, precision: str, device: str) -> list[Answer]:
 
 def _image(case: Case, draw: Draw) -> Tensor:
     x = draw(*case.x)
-    if case.given.get("nan"):
+    if case.options.get("nan"):
         x[0, 5 % x.shape[1], x.shape[2] // 2, x.shape[3] // 2] = torch.nan
         x[-1, 0, 0, 0] = torch.inf
-    if case.given.get("nan") == "borders":
+    if case.options.get("nan") == "borders":
         x[0, 0, -1, x.shape[3] // 2] = x[-1, -1, -1, -1] = torch.nan
     return x
 
@@ -99,28 +99,32 @@ def _by_boxes(case: Case, precision: str, gpu: Gpu) -> Conv2dConfig:
     """
     if not gpu.architecture.tensor_descriptors or not on_matrix_units(precision, gpu.architecture):
         raise OptionError(f"no boxes in {precision} on {gpu.name}")
-    images, high, wide = case.given["boxes"]
+    images, high, wide = case.options["boxes"]
     depth = min(power_of_two_from(max(case.x[1], 16)), 128 // ELEMENT_BYTES[precision])
     pixels = images * high * wide
     return Conv2dConfig(pixels, 64, depth, descriptors=True, box_h=high, box_w=wide)
 
 
 def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
-    given, x = case.given, _image(case, draw)
-    k, groups, activation = given["k"], given.get("groups", 1), given.get("activation", "relu")
-    weight = draw.weight(k, x.shape[1] // groups, given["r"], given["s"])
-    bias = draw.bias(k) - (100.0 if given.get("below") else 0.0)
+    options, x = case.options, _image(case, draw)
+    k, groups, activation = (
+        options["k"],
+        options.get("groups", 1),
+        options.get("activation", "relu"),
+    )
+    weight = draw.weight(k, x.shape[1] // groups, options["r"], options["s"])
+    bias = draw.bias(k) - (100.0 if options.get("below") else 0.0)
     bias = bias.to(draw.dtype).float()
-    stride, dilation = given.get("stride", 1), given.get("dilation", 1)
-    geometry = ((stride,) * 2, given.get("padding", (0,) * 4), (dilation,) * 2, groups)
+    stride, dilation = options.get("stride", 1), options.get("dilation", 1)
+    geometry = ((stride,) * 2, options.get("padding", (0,) * 4), (dilation,) * 2, groups)
     like = reference.conv2d(x, weight, None, None, *geometry, "none", activation)
-    residual = draw(*like.shape) if given.get("residual") else None
-    if given.get("boxes"):
+    residual = draw(*like.shape) if options.get("residual") else None
+    if options.get("boxes"):
         chosen = {**chosen, "config": _by_boxes(case, chosen["precision"], chosen["gpu"])}
-    if "split" in given:
-        config = Conv2dConfig(64, 32, 32, split_k=given["split"], fused_sum=True)
+    if "split" in options:
+        config = Conv2dConfig(64, 32, 32, split_k=options["split"], fused_sum=True)
         chosen = {**chosen, "config": config}
-    ours = conv2d.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
+    actual = conv2d.conv2d(x, weight, bias, residual, *geometry, "none", activation, **chosen)
 
     def oracle(t: Tensors) -> Tensor:
         x, weight, bias, residual = t
@@ -129,7 +133,7 @@ def _conv2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
             x, weight, bias.to(x.dtype), residual, *geometry, "none", activation
         )
 
-    return [(ours, oracle, (x, weight, bias, residual), weight[0].numel())]
+    return [(actual, oracle, (x, weight, bias, residual), weight[0].numel())]
 
 
 def _far(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
@@ -138,22 +142,22 @@ def _far(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x[-2:] = draw(2, 256, 56, 56)
     weight = draw.weight(16, 256, 1, 1)
     geometry = ((1, 1), (0,) * 4, (1, 1), 1, "none", "none")
-    ours = conv2d.conv2d(x, weight, None, None, *geometry, **chosen)[-2:]
+    actual = conv2d.conv2d(x, weight, None, None, *geometry, **chosen)[-2:]
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None and t[1] is not None
         return reference.conv2d(t[0], t[1], None, None, *geometry)
 
-    return [(ours, oracle, (x[-2:], weight), 256)]
+    return [(actual, oracle, (x[-2:], weight), 256)]
 
 
 def _bottleneck(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     """A bottleneck's tail, with a residual of its own or a shortcut, and perhaps the next head."""
-    given, x = case.given, _image(case, draw)
+    options, x = case.options, _image(case, draw)
     n, c, h, w = x.shape
-    groups, width, k = given.get("groups", 1), given["width"], given["k"]
-    beside, following = given.get("shortcut"), given.get("next")
-    stride = (given.get("stride", 1),) * 2
+    groups, width, k = options.get("groups", 1), options["width"], options["k"]
+    shortcut_channels, following = options.get("shortcut"), options.get("next")
+    stride = (options.get("stride", 1),) * 2
     p, q = ((size - 1) // stride[0] + 1 for size in (h, w))
     tensors: Tensors = (
         x,
@@ -161,8 +165,8 @@ def _bottleneck(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answe
         draw.bias(width).to(draw.dtype).float(),
         draw.weight(k, width, 1, 1),
         draw.bias(k).to(draw.dtype).float(),
-        draw(n, beside, h, w) if beside else draw(n, k, p, q),
-        draw.weight(k, beside, 1, 1) if beside else None,
+        draw(n, shortcut_channels, h, w) if shortcut_channels else draw(n, k, p, q),
+        draw.weight(k, shortcut_channels, 1, 1) if shortcut_channels else None,
         draw.weight(following, k, 1, 1) if following else None,
         draw.bias(following).to(draw.dtype).float() if following else None,
     )
@@ -174,33 +178,33 @@ def _bottleneck(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answe
         def compute(t: Tensors) -> Tensor:
             x = t[0]
             assert x is not None
-            same = [each if each is None else each.to(x.dtype) for each in t]
-            return reference.bottleneck(*arguments(same))[number]
+            cast = [tensor if tensor is None else tensor.to(x.dtype) for tensor in t]
+            return reference.bottleneck(*arguments(cast))[number]
 
         return compute
 
-    ours = bottleneck.bottleneck(*arguments(tensors), **chosen)
-    length = 9 * c // groups + width + (beside or 1)
+    results = bottleneck.bottleneck(*arguments(tensors), **chosen)
+    length = 9 * c // groups + width + (shortcut_channels or 1)
     lengths = (length, length + k)
-    return [(got, oracle(i), tensors, lengths[i]) for i, got in enumerate(ours)]
+    return [(result, oracle(i), tensors, lengths[i]) for i, result in enumerate(results)]
 
 
 def _stem(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
-    given, (n, c, h, w) = case.given, case.x
-    pool = given["pool"]
-    rest = ((2, 2), (3,) * 4, "relu", (pool,) * 2, (2, 2), (pool // 2,) * 2)
+    options, (n, c, h, w) = case.options, case.x
+    pool = options["pool"]
+    geometry = ((2, 2), (3,) * 4, "relu", (pool,) * 2, (2, 2), (pool // 2,) * 2)
     weight, bias = draw.weight(64, c, 7, 7), draw.bias(64).to(draw.dtype).float()
     pixels: dict[str, Any] = {}
-    if given.get("uint8"):
+    if options.get("uint8"):
         x = torch.randint(0, 256, (n, h, w, c), dtype=torch.uint8, device="cpu").to(draw.device)
         pixels = {"scale": draw.bias(c).abs() / 64 + 1 / 64, "shift": draw.bias(c) - 2.0}
     else:
         x = _image(case, draw)
-    ours = stem.conv2d_max_pool2d(
+    actual = stem.conv2d_max_pool2d(
         x,
         weight,
         bias,
-        *rest,
+        *geometry,
         scale=pixels.get("scale"),
         shift=pixels.get("shift"),
         **chosen,
@@ -212,20 +216,20 @@ def _stem(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
         if pixels:  # normalised in float32 and rounded, then whatever the weights are
             image = reference.normalise(x, pixels["scale"], pixels["shift"])
             image = image.to(draw.dtype).to(weight.dtype)
-        return reference.conv2d_max_pool2d(image, weight, bias.to(weight.dtype), *rest)
+        return reference.conv2d_max_pool2d(image, weight, bias.to(weight.dtype), *geometry)
 
-    return [(ours, oracle, (x, weight, bias), 49 * c)]
+    return [(actual, oracle, (x, weight, bias), 49 * c)]
 
 
 def _max_pool2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x = _image(case, draw)
-    rest = ((3, 3), (2, 2), (1, 1), (1, 1), case.given.get("ceil", False))
-    return [_unary(pooling.max_pool2d, reference.max_pool2d, x, rest, 1)]
+    window = ((3, 3), (2, 2), (1, 1), (1, 1), case.options.get("ceil", False))
+    return [_unary(pooling.max_pool2d, reference.max_pool2d, x, window, 1)]
 
 
 def _avg_pool2d(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
-    x, rest = _image(case, draw), ((3, 3), (2, 2), (1, 1), False, False, None)
-    return [_unary(pooling.avg_pool2d, reference.avg_pool2d, x, rest, 9)]
+    x, window = _image(case, draw), ((3, 3), (2, 2), (1, 1), False, False, None)
+    return [_unary(pooling.avg_pool2d, reference.avg_pool2d, x, window, 9)]
 
 
 def _global_avg_pool(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
@@ -238,27 +242,27 @@ def _unary(
     kernel: Callable[..., Tensor],
     operator: Callable[..., Tensor],
     x: Tensor,
-    rest: tuple[Any, ...],
+    window: tuple[Any, ...],
     length: int,
 ) -> Answer:
-    return kernel(x, *rest), lambda t: operator(t[0], *rest), (x,), length
+    return kernel(x, *window), lambda t: operator(t[0], *window), (x,), length
 
 
 def _linear(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     rows, c = case.x
-    x, weight = draw(rows, c), draw.weight(case.given["k"], c)
-    bias = draw.bias(case.given["k"]).to(draw.dtype).float()
-    ours = linear.linear(x, weight, bias, "relu", **chosen)
-    return [(ours, _with_bias(reference.linear), (x, weight, bias), c)]
+    x, weight = draw(rows, c), draw.weight(case.options["k"], c)
+    bias = draw.bias(case.options["k"]).to(draw.dtype).float()
+    actual = linear.linear(x, weight, bias, "relu", **chosen)
+    return [(actual, _with_bias(reference.linear), (x, weight, bias), c)]
 
 
 def _pool_linear(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, (_, c, h, w) = _image(case, draw), case.x
-    weight = draw.weight(case.given["k"], c)
-    bias = draw.bias(case.given["k"]).to(draw.dtype).float()
-    ours = pool_linear.pool_linear(x, weight, bias, "none", gpu=chosen["gpu"])
+    weight = draw.weight(case.options["k"], c)
+    bias = draw.bias(case.options["k"]).to(draw.dtype).float()
+    actual = pool_linear.pool_linear(x, weight, bias, "none", gpu=chosen["gpu"])
     oracle = _with_bias(reference.pool_linear, "none")
-    return [(ours, oracle, (x, weight, bias), c + h * w)]
+    return [(actual, oracle, (x, weight, bias), c + h * w)]
 
 
 def _with_bias(
@@ -274,37 +278,37 @@ def _with_bias(
 
 def _scale_shift(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, scale, shift = _image(case, draw), draw.bias(case.x[1]), draw.bias(case.x[1])
-    ours = elementwise.scale_shift(x, scale, shift, "relu")
+    actual = elementwise.scale_shift(x, scale, shift, "relu")
 
     def oracle(t: Tensors) -> Tensor:
         x, scale, shift = t
         assert x is not None and scale is not None and shift is not None
         return reference.scale_shift(x, scale, shift, "relu")
 
-    return [(ours, oracle, (x, scale, shift), 1)]
+    return [(actual, oracle, (x, scale, shift), 1)]
 
 
 def _add_relu(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x, y = _image(case, draw), draw(*case.x)
-    ours = elementwise.add_relu(x, y)
+    actual = elementwise.add_relu(x, y)
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None and t[1] is not None
         return reference.add_relu(t[0], t[1])
 
-    return [(ours, oracle, (x, y), 1)]
+    return [(actual, oracle, (x, y), 1)]
 
 
 def _layout(case: Case, draw: Draw, chosen: Mapping[str, Any]) -> list[Answer]:
     x = _image(case, draw).contiguous()
-    there = layout.to_channels_last(x)
-    back = layout.to_nchw(there)
+    converted = layout.to_channels_last(x)
+    back = layout.to_nchw(converted)
 
     def oracle(t: Tensors) -> Tensor:
         assert t[0] is not None
         return t[0].clone()
 
-    return [(there, oracle, (x,), 1), (back, oracle, (x,), 1)]
+    return [(converted, oracle, (x,), 1), (back, oracle, (x,), 1)]
 
 
 OPERATORS: dict[str, Callable[[Case, Draw, Mapping[str, Any]], list[Answer]]] = {
@@ -340,8 +344,8 @@ def _job(case: Case, precision: str) -> Job:
             return run_case(case, precision)
         if case.operator == "far":
             return {"skipped": "cannot be rehearsed: 4 GiB"}
-        made = rehearsal.launched(lambda: answered(case, precision, DEVICE))
-        return {"launches": len(made), "rehearsed": "not interpreted, too large"}
+        calls = rehearsal.launched(lambda: answered(case, precision, DEVICE))
+        return {"launches": len(calls), "rehearsed": "not interpreted, too large"}
 
-    arguments = {"operator": case.operator, "x": case.x, **case.given, "precision": precision}
+    arguments = {"operator": case.operator, "x": case.x, **case.options, "precision": precision}
     return Job(f"{precision}: {case.name}", work, arguments)

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import shapes
-from benchmarks.gpu_day.answers import relative
+from benchmarks.gpu_day.answers import relative_error
 from benchmarks.gpu_day.faults import spoilt
 from benchmarks.gpu_day.fit import assumed, constants
 from benchmarks.gpu_day.results import REPOSITORY, Job, Record, Results
@@ -194,11 +194,11 @@ def layer(key: str, spec: ConvSpec, config: Conv2dConfig) -> Record:
     found: Record = {"config": str(config), "modelled_us": modelled}
     if REHEARSED:
         launches()
-        found |= {"us": _made_up(key, spec, config), "rehearsed": True}
+        found |= {"us": _simulated_time(key, spec, config), "rehearsed": True}
     else:
         run()
         x, packed, bias, answer = sets[0]
-        error = relative(spoilt(answer[-1:]), _by_library(spec, x[-1:], packed, bias))
+        error = relative_error(spoilt(answer[-1:]), _by_library(spec, x[-1:], packed, bias))
         found |= {"ok": error <= ACCURATE, "error": error}
         if not found["ok"]:
             return found
@@ -210,7 +210,7 @@ def layer(key: str, spec: ConvSpec, config: Conv2dConfig) -> Record:
     }
 
 
-def _made_up(key: str, spec: ConvSpec, config: Conv2dConfig) -> float:
+def _simulated_time(key: str, spec: ConvSpec, config: Conv2dConfig) -> float:
     """A time as of a GPU that the cost model's constants are wrong about."""
     now = constants()
     with assumed({name: now[name] * factor for name, factor in REAL.items() if name in now}):
@@ -290,23 +290,25 @@ SECTIONS = (
 
 def ncu(folder: Path) -> list[Job]:
     """The chosen launches farthest above their floor, at the largest batch, one each."""
-    found = Results(folder, "layers").records
+    records = Results(folder, "layers").records
     mine = {
         key: each["us"] / each["floor_us"]
-        for key, each in found.items()
+        for key, each in records.items()
         if re.match(rf"{BATCHES[0]} x .*: {CHOSEN}$", key) and "us" in each
     }
 
     def profiled(key: str) -> Record:
         command = [sys.executable, "-m", "benchmarks.gpu_day", "one", key.rsplit(":", 1)[0]]
         if not REHEARSED:
-            told = ["ncu", "--clock-control", "none", "-c", "1"]
-            told += ["-k", "regex:conv2d_kernel|pointwise_kernel"]
-            told += [word for section in SECTIONS for word in ("--section", section)]
-            command = told + command
-        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
-        said = done.stdout if done.returncode == 0 else done.stdout + done.stderr
-        return {"ok": done.returncode == 0, "text": said[-6000:]}
+            profiler = ["ncu", "--clock-control", "none", "-c", "1"]
+            profiler += ["-k", "regex:conv2d_kernel|pointwise_kernel"]
+            profiler += [word for section in SECTIONS for word in ("--section", section)]
+            command = profiler + command
+        process = subprocess.run(
+            command, capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+        output = process.stdout if process.returncode == 0 else process.stdout + process.stderr
+        return {"ok": process.returncode == 0, "text": output[-6000:]}
 
     slowest = sorted(mine, key=lambda key: -mine[key])[: 1 if REHEARSED else 3]
     return [Job(key, functools.partial(profiled, key)) for key in slowest]

@@ -63,31 +63,31 @@ def _compiled(model: str, precision: str, images: Tensor, mode: str | None) -> C
     return call
 
 
-def made(contender: str, model: str, precision: str, images: Tensor) -> Call:
+def prepare(peer: str, model: str, precision: str, images: Tensor) -> Call:
     """A call of one of them on these images."""
-    if contender == OURS:
+    if peer == OURS:
         _, _, fast = ready(model, precision)
         x = images.to(memory_format=torch.channels_last)
         return lambda: fast(x)
-    if contender == EAGER:
+    if peer == EAGER:
         return _eager(model, precision, images)
-    if contender == GRAPH:
+    if peer == GRAPH:
         return Recording(_eager(model, precision, images), warm=3).replay
-    return _compiled(model, precision, images, _MODES[contender])
+    return _compiled(model, precision, images, _MODES[peer])
 
 
-def _timed(contender: str, model: str, precision: str, batch: int) -> Record:
+def _timed(peer: str, model: str, precision: str, batch: int) -> Record:
     """Its answer is checked first: a wrong one has no time."""
     _, pool = network(model)
     images = batch_of(pool.to(DTYPES[precision]), batch)
     allow_tf32(precision)
     began = time.perf_counter()
-    call = made(contender, model, precision, images)
-    answer = call()
+    call = prepare(peer, model, precision, images)
+    output = call()
     synchronise()
     ready_s = time.perf_counter() - began
-    found = {"batch": batch, "ready_s": ready_s, **compared(model, precision, images, answer)}
-    return found if not found["ok"] else found | call_times(call)
+    result = {"batch": batch, "ready_s": ready_s, **compared(model, precision, images, output)}
+    return result if not result["ok"] else result | call_times(call)
 
 
 def _steps(model: str, precision: str, batch: int) -> Record:
@@ -112,35 +112,35 @@ def _order(autotune: bool) -> list[tuple[str, Network]]:
     compiling = [COMPILE, OVERHEAD, *([AUTOTUNE] if autotune else [])]
     plain = (OURS, STEPS, EAGER, GRAPH)
     return [
-        *((contender, each) for each in first for contender in plain),
-        *((contender, each) for contender in compiling for each in first),
-        *((contender, each) for each in rest for contender in plain),
+        *((peer, each) for each in first for peer in plain),
+        *((peer, each) for peer in compiling for each in first),
+        *((peer, each) for each in rest for peer in plain),
     ]
 
 
 def models(autotune: bool = False) -> list[Job]:
     """All peers for the first model and precision; others without torch.compile."""
     jobs = []
-    for contender, (model, precision, batch) in _order(autotune):
+    for peer, (model, precision, batch) in _order(autotune):
         arguments = {"model": model, "precision": precision, "batch": batch}
-        work = functools.partial(_timed, contender, model, precision, batch)
-        if contender == STEPS:
+        work = functools.partial(_timed, peer, model, precision, batch)
+        if peer == STEPS:
             work = functools.partial(_steps, model, precision, batch)
-        jobs.append(Job(f"{model} {precision} {batch}: {contender}", work, arguments))
+        jobs.append(Job(f"{model} {precision} {batch}: {peer}", work, arguments))
     return jobs
 
 
 def warm() -> list[Job]:
     """One call of what torch.compile makes, for each batch and mode."""
 
-    def one(contender: str, model: str, precision: str, batch: int) -> Record:
+    def call_once(peer: str, model: str, precision: str, batch: int) -> Record:
         _, pool = network(model)
         images = batch_of(pool.to(DTYPES[precision]), batch)
-        made(contender, model, precision, images)
+        prepare(peer, model, precision, images)
         return {"ok": True}
 
-    wanted = [each for each in _order(False) if each[0] in (COMPILE, OVERHEAD)]
+    entries = [each for each in _order(False) if each[0] in (COMPILE, OVERHEAD)]
     return [
-        Job(f"{m} {p} {b}: {contender}", functools.partial(one, contender, m, p, b))
-        for contender, (m, p, b) in sorted(wanted, key=lambda each: each[1][2])
+        Job(f"{m} {p} {b}: {peer}", functools.partial(call_once, peer, m, p, b))
+        for peer, (m, p, b) in sorted(entries, key=lambda each: each[1][2])
     ]

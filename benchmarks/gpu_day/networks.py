@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastres
-from benchmarks.gpu_day.answers import FACTOR, relative
+from benchmarks.gpu_day.answers import FACTOR, relative_error
 from benchmarks.gpu_day.faults import spoilt
 from benchmarks.gpu_day.results import Job, Record
 from benchmarks.gpu_day.settings import DEVICE, DTYPES, REHEARSED, allow_tf32
@@ -74,7 +74,7 @@ def size_of(model: str) -> int:
 
 
 @functools.cache
-def settled(model: str) -> tuple[nn.Module, Tensor]:
+def calibrated(model: str) -> tuple[nn.Module, Tensor]:
     """On the CPU, whose generators draw the weights: the network, and 16 images."""
     torch.manual_seed(0)
     net = Tiny() if model == "tiny" else model_source.build(model_source.parse(model), seed=0)
@@ -86,7 +86,7 @@ def settled(model: str) -> tuple[nn.Module, Tensor]:
 
 def network(model: str) -> tuple[nn.Module, Tensor]:
     """A copy of a network, and the images, where it runs."""
-    net, pool = settled(model)
+    net, pool = calibrated(model)
     return copy.deepcopy(net).to(DEVICE), pool.to(DEVICE)
 
 
@@ -98,9 +98,11 @@ def batch_of(pool: Tensor, batch: int) -> Tensor:
 def optimised(net: nn.Module, precision: str, images: Tensor, **options: Any) -> Any:
     """The network optimised by the engine for GPUs."""
     allow_tf32(precision)
-    asked = None if DTYPES[precision] == torch.float32 else precision  # "fp32" would mean no TF32
+    requested = (
+        None if DTYPES[precision] == torch.float32 else precision
+    )  # "fp32" would mean no TF32
     return fastres.optimize(
-        net, images[:EXAMPLE], device=DEVICE, engine="triton", precision=asked, **options
+        net, images[:EXAMPLE], device=DEVICE, engine="triton", precision=requested, **options
     )
 
 
@@ -125,7 +127,7 @@ def picked(images: Tensor) -> Tensor:
     return torch.cat([images[: CHECKED // 2], images[-CHECKED // 2 :]])
 
 
-def compared(model: str, precision: str, images: Tensor, answer: Tensor) -> Record:
+def compared(model: str, precision: str, images: Tensor, output: Tensor) -> Record:
     """An answer for a batch against float64, and eager's in the same precision."""
     allow_tf32(precision)
     few = picked(images)
@@ -134,31 +136,38 @@ def compared(model: str, precision: str, images: Tensor, answer: Tensor) -> Reco
         eager = net(few)
         with torch.backends.cudnn.flags(enabled=True):  # no benchmark of float64's ways
             exact = float64(model)(few.double())
-    mine, eagers = relative(spoilt(picked(answer)), exact), relative(eager, exact)
+    our_error, eager_error = (
+        relative_error(spoilt(picked(output)), exact),
+        relative_error(eager, exact),
+    )
     least = torch.finfo(images.dtype).eps if precision != "tf32" else 2.0**-11
-    return {"ok": mine <= FACTOR * max(eagers, least), "error": mine, "eagers": eagers}
+    return {
+        "ok": our_error <= FACTOR * max(eager_error, least),
+        "error": our_error,
+        "eagers": eager_error,
+    }
 
 
 def networks() -> list[Job]:
     """Each model once in a precision, at one batch after the other."""
 
-    def right(model: str, precision: str, batch: int) -> Record:
+    def check(model: str, precision: str, batch: int) -> Record:
         _, pool, fast = ready(model, precision)
         allow_tf32(precision)
         images = batch_of(pool, batch)
-        found = compared(model, precision, images, fast(images))
+        result = compared(model, precision, images, fast(images))
         plan = fast.program(images).splitlines()[0]
         recorded = "one graph" in plan or REHEARSED
-        if not found["ok"] and batch <= CHECKED:
+        if not result["ok"] and batch <= CHECKED:
             verdict = fastres.verify(network(model)[0].to(pool.dtype), fast, images)
-            found["first drift"] = str(verdict.first_drift)
-        found["ok"] = found["ok"] and recorded
-        return found | {"recorded": recorded, "plan": plan, "receipt": str(fast.report)}
+            result["first drift"] = str(verdict.first_drift)
+        result["ok"] = result["ok"] and recorded
+        return result | {"recorded": recorded, "plan": plan, "receipt": str(fast.report)}
 
     return [
         Job(
             f"{m} {p} {b}",
-            functools.partial(right, m, p, b),
+            functools.partial(check, m, p, b),
             {"model": m, "precision": p, "batch": b},
         )
         for m, p, b in (REHEARSALS if REHEARSED else COMPARED)

@@ -55,14 +55,16 @@ def page(folder: Path) -> list[str]:
 def _machine(records: Records) -> list[str]:
     machine, ceilings = records.get("machine", {}), records.get("ceilings", {})
     first = records.get("first kernel", {})
-    told = [f"{k} {v:.4g}" for k, v in ceilings.items() if isinstance(v, float) and k != "seconds"]
+    figures = [
+        f"{k} {v:.4g}" for k, v in ceilings.items() if isinstance(v, float) and k != "seconds"
+    ]
     lines = []
     if machine:
         words = [str(machine.get("gpu")), f"torch {machine.get('torch')}"]
         words += [f"Triton {machine.get('triton')}", f"cuDNN {machine.get('cudnn')}"]
         lines.append(", ".join([*words, str(machine.get("smi", ""))]))
-    if told:
-        lines.append("ceilings: " + ", ".join(told))
+    if figures:
+        lines.append("ceilings: " + ", ".join(figures))
     if "entries" in first:
         before, after = first["entries"]
         hit = "found in the cache" if before == after else "MISSED the cache"
@@ -86,21 +88,21 @@ def _stages(every: Mapping[str, Results]) -> list[str]:
 
 
 def _wrong(every: Mapping[str, Results]) -> list[str]:
-    found = [
+    messages = [
         f"  {name}: {why}"
         for name, results in every.items()
         for why in (*(f"its process ended: {end}" for end in _failures(results)), *_whys(results))
     ]
     # Several stages share the room: none is to fill it alone.
     shown: list[str] = []
-    queues = [[line for line in found if line.startswith(f"  {name}: ")] for name in every]
+    queues = [[line for line in messages if line.startswith(f"  {name}: ")] for name in every]
     while len(shown) < WRONG and any(queues):
         for queue in queues:
             if queue and len(shown) < WRONG:
                 shown.append(queue.pop(0))
-    shown.sort(key=found.index)
-    more = [f"  and {len(found) - len(shown)} more"] if len(found) > len(shown) else []
-    return [f"wrong: {len(found) or 'none'}", *shown, *more]
+    shown.sort(key=messages.index)
+    more = [f"  and {len(messages) - len(shown)} more"] if len(messages) > len(shown) else []
+    return [f"wrong: {len(messages) or 'none'}", *shown, *more]
 
 
 def _failures(results: Results) -> list[str]:
@@ -118,17 +120,17 @@ def _why(record: Record) -> str:
         return f"{key[:60]}: {record['failed']}"[:110] + f" at {record.get('at', '?')}"
     if "error" in record:
         return f"{key}: error {record['error']:.3g}, torch's {_number(record)}"
-    told = record.get("why") or str(record.get("text", "")).strip().splitlines()[-1:] or ""
-    rest = {k: v for k, v in record.items() if k not in _ELSEWHERE}
-    return f"{key}: {told or rest}"
+    reason = record.get("why") or str(record.get("text", "")).strip().splitlines()[-1:] or ""
+    remaining = {k: v for k, v in record.items() if k not in _ELSEWHERE}
+    return f"{key}: {reason or remaining}"
 
 
 _ELSEWHERE = ("key", "ok", "seed", "arguments", "seconds", "receipt", "program", "text")
 
 
 def _number(record: Record) -> str:
-    theirs = record.get("torchs", record.get("eagers"))
-    return "-" if theirs is None else f"{theirs:.3g}"
+    torch_error = record.get("torchs", record.get("eagers"))
+    return "-" if torch_error is None else f"{torch_error:.3g}"
 
 
 def _models(records: Records) -> list[str]:
@@ -173,27 +175,27 @@ def _layers(records: Records) -> list[str]:
     lines += [
         f"  {_of_layer(layer, by_layer[layer])}" for layer in worst if _behind(by_layer[layer])
     ]
-    return lines + fit.told(fit.fitted(fit.rows_of(timed)))
+    return lines + fit.report_lines(fit.fitted(fit.rows_of(timed)))
 
 
 def _of_batch(batch: str, by_layer: Mapping[str, Records]) -> str:
     mine = {layer: ways for layer, ways in by_layer.items() if layer.startswith(f"{batch} x ")}
-    whole = [ways for ways in mine.values() if CHOSEN in ways and _library(ways) < math.inf]
-    chosen = sum(ways[CHOSEN]["us"] for ways in whole)
-    best = sum(_best(ways) for ways in whole)
-    peer = sum(_library(ways) for ways in whole)
+    complete = [ways for ways in mine.values() if CHOSEN in ways and _library(ways) < math.inf]
+    chosen = sum(ways[CHOSEN]["us"] for ways in complete)
+    best = sum(_best(ways) for ways in complete)
+    peer = sum(_library(ways) for ways in complete)
     ratios = [
         each["us"] / each["modelled_us"]
         for ways in mine.values()
         for each in ways.values()
         if "modelled_us" in each
     ]
-    told = "-"
+    modelling = "-"
     if ratios:
-        told = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        modelling = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     return (
-        f"  batch {batch}: {len(whole)} layers, chosen {chosen:.0f}, best of the sweep {best:.0f}, "
-        f"library {peer:.0f}; measured / modelled {told}"
+        f"  batch {batch}: {len(complete)} layers, chosen {chosen:.0f}, best of the sweep "
+        f"{best:.0f}, library {peer:.0f}; measured / modelled {modelling}"
     )
 
 

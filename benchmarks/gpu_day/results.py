@@ -127,18 +127,18 @@ class Results:
             if faults.strikes("exception"):
                 raise faults.SeededFault("put in on purpose")
             spoils = faults.left()[:1] == ["wrong"]
-            found = job.work()
+            result = job.work()
             if spoils and faults.strikes("wrong"):  # nothing was compared
-                found |= {"ok": False, "why": "a fault put in on purpose"}
+                result |= {"ok": False, "why": "a fault put in on purpose"}
             if faults.strikes("time"):
                 faults.hang(self.folder, self.stage)
-            found["seconds"] = round(time.perf_counter() - began, 3)
-            self.put(job.key, found | (reproduced_by if found.get("ok") is False else {}))
+            result["seconds"] = round(time.perf_counter() - began, 3)
+            self.put(job.key, result | (reproduced_by if result.get("ok") is False else {}))
         except Exception as error:  # one result must not stop the others
-            told = f"{type(error).__name__}: {str(error)[:600]}"
-            self.put(job.key, {"failed": told, "at": innermost(error), **reproduced_by})
-            if "CUDA error" in told or "illegal memory" in told:
-                raise DeviceIsGone(told) from error
+            message = f"{type(error).__name__}: {str(error)[:600]}"
+            self.put(job.key, {"failed": message, "at": innermost(error), **reproduced_by})
+            if "CUDA error" in message or "illegal memory" in message:
+                raise DeviceIsGone(message) from error
         self._now.unlink(missing_ok=True)
 
     def run(self, jobs: Sequence[Job], again: bool = False) -> None:

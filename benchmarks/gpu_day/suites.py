@@ -54,7 +54,7 @@ def amx_layers(folder: Path) -> list[Job]:
     """ResNet-50 on the processor's AMX, beside what other engines reach."""
     command = [sys.executable, "-m", "benchmarks.layers", "--precision", "bf16", "--threads", "4"]
     command += ["--seconds", "15", "--json", str(folder / "layers_cpu_amx.json")]
-    work = (lambda: _told(command)) if _has_amx() else _no_amx
+    work = (lambda: _summary(command)) if _has_amx() else _no_amx
     return [Job("the whole", work)]
 
 
@@ -69,7 +69,7 @@ def _pytest(folder: Path, stage: str, which: list[str]) -> Job:
             faulty.write_text(FAULTY)
             command = [*PYTEST, "--rootdir", str(folder), str(faulty)]
         try:
-            return _told(command, **{FILE: str(results.path)})
+            return _summary(command, **{FILE: str(results.path)})
         finally:
             done_beside(results.path).unlink()
             (folder / "test_faulty.py").unlink(missing_ok=True)
@@ -85,7 +85,7 @@ def _no_amx() -> Record:
     return {"skipped": "no AMX on this processor"}
 
 
-def _told(command: list[str], **environment: str) -> Record:
+def _summary(command: list[str], **environment: str) -> Record:
     """What a program said last, and whether it was content."""
     done = subprocess.run(
         command,

@@ -125,7 +125,7 @@ def judged(ours: Tensor, exact: Tensor, theirs: Tensor | None = None, **more: An
         return exact.double() if tensors[0].dtype == torch.float64 else same
 
     more = {"length": 1, "precision": "fp16", **more}
-    return answers.judged(ours, oracle, (torch.zeros(1, dtype=ours.dtype),), **more)
+    return answers.judge(ours, oracle, (torch.zeros(1, dtype=ours.dtype),), **more)
 
 
 def test_all_zeros_are_right_and_anything_else_there_is_not() -> None:
@@ -213,7 +213,7 @@ def made_up(count: int) -> dict[str, Any]:
     for key, spec in layers.specs()[::count]:
         for name, config in list(layers.variants(spec).items())[:6]:
             each = f"{key}: {name}"
-            us = layers._made_up(each, spec, config)
+            us = layers._simulated_time(each, spec, config)
             found[each] = {"key": each, "us": us, "config": str(config)}
     return found
 
@@ -226,7 +226,7 @@ def test_constants_are_found_again() -> None:
     for name, factor in layers.REAL.items():
         assert (found.after[name] > found.before[name]) == (factor > 1), name
     assert fit.constants() == found.before, "the model itself is not changed"
-    assert "LAUNCH_S" in " ".join(fit.told(found))
+    assert "LAUNCH_S" in " ".join(fit.report_lines(found))
 
 
 def test_keys_say_what_was_launched() -> None:

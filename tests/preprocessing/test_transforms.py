@@ -227,11 +227,11 @@ def other_preset(**change: Any) -> Any:
         (other_preset(resize_size=None), "resize_size: got None, expected one number"),
         (other_preset(resize_size=[[232]]), "expected one number"),
         (other_preset(crop_size=[]), r"crop_size: got \[\], expected one number"),
-        (other_preset(crop_size=[224, 200]), r"crop_size=\[224, 200\]"),
+        (other_preset(crop_size=[224, 200]), r"crop_size: got \[224, 200\]"),
         (other_preset(mean=0.5), "mean: got 0.5, expected a list"),
         (
             other_preset(interpolation=torchvision.transforms.InterpolationMode.LANCZOS),
-            "interpolation='lanczos'",
+            "interpolation: got 'lanczos'",
         ),
     ],
 )
