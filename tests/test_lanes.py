@@ -59,3 +59,12 @@ def test_chosen_cases_run_through_the_values_of_the_innermost_parameter(
     chosen = cases[::every]
     innermost = {case[-1] for case in chosen}
     assert len(innermost) == min(sizes[-1], len(chosen))
+
+
+def test_ci_runs_both_lanes_and_the_one_of_contributors_last() -> None:
+    """What reads its output takes the last line, pytest's closing one."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.index("$tests -m campaign") < script.index('step "tests"')
+    assert script.rstrip().endswith('$tests"')
+    command = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- ci: tests -->")[2]
+    assert command.split("```")[1].rstrip().endswith("pytest -n 2")
