@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 
 from tests.support import ROOT
-from tests.support.lanes import stride
-
-SOME = """
-import pytest
-
-@pytest.mark.campaign
-def test_long(): ...
-
-def test_short(): ...
-
-@pytest.mark.sampled(3)
-@pytest.mark.parametrize("a", range(4))
-@pytest.mark.parametrize("b", range(3))
-def test_many(a, b): ...
-"""
+from tests.support.lanes import sort_into_lanes, stride
 
 
-def collected(folder: Path, *options: str) -> set[str]:
-    """The names of the tests that a run with these options would take."""
-    (folder / "test_some.py").write_text(SOME, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
-    command += ["-p", "tests.conftest", *options, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+def test_a_plain_run_leaves_out_the_campaigns_alone(pytestconfig: pytest.Config) -> None:
+    options = pytestconfig.getini("addopts")
+    assert options[options.index("-m") + 1] == "not campaign"
 
 
-def test_every_test_is_in_one_of_the_two_lanes(tmp_path: Path) -> None:
-    plain, campaign = collected(tmp_path), collected(tmp_path, "-m", "campaign")
-    everything = collected(tmp_path, "-m", "")
-    assert len(everything) == 14
-    assert plain | campaign == everything
-    assert not plain & campaign
-    assert "test_short" in plain and "test_long" in campaign
-    assert len([name for name in plain if name.startswith("test_many")]) == 3
+def test_every_case_is_in_one_of_the_two_lanes(request: pytest.FixtureRequest) -> None:
+    class Case(pytest.Item):
+        def runtest(self) -> None:
+            raise NotImplementedError
+
+    def case(name: str, *marks: pytest.MarkDecorator) -> pytest.Item:
+        item: pytest.Item = Case.from_parent(request.node.parent, name=name)
+        for mark in marks:
+            item.add_marker(mark)
+        return item
+
+    many = [case(f"many[{a}-{b}]", pytest.mark.sampled(3)) for a in range(3) for b in range(4)]
+    others = [case("short"), case("long", pytest.mark.campaign), case("other[0]")]
+    sort_into_lanes([*many, *others])
+    lanes = [item.name for item in [*many, *others] if not item.get_closest_marker("campaign")]
+    assert lanes == ["many[0-0]", "many[1-1]", "many[2-2]", "short", "other[0]"]
 
 
 @pytest.mark.parametrize("sizes", [(4,), (3, 4), (2, 3, 5), (6, 6), (97,)])
@@ -59,3 +45,12 @@ def test_chosen_cases_run_through_the_values_of_the_innermost_parameter(
     chosen = cases[::every]
     innermost = {case[-1] for case in chosen}
     assert len(innermost) == min(sizes[-1], len(chosen))
+
+
+def test_ci_runs_both_lanes_and_the_one_of_contributors_last() -> None:
+    """What reads its output takes the last line, pytest's closing one."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.index("$tests -m campaign") < script.index('step "tests"')
+    assert script.rstrip().endswith('$tests"')
+    command = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- ci: tests -->")[2]
+    assert re.match(r"\n```bash\n.*pytest -n 2\n```", command)

@@ -77,6 +77,7 @@ def test_every_flipped_weight_is_found(exported: Exported, tmp_path: Path) -> No
             session(path)
 
 
+@pytest.mark.campaign
 def test_truncated(exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, path = exported.path.read_bytes(), tmp_path / "m.onnx"
     counts: Counter[str] = Counter()
@@ -98,15 +99,23 @@ def test_noise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert counts["loaded"] == 0
 
 
-@pytest.fixture
-def outside(exported: Exported, tmp_path: Path) -> tuple[Path, onnx.ModelProto]:
-    """A model whose weights lie beside it, and a secret next to its directory."""
-    folder = tmp_path / "models"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model whose weights lie beside it."""
+    folder = tmp_path_factory.mktemp("outside") / "models"
     folder.mkdir()
-    path = folder / "m.onnx"
-    report = to_onnx(small_model(), path, example_input=EXAMPLE, external_data=True)
+    report = to_onnx(small_model(), folder / "m.onnx", example_input=EXAMPLE, external_data=True)
     assert report.data is not None
-    shutil.copy(report.data, tmp_path / "secret")
+    return folder
+
+
+@pytest.fixture
+def outside(written: Path, tmp_path: Path) -> tuple[Path, onnx.ModelProto]:
+    """A copy of it that a test may spoil, and a secret next to its directory."""
+    folder = shutil.copytree(written, tmp_path / "models")
+    path = folder / "m.onnx"
+    (weights,) = (each for each in folder.iterdir() if each != path)
+    shutil.copy(weights, tmp_path / "secret")
     return path, onnx.load_model(str(path), load_external_data=False)
 
 
@@ -129,7 +138,6 @@ LOCATIONS = (
 )
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize("location", LOCATIONS)
 def test_weights_outside_of_the_directory_are_not_read(
     location: str, outside: tuple[Path, onnx.ModelProto]
@@ -160,7 +168,6 @@ def test_links_out_of_the_directory_are_not_followed(
         session(path)
 
 
-@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -206,6 +213,7 @@ def tampered(exported: Exported, path: Path, change: Any) -> Path:
     return path
 
 
+@pytest.mark.campaign
 def test_absurd_sizes(
     exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -260,6 +260,7 @@ assert cache.note is None, cache.note
 """
 
 
+@pytest.mark.campaign
 def test_processes_that_write_at_once_lose_nothing(folder: Path) -> None:
     identity = [*asdict(IDENTITY).values()]
     writers = [

@@ -64,6 +64,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
 ENGINES = ["onednn", "native", "eager", *([] if why_not_interpreted() else ["triton"])]
 
 
+@pytest.mark.sampled(3)
 def test_engines_agree(case: tuple[nn.Module, tuple[int, ...]]) -> None:
     model, size = case
     check_engines(model, size, "fp32")

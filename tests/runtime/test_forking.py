@@ -50,6 +50,7 @@ AROUND = dedent("""
 """)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["native", "onednn", "eager"])
 def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     """torch's own pool of threads is not in it, and would be waited for."""
@@ -75,6 +76,7 @@ def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     assert separately(AROUND + dedent(code), OMP_NUM_THREADS="2").splitlines() == ["good"]
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "work",
     [
@@ -116,6 +118,7 @@ def test_whatever_a_child_does_beside_calls(work: str) -> None:
     assert separately(AROUND + dedent(code), OMP_NUM_THREADS="2").splitlines()[-1:] == ["good"]
 
 
+@pytest.mark.campaign
 def test_children_while_another_thread_prepares() -> None:
     """A fork waits for it, and it does not starve the fork by beginning again and again."""
     code = """
@@ -147,6 +150,7 @@ def test_children_while_another_thread_prepares() -> None:
     assert separately(AROUND + dedent(code)).splitlines() == ["good"] * 4
 
 
+@pytest.mark.campaign
 def test_a_fork_that_does_not_wait_for_ever() -> None:
     """What is prepared answers in the child, and nothing new is prepared."""
     code = """

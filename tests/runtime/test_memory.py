@@ -47,6 +47,7 @@ def growth_mib(warm: int, calls: int, call: Callable[[int], Any]) -> float:
     return resident_mib() - before
 
 
+@pytest.mark.campaign
 def test_a_thousand_calls_over_fifty_shapes() -> None:
     assert len(set(SHAPES)) == 50 > CAPACITY  # so that executables come and go all the time
     fast = optimize(model(), images(2))

@@ -123,6 +123,7 @@ SAME_VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", SAME_VALUES)
 def test_tensors_that_have_values_in_some_way(kind: str, fast: Any, model: nn.Module) -> None:
     x = batch()
