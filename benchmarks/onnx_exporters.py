@@ -269,7 +269,8 @@ def _find_sizes(fast: OptimizedModule, example: Sequence[Any], sizes: Sizes, ops
 
 
 def _sentence(error: Exception | str) -> str:
-    return re.sub(r"/\S*/", "", str(error).strip().splitlines()[0])[:300]
+    plain = re.sub(r"\x1b\[\d+m", "", str(error))  # torch's is coloured
+    return re.sub(r"/\S*/", "", plain.strip().splitlines()[0])[:300]
 
 
 def named(fast: OptimizedModule) -> set[str]:
@@ -343,7 +344,7 @@ def table(path: Path = RECORD) -> str:
         lines.append(
             f"| {row['network']} | {row['by']} | {opsets} "
             f"| {row['nodes']} | {row['modules_named']} of {row['modules']} "
-            f"| {row['initialiser_bytes'] / 1e6:.1f} MB | {row['seconds']:.1f} "
+            f"| {row['initialiser_bytes'] / 1e3:,.0f} kB | {row['seconds']:.2f} "
             f"| {', '.join(row['not_in_tensorrt']) or 'none'} "
             f"| {'refused' if row['failed'] else 'as the model'} |"
         )
