@@ -27,11 +27,6 @@ GPU_RECORD = RESULTS / "gpu_day" / "2026-11-28b"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob(".github/**/*.md")])
 MEASURED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
-AHEAD = {
-    "docs/decisions/own-onnx-rules.md",
-}
-"""HugePages name these by agreement, and they are written at the same time on other branches."""
-
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -104,15 +99,9 @@ def test_links_and_pictures_exist() -> None:
     for page, target in links:
         path, _, anchor = target.partition("#")
         file = (page.parent / path) if path else page
-        if name_of(file.resolve()) in AHEAD:
-            continue
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(f"{name_of(page)}: {target}")
     assert broken == []
-
-
-def test_nothing_is_called_missing_that_is_there() -> None:
-    assert [path for path in sorted(AHEAD) if (ROOT / path).exists()] == []  # take it out of AHEAD
 
 
 def test_every_page_is_linked_to() -> None:
@@ -255,7 +244,7 @@ def test_contributing_names_files_that_exist() -> None:
     named = set(re.findall(r"`([\w.-]+/[\w./-]*)`", text))
     named = {path for path in named if "NAME" not in path}  # of files that the reader makes
     assert len(named) > 40
-    missing = sorted(path for path in named - AHEAD if not (ROOT / path).exists())
+    missing = sorted(path for path in named if not (ROOT / path).exists())
     tests = set(re.findall(r"`(test_\w+\.py)`", text))  # wherever they lie
     missing += sorted(tests - {path.name for path in (ROOT / "tests").rglob("test_*.py")})
     assert missing == []
