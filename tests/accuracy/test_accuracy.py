@@ -143,7 +143,7 @@ def test_a_tiny_epsilon() -> None:
 
 def test_standardised_weights_are_made_once() -> None:
     class Standardised(nn.Conv2d):
-        """PackedWeights standardised in forward, as in BiT."""
+        """Weights standardised in forward, as in BiT."""
 
         def forward(self, x: Tensor) -> Tensor:
             k = self.out_channels

@@ -343,7 +343,7 @@ def calls(tensors: list[Any], spec: BottleneckSpec) -> list[KernelCall]:
 
 @pytest.mark.parametrize("name", ["next", "stride 2", "groups in two chunks"])
 def test_nothing_else_is_read_or_written(name: str, device: str) -> None:
-    """PackedWeights lie between NaN; the images of ``arguments`` do anyway."""
+    """Weights lie between NaN; the images of ``arguments`` do anyway."""
     spec = BLOCKS[name]
     given = arguments(spec, "fp16", device)
     shape = (spec.conv.n, spec.expand_k, spec.conv.p, spec.conv.q)

@@ -298,7 +298,7 @@ def test_an_empty_batch(device: str) -> None:
 
 @pytest.mark.parametrize("name", ["ResNet's", "2x2 pool, padded", "five channels"])
 def test_nothing_else_is_read_or_written(name: str, device: str) -> None:
-    """PackedWeights lie between NaN, as images and biases do anyway."""
+    """Weights lie between NaN, as images and biases do anyway."""
     spec = STEMS[name]
     x, (weight, bias) = image(spec, "fp16", device), weights(spec, "fp16", device)
     packed = fenced(pack_stem(weight, spec))

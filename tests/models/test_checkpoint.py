@@ -1,4 +1,4 @@
-"""PackedWeights from files: what is read, and what is refused without being run."""
+"""Weights from files: what is read, and what is refused without being run."""
 
 from __future__ import annotations
 

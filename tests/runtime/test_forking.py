@@ -94,7 +94,7 @@ def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     ],
 )
 def test_whatever_a_child_does_beside_calls(work: str) -> None:
-    """PackedWeights and images of a size that torch shares out among threads."""
+    """Weights and images of a size that torch shares out among threads."""
     code = f"""
         import copy, pickle, tempfile, fastres.export
         from torch.func import vmap
