@@ -34,20 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The subcommand's exit status; 2 where there is no such command.
     """
-    given = list(sys.argv[1:] if argv is None else argv)
-    if not given or given[0] in ("-h", "--help"):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE, end="")
-        return 0 if given else 2
-    if given[0] == "--version":
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
         print(f"fastres {__version__}")
         return 0
-    if given[0] not in _COMMANDS:
-        print(f"fastres: there is no command {given[0]!r}\n{_USAGE}", end="", file=sys.stderr)
+    if arguments[0] not in _COMMANDS:
+        print(f"fastres: there is no command {arguments[0]!r}\n{_USAGE}", end="", file=sys.stderr)
         return 2
     kept = sys.argv
-    sys.argv = [f"fastres {given[0]}", *given[1:]]
+    sys.argv = [f"fastres {arguments[0]}", *arguments[1:]]
     try:
-        runpy.run_module(f"fastres.{given[0]}", run_name="__main__")
+        runpy.run_module(f"fastres.{arguments[0]}", run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:

@@ -30,34 +30,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 within the bound, 1 beyond it, 2 for arguments that cannot be.
     """
-    given = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        return _run(given)
+        return _run(options)
     except FastresError as error:
         print(f"fastres verify: {error}", file=sys.stderr)
         return 2
 
 
-def _run(given: argparse.Namespace) -> int:
-    if given.images is not None and not given.images.is_dir():
-        raise OptionError(f"--images {given.images}: expected a directory of images")
-    if given.count < 1 or given.size < 1 or not given.bound > 0:
+def _run(options: argparse.Namespace) -> int:
+    if options.images is not None and not options.images.is_dir():
+        raise OptionError(f"--images {options.images}: expected a directory of images")
+    if options.count < 1 or options.size < 1 or not options.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = model_source.from_options(given.depth, given.model)
-    model = model_source.build(chosen, given.seed)
-    if given.images is not None:
-        images, different = inputs.photographs(given.images, given.count, given.size)
+    chosen = model_source.from_options(options.depth, options.model)
+    model = model_source.build(chosen, options.seed)
+    if options.images is not None:
+        images, different = inputs.photographs(options.images, options.count, options.size)
         data = f"{different} photographs"
     else:
         channels = inputs.input_channels(model)
-        images = inputs.synthetic_images(given.count, channels, given.size, given.seed)
-        data = f"{given.count} synthetic images"
+        images = inputs.synthetic_images(options.count, channels, options.size, options.seed)
+        data = f"{options.count} synthetic images"
     if chosen.has_random_weights:
-        for sentence in inputs.calibrate_random_weights(model, images, given.seed):
+        for sentence in inputs.calibrate_random_weights(model, images, options.seed):
             print(sentence)
-    fast = optimize(model, images[:1], precision=given.precision, engine=given.engine)
+    fast = optimize(model, images[:1], precision=options.precision, engine=options.engine)
     print(fast.report)
-    result = verify(model, fast, images.split(8), bound=given.bound)
+    result = verify(model, fast, images.split(8), bound=options.bound)
     print(f"{data} of {list(images.shape[1:])}:\n{result}")
     return 0 if result.passed else 1
 
