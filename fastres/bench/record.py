@@ -6,15 +6,14 @@ No absolute path gets into a record; it may be published as it is.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from fastres.bench import measure
 from fastres.errors import OptionError
+from fastres.system.files import atomic_write
 
 SCHEMA = "fastres.bench"
 VERSION = 1
@@ -180,17 +179,14 @@ def from_json(text: str, name: str = "the record") -> Record:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write the record, all of it or nothing: to a file beside it, which then takes its name."""
+    """Write the record's file atomically.
+
+    Raises:
+        OSError: the file cannot be written; one that was there before still is.
+    """
     text = to_json(record)
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, suffix=".json.part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read(path: Path) -> Record:

@@ -47,6 +47,7 @@ _SYMBOLIC_SHAPE_FILES = tuple(
 _FASTRES_FILES = tuple(
     str(Path(__file__).with_name(f"{name}.py")) for name in ("decisions", "export_program")
 )
+"""Files of fastres between the model's code and torch's operators: they never decide themselves."""
 
 _PYTHON_LAYERS = ("nn", "functional.py", "_tensor.py")
 """Parts of torch that are Python code above the operators, and count as the model's own code."""
