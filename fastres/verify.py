@@ -25,39 +25,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments without the program's name; None takes them from ``sys.argv``.
+        argv: options without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        0 within the bound, 1 beyond it, 2 for arguments that cannot be.
+        0 within the bound, 1 beyond it, 2 for options that cannot be.
     """
-    arguments = _parser().parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
-        return _run(arguments)
+        return _run(options)
     except FastresError as error:
         print(f"fastres verify: {error}", file=sys.stderr)
         return 2
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    if arguments.images is not None and not arguments.images.is_dir():
-        raise OptionError(f"--images {arguments.images}: expected a directory of images")
-    if arguments.count < 1 or arguments.size < 1 or not arguments.bound > 0:
+def _run(options: argparse.Namespace) -> int:
+    if options.images is not None and not options.images.is_dir():
+        raise OptionError(f"--images {options.images}: expected a directory of images")
+    if options.count < 1 or options.size < 1 or not options.bound > 0:
         raise OptionError("--count, --size and --bound: expected positive numbers")
-    chosen = model_source.from_options(arguments.depth, arguments.model)
-    model = model_source.build(chosen, arguments.seed)
-    if arguments.images is not None:
-        images, different = inputs.photographs(arguments.images, arguments.count, arguments.size)
+    chosen = model_source.from_options(options.depth, options.model)
+    model = model_source.build(chosen, options.seed)
+    if options.images is not None:
+        images, different = inputs.photographs(options.images, options.count, options.size)
         data = f"{different} photographs"
     else:
         channels = inputs.input_channels(model)
-        images = inputs.synthetic_images(arguments.count, channels, arguments.size, arguments.seed)
-        data = f"{arguments.count} synthetic images"
+        images = inputs.synthetic_images(options.count, channels, options.size, options.seed)
+        data = f"{options.count} synthetic images"
     if chosen.has_random_weights:
-        for sentence in inputs.calibrate_random_weights(model, images, arguments.seed):
+        for sentence in inputs.calibrate_random_weights(model, images, options.seed):
             print(sentence)
-    fast = optimize(model, images[:1], precision=arguments.precision, engine=arguments.engine)
+    fast = optimize(model, images[:1], precision=options.precision, engine=options.engine)
     print(fast.report)
-    result = verify(model, fast, images.split(8), bound=arguments.bound)
+    result = verify(model, fast, images.split(8), bound=options.bound)
     print(f"{data} of {list(images.shape[1:])}:\n{result}")
     return 0 if result.passed else 1
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastres.verify",
         description="Optimise a model and compare its answers with the model's own in float64.",
-        epilog="Exit status: 0 within the bound, 1 beyond it, 2 for arguments that cannot be.",
+        epilog="Exit status: 0 within the bound, 1 beyond it, 2 for options that cannot be.",
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()

@@ -94,7 +94,7 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
     def best(holds: Callable[[Conv2dConfig], bool]) -> Conv2dConfig | None:
         return next((config for _, config in scored if holds(config)), None)
 
-    wanted: dict[str, Conv2dConfig | None] = {
+    configurations: dict[str, Conv2dConfig | None] = {
         CHOSEN: choose_conv2d(spec, "fp16", gpu),
         "block_k=64": best(lambda c: c.block_k == 64 and c.num_stages >= 3),
         "8 warps": best(lambda c: c.num_warps == 8 and c.block_k == 64),
@@ -103,13 +103,13 @@ def variants(spec: ConvSpec) -> dict[str, Conv2dConfig]:
         "no split": best(lambda c: c.split_k == 1),
         "sum in the launch": next((c for c in tuned if c.fused_sum), None),
     }
-    wanted |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
-    wanted |= {
+    configurations |= {f"sweep {number}": config for number, config in enumerate(_sweep(scored))}
+    configurations |= {
         f"{BOXES} {number}" if number else BOXES: config
         for number, config in enumerate(_boxes(spec, gpu))
     }
     names: dict[Conv2dConfig, str] = {}
-    for name, config in wanted.items():
+    for name, config in configurations.items():
         if config is not None:
             names.setdefault(config, name)
     return {name: config for config, name in names.items()}
@@ -131,8 +131,8 @@ def _sweep(scored: Sequence[tuple[float, Conv2dConfig]]) -> list[Conv2dConfig]:
         tile = (c.block_m, c.block_n, c.block_k)
         kinds.setdefault((*tile, c.num_warps, c.descriptors, c.split_k > 1), (seconds, c))
     ranked = list(kinds.values())
-    near = [config for seconds, config in ranked if seconds <= 1.8 * ranked[0][0]]
-    return near[:5] + near[5 :: max(1, len(near) // 6)]
+    nearby = [config for seconds, config in ranked if seconds <= 1.8 * ranked[0][0]]
+    return nearby[:5] + nearby[5 :: max(1, len(nearby) // 6)]
 
 
 Launches = Callable[[], list[KernelCall]]

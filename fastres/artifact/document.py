@@ -158,11 +158,11 @@ class Description:
             raise ArtifactError("weights: a tensor belongs neither to the graph nor to the recipe")
         saved = torch.device(self.device)
 
-        def place(where: torch.device) -> torch.device:
-            return device if where == saved else where
+        def moved(original: torch.device) -> torch.device:
+            return device if original == saved else original
 
         constants = {name: value.to(device) for name, value in weights.items()}
-        module = graph_from_json(values["graph"], constants, place)
+        module = graph_from_json(values["graph"], constants, moved)
         parts = Parts(
             module,
             self.contract.on(device),

@@ -179,7 +179,11 @@ def from_json(text: str, name: str = "the record") -> Record:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write the record, all of it or nothing."""
+    """Write the record's file atomically.
+
+    Raises:
+        OSError: the file cannot be written; one that was there before still is.
+    """
     _replace(path, to_json(record))
 
 

@@ -230,16 +230,16 @@ def _ratio(reference: Row, row: Row) -> str:
 
 
 def _cold(line: _Line) -> str:
-    fresh = line.row.fresh
-    if fresh is None:
+    cold_start = line.row.fresh
+    if cold_start is None:
         return ""
-    cached = "" if fresh.cached_seconds is None else f" / {fresh.cached_seconds:.1f}"
-    return f"{fresh.cold_seconds:.1f}{cached}"
+    cached = "" if cold_start.cached_seconds is None else f" / {cold_start.cached_seconds:.1f}"
+    return f"{cold_start.cold_seconds:.1f}{cached}"
 
 
 def _peak(line: _Line) -> str:
-    fresh = line.row.fresh
-    return "" if fresh is None else f"{fresh.peak_bytes / 2**20:.0f}"
+    cold_start = line.row.fresh
+    return "" if cold_start is None else f"{cold_start.peak_bytes / 2**20:.0f}"
 
 
 def _error(line: _Line) -> str:

@@ -47,6 +47,7 @@ _SYMBOLIC_SHAPE_FILES = tuple(
 _FASTRES_FILES = tuple(
     str(Path(__file__).with_name(f"{name}.py")) for name in ("decisions", "export_program")
 )
+"""Files of fastres between the model's code and torch's operators: they never decide themselves."""
 
 _PYTHON_LAYERS = ("nn", "functional.py", "_tensor.py")
 """Parts of torch that are Python code above the operators, and count as the model's own code."""
@@ -59,12 +60,10 @@ class CodeLocation:
     Attributes:
         line: ``file:line`` of the model's code (or of ``torch.nn``).
         module: name and class of the innermost module of the model; "" where there is none.
-        by_operator: not the model's code but an operator that it calls decides.
     """
 
     line: str
     module: str
-    by_operator: bool
 
     def __str__(self) -> str:
         return f"{self.line} (module {self.module})" if self.module else self.line
@@ -168,13 +167,13 @@ class Decisions:
 
     def _location(self) -> CodeLocation:
         frame = _asking_frame()
-        by_operator = _category(frame.f_code) != "model"
+
         while frame.f_back is not None and (
             _category(frame.f_code) != "model" or frame.f_code.co_filename == F.__file__
         ):
             frame = frame.f_back
         line = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
-        return CodeLocation(line, self.module(), by_operator)
+        return CodeLocation(line, self.module())
 
 
 def _asking_frame() -> FrameType:

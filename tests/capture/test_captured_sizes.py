@@ -123,6 +123,17 @@ def test_what_fixes_the_size_is_named() -> None:
         fast(images(2, height=10))
 
 
+def test_what_an_operator_needs_is_located_at_the_models_call_of_it() -> None:
+    model = Net(
+        lambda m, x: (torch.narrow(m.first(x), 2, 0, 7), m.fc(x.flatten(1))),
+        first=conv(),
+        fc=nn.Linear(4 * 8 * 9, 2),
+    )
+    guards = capture(model.eval(), images(2, height=8, width=9)).contract.guards
+    locations = {guard.location.partition(":")[0] for guard in guards}
+    assert locations == {"test_captured_sizes.py", "linear.py"}
+
+
 def test_attention_in_blocks_gives_up_early() -> None:
     class Blocks(nn.Module):
         """Sizes that are quotients of height times width."""

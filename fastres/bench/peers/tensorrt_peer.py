@@ -21,8 +21,8 @@ from fastres.bench.peers.peer import DTYPES, Job, Ready
 
 def missing(device: str) -> str | None:
     """What to install before TensorRT works, or None."""
-    needed = ("tensorrt", "onnx", "onnxscript")
-    absent = [name for name in needed if find_spec(name) is None]
+    packages = ("tensorrt", "onnx", "onnxscript")
+    absent = [name for name in packages if find_spec(name) is None]
     return f"pip install {' '.join(absent)}" if absent else None
 
 
