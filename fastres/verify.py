@@ -25,10 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: options without the program's name; None takes them from ``sys.argv``.
+        argv: arguments without the program's name; None takes them from ``sys.argv``.
 
     Returns:
-        0 within the bound, 1 beyond it, 2 for options that cannot be.
+        0 within the bound, 1 beyond it, 2 for arguments that cannot be.
     """
     options = _parser().parse_args(argv)
     try:
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastres.verify",
         description="Optimise a model and compare its answers with the model's own in float64.",
-        epilog="Exit status: 0 within the bound, 1 beyond it, 2 for options that cannot be.",
+        epilog="Exit status: 0 within the bound, 1 beyond it, 2 for arguments that cannot be.",
     )
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group()
