@@ -164,6 +164,7 @@ def optimised(kind: str, engine: str) -> tuple[nn.Module, Tensor, Any]:
     return model, x, optimize(model, x, engine=engine)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
 @pytest.mark.parametrize("engine", ["auto", "onednn"])
 @pytest.mark.parametrize("kind", MODELS)

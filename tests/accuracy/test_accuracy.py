@@ -28,6 +28,7 @@ def assert_accurate(model: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     return fast
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:not everything was optimised")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("bias", [3.0, 100.0])
@@ -60,6 +61,7 @@ def test_norms_of_channels_last_images(engine: str, norm: str) -> None:
     assert_accurate(model.eval(), x, x.to(memory_format=torch.channels_last), engine=engine)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:not everything was optimised")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_gated_product_minus_its_input(engine: str) -> None:

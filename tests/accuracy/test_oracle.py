@@ -31,6 +31,7 @@ def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("spoil", [lambda _: nn.Identity(), Scaled], ids=["lost", "doubled"])
 @pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")

@@ -35,6 +35,7 @@ def refusal(fast: Any, *inputs: Any, error: type[Exception] = InputError, **name
     return str(caught.value)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.separate import not_under_sanitizers, separately
 
-pytestmark = not_under_sanitizers
+pytestmark = [pytest.mark.campaign, not_under_sanitizers]
 
 CODE = """
     import threading, warnings

@@ -118,6 +118,7 @@ def test_densenet_keeps_its_batch_norms_as_scale_and_shift(tmp_path: Path) -> No
 WRITES_THROUGH_ALIASES = "in-place writes through aliases"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("quirk", SIGNATURES, ids=lambda quirk: str(quirk.name))
 def test_inputs_and_results_of_any_structure(quirk: Any, tmp_path: Path) -> None:
     arguments = quirk.inputs()

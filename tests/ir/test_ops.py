@@ -257,6 +257,7 @@ def test_opcheck(case: tuple[str, tuple[Any, ...]]) -> None:
     torch.library.opcheck(OPERATORS[name], arguments, test_utils=utilities)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "name",
     [

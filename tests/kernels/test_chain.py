@@ -79,6 +79,7 @@ def found(old: str, new: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.campaign
 def test_they_wait_before_they_read_and_then_let_the_next_one_start(tmp_path: Path) -> None:
     assert found("        gdc_wait()\n", "        gdc_wait()\n", tmp_path) == "right"
 

@@ -105,7 +105,7 @@ SHAPES = {
 }
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
@@ -113,14 +113,14 @@ def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
     check(spec, precision, device, config, activation="relu")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_answers_with_split_sums(spec: ConvSpec, device: str) -> None:
     config = replace(SMALL, split_k=3, block_n=64 if spec.k == 1000 else 16)
     check(spec, "fp16", device, config, activation="relu")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_sums_added_in_the_same_launch_are_bitwise_those_of_two(
     spec: ConvSpec, device: str
@@ -134,7 +134,7 @@ def test_sums_added_in_the_same_launch_are_bitwise_those_of_two(
     judge(one, reference.conv2d, (*tensors, *rest), "fp16")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_counters_of_splits_are_zero_again_and_checked(precision: str, device: str) -> None:
     spec = SHAPES["several tiles, all partial"]
@@ -169,7 +169,7 @@ def test_answers_of_the_configuration_that_is_chosen(precision: str, device: str
     check(SHAPES["several tiles, all partial"], precision, device, config=None)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     "config",
     [
@@ -206,7 +206,7 @@ def test_activations(pre_activation: str, activation: str, split_k: int, device:
     judge(conv2d(*tensors, *rest, config=config), reference.conv2d, (*tensors, *rest), "fp32")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -223,7 +223,7 @@ def test_optional_tensors(has_bias: bool, has_residual: bool, split_k: int, devi
     judge(got, reference.conv2d, (*tensors, *rest), "fp16")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -241,7 +241,7 @@ def test_nan_and_infinity_go_where_torch_lets_them(
     judge(got, reference.conv2d, (x, weight, bias, residual, *rest), "fp32")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinity_stay_in_their_group(value: float, split_k: int, device: str) -> None:

@@ -102,6 +102,7 @@ def check_conv2d(spec: ConvSpec, split_k: int) -> None:
     assert_within_bounds(calls, "out_ptr")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("spec", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_conv2d(spec: ConvSpec, split_k: int) -> None:
@@ -165,6 +166,7 @@ def test_bottleneck_rows_far_apart() -> None:
     check_bottleneck_rows_far_apart()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("uint8", [False, True])
 @pytest.mark.parametrize("name", test_stem_kernel.STEMS)
 def test_stem(name: str, uint8: bool) -> None:

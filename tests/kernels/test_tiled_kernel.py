@@ -282,6 +282,7 @@ def test_reading_and_writing_past_two_to_the_31() -> None:
     assert np.array_equal(touched(found, "load", "x_desc"), read.ravel())
 
 
+@pytest.mark.campaign
 def test_boxes_of_any_order_cover_everything_once() -> None:
     """Whatever GROUP_M, and for all positions of the last box."""
     for n, h, w, group_m in itertools.product((1, 3), (1, 4, 5), (3, 8), (1, 2)):

@@ -97,6 +97,7 @@ assert "fastres.kernels.triton.conv2d" not in sys.modules
 """
 
 
+@pytest.mark.campaign
 def test_on_a_cpu_without_the_interpreter_it_says_what_to_do() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

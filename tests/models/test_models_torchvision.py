@@ -81,6 +81,7 @@ def test_version_does_not_change_the_state_dict(version: str) -> None:
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_same_weights_give_bitwise_the_same_output(name: str) -> None:
     ours, other = on_meta(models.build, name), on_meta(theirs, name)

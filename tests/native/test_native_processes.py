@@ -41,6 +41,7 @@ WITHOUT = """
 """
 
 
+@pytest.mark.campaign
 def test_without_its_library() -> None:
     auto, refused = separately(WITHOUT, FASTRES_NATIVE_LIBRARY="/nonexistent").splitlines()
     why = "its library cannot be loaded: /nonexistent: cannot open shared object file"

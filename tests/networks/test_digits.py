@@ -16,6 +16,8 @@ from fastres.models import CifarResNet
 from tests.support.optimizing import optimize
 from tests.support.oracle import assert_as_accurate
 
+pytestmark = pytest.mark.campaign
+
 EPOCHS, BATCH = 10, 64
 
 

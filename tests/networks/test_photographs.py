@@ -16,6 +16,8 @@ from tests.support.oracle import assert_as_accurate, run_in
 from tests.support.photographs import PHOTOGRAPHS
 from tests.zoo.statistics import randomise_statistics
 
+pytestmark = pytest.mark.campaign
+
 VIEWS = (Transforms(), Transforms(resize=288), Transforms(resize=230))
 
 

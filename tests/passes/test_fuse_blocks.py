@@ -350,6 +350,7 @@ def test_a_pooled_vector_read_twice_is_pooled_once() -> None:
     assert sum("is also read by others" in reason for reason in fused.reasons) == 2
 
 
+@pytest.mark.campaign
 def test_resnet50_is_nineteen_launches_when_everything_fuses() -> None:
     fused = Fused(fastres.models.resnet50(), torch.randn(1, 3, 32, 32))
     assert fused.operators == {

@@ -41,6 +41,7 @@ def test_probabilities(model: nn.Module, precision: str | None) -> None:
     assert fast.preprocessing == Preprocessing(softmax=True)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("precision", [None, "bf16"])
 @pytest.mark.parametrize("k", [1, 3, 10])

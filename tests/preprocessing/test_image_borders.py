@@ -90,6 +90,7 @@ STEMS: dict[str, nn.Module] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     ("name", "transforms", "engine"),

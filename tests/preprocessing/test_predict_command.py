@@ -222,6 +222,7 @@ def test_answers_that_are_no_numbers_are_errors(
     assert entry["predictions"] == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", ["uint8_nhwc", "uint8_nchw", "resize", "answers", "plain"])
 def test_saved_models(
     setting: Setting, wanted: list[list[tuple[int, float]]], tmp_path: Path, form: str

@@ -76,7 +76,7 @@ def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     assert separately(AROUND + dedent(code), OMP_NUM_THREADS="2").splitlines() == ["good"]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "work",
     [
