@@ -43,7 +43,7 @@ def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: An
     return report
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]

@@ -81,7 +81,7 @@ def model(family: Family) -> nn.Module:
     return family.model()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_every_family_is_optimised_whole(family: Family, model: nn.Module) -> None:
     fast = optimize(model, family.images(1))
     assert_complete(fast, **family.counts())
@@ -92,7 +92,7 @@ def test_every_family_is_optimised_whole(family: Family, model: nn.Module) -> No
     assert fast(family.images(0)).shape == (0, *fast(family.images(1)).shape[1:])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_every_family_is_as_accurate_in_bfloat16(family: Family, model: nn.Module) -> None:
     fast = optimize(model, family.images(1), precision="bf16")
     assert_complete(fast, **family.counts())
