@@ -191,6 +191,7 @@ def test_calls_copies_files_and_new_weights(
     assert_answers(fastres.load(tmp_path / "inside", engine=engine)(x), wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
 @pytest.mark.parametrize(
     ("engine", "precision"), [("auto", None), ("auto", "bf16"), ("eager", None), ("triton", None)]

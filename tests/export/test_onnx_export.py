@@ -30,6 +30,7 @@ def metadata(path: Path) -> dict[str, str]:
     return {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
 
 
+@pytest.mark.campaign
 def test_resnet50_is_53_convolutions_and_nothing_that_is_not_needed(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = randomise_statistics(models.resnet50(), torch.randn(4, 3, 64, 64)).eval()

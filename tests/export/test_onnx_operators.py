@@ -26,6 +26,7 @@ from tests.support.small import Net, conv, net
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed size", "any size"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_results_are_the_models(name: str, dynamic: bool, tmp_path: Path) -> None:

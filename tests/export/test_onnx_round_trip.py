@@ -43,6 +43,7 @@ def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: An
     return report
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -54,6 +55,7 @@ def test_reference_families(name: str, tmp_path: Path) -> None:
     assert "BatchNormalization" not in report.operators
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["one channel, no head", "functional pooling", "ResBlk"])
 def test_one_file_for_images_of_any_size(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -77,10 +79,20 @@ def test_concatenation(tmp_path: Path) -> None:
     assert (report.operators["Mul"], report.operators["Concat"]) == (6, 5)
 
 
-TORCHVISION = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"),
-)
+def of_one_block_each(**options: Any) -> Callable[[], nn.Module]:
+    """A variant of ResNet-50 with one block a stage: its kinds of blocks, in little memory."""
+    return lambda: torchvision.models.ResNet(
+        torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], **options
+    )
+
+
+TORCHVISION: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": torchvision.models.resnet18,
+    "bottlenecks": of_one_block_each(),
+    "resnext, 32x4d": of_one_block_each(groups=32, width_per_group=4),
+    "resnext, 32x8d": of_one_block_each(groups=32, width_per_group=8),
+    "wide resnet": of_one_block_each(width_per_group=128),
+}
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "torchvision mobilenet_v2": lambda: torchvision.models.mobilenet_v2(weights=None),
     "timm resnet50d": lambda: timm.create_model("resnet50d", pretrained=False),
@@ -88,16 +100,18 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model: nn.Module = getattr(torchvision.models, name)(weights=None)
+    model = TORCHVISION[name]()
     randomise_statistics(model, torch.randn(4, 3, 32, 32)).eval()
     report = round_trip(model, torch.randn(2, 3, 32, 32), tmp_path / "m.onnx")
     kinds = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
     assert set(report.operators) == kinds
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_networks(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

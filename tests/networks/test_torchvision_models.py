@@ -32,7 +32,7 @@ COUNTS = {
 KINDS = ("batch_norm", "convolution", "addition", "activation")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_network_is_optimised_whole(name: str) -> None:
     model = build(name)

@@ -252,6 +252,7 @@ def test_saved_models(
         assert found[0]["label"] == NAMES[by_hand[0][0]]
 
 
+@pytest.mark.campaign
 def test_ctrl_c_leaves_no_file(setting: Setting, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     many = [str(path) for path in setting.images if path != setting.images[DAMAGED]] * 100

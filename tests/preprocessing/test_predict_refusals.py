@@ -116,6 +116,7 @@ NAMED = (
 )
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", NAMED)
 def test_options_that_cannot_be(
     setting: Setting, tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str

@@ -74,6 +74,7 @@ def fast(model: nn.Module) -> Any:
     return optimize(model, input_format="uint8_nhwc", **options)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("path", PHOTOGRAPHS, ids=lambda path: path.stem)
 def test_a_photograph_of_any_size_goes_in(model: nn.Module, fast: Any, path: Any) -> None:
     whole = load_pixels(path, WHOLE)[None]
