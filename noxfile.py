@@ -41,4 +41,5 @@ def bench(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Draw the import graph, and hold what the documents say to what is true."""
     session.run("python", "docs/import_graph.py")
-    session.run("pytest", "tests/test_readme.py", "tests/test_layers.py", *session.posargs)
+    pages = ("tests/test_readme.py", "tests/test_docs.py", "tests/test_layers.py")
+    session.run("pytest", "-m", "", *pages, *session.posargs)

@@ -27,7 +27,8 @@ class Activation:
         in_place: the same, written into its argument.
         aten: torch's operators that compute it by themselves.
         bounds_above: large numbers are cut off, so that rounding errors made beside them show.
-        onednn: attribute of oneDNN's convolution in torch, and its scalars.
+        onednn: attribute of oneDNN's convolution in torch, and its scalars. Where it has none, a
+            sentence: the activation is then computed behind the convolution, by ``in_place``.
         onednn_sum: whether that convolution also applies it behind an addition.
         native_code: ``enum fr_activation`` of ``kernels/cpu/native.h``.
         onnx: operators that :mod:`fastres.export.rules.activations` writes, in order.
@@ -37,7 +38,7 @@ class Activation:
     reference: Callable[[Tensor], Tensor]
     in_place: Callable[[Tensor], Tensor]
     aten: tuple[Any, ...]
-    onednn: tuple[str, tuple[float, ...]]
+    onednn: tuple[str, tuple[float, ...]] | str
     native_code: int | str
     onnx: tuple[str, ...]
     onednn_sum: bool = False
@@ -97,7 +98,7 @@ _ROWS = (
         in_place=_silu_in_place,
         aten=(aten.silu.default,),
         onednn=("swish", ()),
-        native_code="its exponential is not in the native library: oneDNN computes such layers",
+        native_code="the native engine has no exponential",
         onnx=("Sigmoid", "Mul"),
     ),
     Activation(

@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """One of ``none relu relu6 silu hardswish`` of a float32 block, as ``reference.activate``."""
+    """An activation of a float32 block, as ``reference.activate``; nothing for ``none``."""
     if ACTIVATION == "relu":
         x = tl.where(x < 0.0, 0.0, x)
     elif ACTIVATION == "relu6":

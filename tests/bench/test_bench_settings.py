@@ -68,7 +68,7 @@ def test_everything_given(tmp_path: Path) -> None:
         ("--model torchvision:", "expected a name of fastres's own"),
         ("--batch 1 8 1", "--batch: 1 is there twice"),
         ("--precision fp32 fp32", "--precision: fp32 is there twice"),
-        ("--peers tensorrt", "expected none, all or some of eager, channels-last, compile"),
+        ("--peers tensorrt", f"none, all or some of {', '.join(catalogue.peers('cpu'))}"),
         ("--peers none eager", "none stands alone"),
         ("--peers eager eager", "--peers: eager is there twice"),
         ("--images no/such/folder", "expected a directory of images"),

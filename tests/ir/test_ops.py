@@ -368,19 +368,14 @@ def test_activations_of_special_numbers_are_torchs(activation: str) -> None:
     special = [math.nan, math.inf, -math.inf, -0.0, 0.0, 6.0, 7.0, -3.0, 3.0, -1e30, 1e30]
     x = torch.tensor(special).view(-1, 1, 1, 1)
     got = ops.scale_shift(x, torch.ones(1), torch.zeros(1), activation)
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "none": lambda v: v,
-        "relu": torch.relu,
-        "relu6": nn.functional.relu6,
-        "silu": nn.functional.silu,
-        "hardswish": nn.functional.hardswish,
-    }
-    assert torch.equal(got.nan_to_num(99.0), functions[activation](x).nan_to_num(99.0))
-    assert torch.equal(got.isnan(), functions[activation](x).isnan())
+    (function,) = ACTIVATIONS[activation].aten or (lambda v: v,)
+    expected = function(x)
+    assert torch.equal(got.nan_to_num(99.0), expected.nan_to_num(99.0))
+    assert torch.equal(got.isnan(), expected.isnan())
 
 
 def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match="'gelu': expected none, relu, relu6, silu or hardswish"):
+    with pytest.raises(ValueError, match=r"'gelu': expected none, relu, .* or hardswish"):
         ops.scale_shift(torch.ones(1, 1), torch.ones(1), torch.ones(1), "gelu")
 
 

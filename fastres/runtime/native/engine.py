@@ -87,7 +87,7 @@ class NativeEngine:
         executable = lowering.run(self.name, rules, keep_and_check)
         remarked = {remark.module for remark in executable.remarks}
         executable.notes += [
-            f"{module_of(node)}: {reason} for the native engine; it runs as in the onednn engine"
+            f"{module_of(node)}: {reason}; it runs as in the onednn engine"
             for node, reason in parts.left
             if module_of(node) not in remarked
         ]

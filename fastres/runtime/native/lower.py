@@ -16,8 +16,8 @@ from fastres.dtypes import NATIVE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, constant, module_of
 from fastres.ir.views import AddRelu, Conv2d, GlobalAvgPool, Linear, MaxPool2d
+from fastres.kernels.activations import ACTIVATIONS as ROWS
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.layout import FEW, Layout
 
 aten = torch.ops.aten
@@ -81,7 +81,7 @@ def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
     """Why the engine has no operation for a node at this size, or None where it has one."""
     fact = facts.get(node)
     if not isinstance(fact, Tensor) or fact.dtype not in NATIVE:
-        return "it computes with other numbers than float32 and bfloat16"
+        return "the native engine computes with no other numbers than float32 and bfloat16"
     if node.target is ops.conv2d:
         return _conv2d_refusal(node, facts)
     if node.target is ops.linear:
@@ -104,7 +104,7 @@ def refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
         x = facts[arguments(node)[0]]
         flat = x.dim() == 4 and x.shape[2:] == (1, 1) and fact.shape == x.shape[:2]
         return None if flat else "it moves data"
-    return "the engine has no such operation"
+    return "the native engine has no such operation"
 
 
 def _image_refusal(fact: Tensor) -> str | None:
@@ -112,8 +112,11 @@ def _image_refusal(fact: Tensor) -> str | None:
 
 
 def _activation_refusal(*names: str) -> str | None:
-    missing = [name for name in names if name not in ACTIVATIONS]
-    return f"the engine has no {missing[0]}" if missing else None
+    for name in names:
+        column = ROWS[name].native_code
+        if isinstance(column, str):
+            return f"{name}: {column}"
+    return None
 
 
 def _conv2d_refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
@@ -124,7 +127,7 @@ def _conv2d_refusal(node: fx.Node, facts: Mapping[fx.Node, Any]) -> str | None:
         return "its residual is broadcast at this size"
     per_group = facts[conv.weight].shape[1]
     if conv.groups > 1 and per_group < LEAST_PER_GROUP:
-        return f"{per_group} channels in a group are too few"
+        return f"{per_group} channels in a group are too few for the native engine"
     return _activation_refusal(*conv.activations) or _image_refusal(facts[conv.x])
 
 

@@ -130,13 +130,13 @@ class OneDnnEngine:
         if tensor is None or not packs or fact.dim() != 2 or not ACTIVATIONS[activation].onednn_sum:
             return lowering.call(reference.linear, lowering.value(arguments(node)), node)
         packed = self._packed.linear(str(linear.weight.target), tensor, fact.shape[0])
-        attribute, scalars = ACTIVATIONS[activation].onednn
+        attribute, scalars = _attribute(activation)
         bound = (
             lowering.value(linear.x),
             lowering.constant(f"{node.name}_packed", packed),
             lowering.value(linear.bias),
             attribute,
-            list(scalars),
+            scalars,
             "",
         )
         return lowering.call(torch.ops.mkldnn._linear_pointwise.default, bound, node)
@@ -145,9 +145,21 @@ class OneDnnEngine:
 def _convolution(
     lowering: Lowering, node: fx.Node, image: Any, rest: Any, shape: Any, activation: str
 ) -> fx.Node:
-    attribute, scalars = ACTIVATIONS[activation].onednn
-    bound = (image, *rest, *shape, attribute, list(scalars), "")
-    return lowering.call(torch.ops.mkldnn._convolution_pointwise.default, bound, node)
+    """``activation(conv(x))`` in one call, or in two where oneDNN's has no such activation."""
+    row = ACTIVATIONS[activation]
+    attribute, scalars = _attribute(activation)
+    bound = (image, *rest, *shape, attribute, scalars, "")
+    result = lowering.call(torch.ops.mkldnn._convolution_pointwise.default, bound, node)
+    if not isinstance(row.onednn, str):
+        return result
+    lowering.notes.append(f"{module_of(node)}: {row.onednn}")
+    return lowering.call(row.in_place, (result,), node)
+
+
+def _attribute(activation: str) -> tuple[str, list[float]]:
+    """oneDNN's attribute for an activation, and its scalars; ``none`` where it has none."""
+    column = ACTIVATIONS[activation].onednn
+    return ("none", []) if isinstance(column, str) else (column[0], list(column[1]))
 
 
 def _convolution_sum(
@@ -160,7 +172,9 @@ def _convolution_sum(
     activation: str,
 ) -> fx.Node:
     """``activation(conv(x) + residual)`` in one call, in the residual's memory where allowed."""
-    tail = (*rest, *shape, "add", 1.0, activation if activation != "none" else None, [], "")
+    attribute, scalars = _attribute(activation)
+    after = None if activation == "none" else attribute
+    tail = (*rest, *shape, "add", 1.0, after, scalars, "")
     addend = lowering.value(residual)
     if residual.target not in ops.REFERENCE:  # a slice, for one, need not be dense
         fact = lowering.facts[residual]
