@@ -228,7 +228,7 @@ def optimised(name: str) -> OptimizedModule:
     inputs.calibrate_random_weights(model, images, seed=0)
     example: Tensor = images[:1]
     if "input_format" in options:
-        example = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+        example = torch.zeros(1, 224, 224, 3, dtype=torch.uint8, device="cpu")
     return fastres.optimize(model, example, engine="eager", **options)
 
 

@@ -503,5 +503,5 @@ def test_the_function_refuses_such_blocks_too() -> None:
     flat: list[Any] = [given[0][0], *given[1:]]
     with pytest.raises(InputError, match="x has 3 axes: expected four"):
         bottleneck(*flat)
-    with pytest.raises(OptionError, match="precision='fp8': expected one of fp16"):
+    with pytest.raises(OptionError, match="precision='fp8': expected one of fp32"):
         bottleneck(*given, config=SMALL, precision="fp8")

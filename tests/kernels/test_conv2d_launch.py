@@ -74,7 +74,7 @@ def test_wrong_tensors(wrong: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"precision": "fp64"}, r"precision='fp64': expected one of fp16, bf16, tf32, fp32"),
+        ({"precision": "fp64"}, r"precision='fp64': expected one of fp32, tf32, bf16, fp16"),
         ({"activation": "gelu"}, r"activation 'gelu': expected one of none, relu"),
         ({"pre_activation": "gelu"}, r"activation 'gelu'"),
     ],

@@ -58,7 +58,7 @@ def test_resnet50_in_few_launches(resnet50: fx.GraphModule, gpu: str, batch: int
         for name, each in (("unfused", unfused), ("fits", fits), ("chosen", chosen))
     }
     # 53 convolutions, max-pool, average and classifier; sums of splits come on top.
-    assert launches["apart"] >= 56
+    assert launches["unfused"] >= 56
     assert launches["fits"] <= 26
     # As measured on an H100, blocks with a shortcut or the next convolution pay for less there.
     assert launches["chosen"] <= {"a100": 34, "h100": 50}[gpu]
