@@ -85,7 +85,7 @@ def torchs_flags() -> Iterator[None]:
     """torch's flags for float32 on GPUs, which the bench sets for its rows, are as they were."""
     places: tuple[Any, ...] = (
         torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.cudnn.rnn,  # type: ignore[attr-defined]
+        torch.backends.cudnn.rnn,
         torch.backends.cuda.matmul,
     )
     before = [place.fp32_precision for place in places]

@@ -94,7 +94,8 @@ class OneDnnEngine:
             size = [size[0], size[1], size[2] + top + bottom, size[3] + left + right]
             sides = [0, 0]
             lowering.notes.append(
-                f"{module_of(node)}: padding {list(padding)} differs between sides, so torch pads first"
+                f"{module_of(node)}: padding {list(padding)} differs between sides, so torch pads "
+                "first"
             )
         else:
             sides = list(padding[:2])
