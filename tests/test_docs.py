@@ -59,6 +59,7 @@ def test_the_pages_hold_code() -> None:
     assert {"README.md 0", "README.md 1", "docs/using.md 0", "docs/using.md 1"} <= set(CODE)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("code", CODE.values(), ids=CODE.keys())
 def test_code_runs(
     code: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

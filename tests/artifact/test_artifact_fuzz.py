@@ -227,6 +227,7 @@ def load_and_call(path: Path, counts: Counter[str]) -> None:
         counts[f"call: {type(error).__name__}"] += 1
 
 
+@pytest.mark.campaign
 def test_changed_descriptions_with_right_checksums(file: Path, tmp_path: Path) -> None:
     draw, counts = random.Random(3), Counter[str]()
     original, _, tensors = parts_of(file)
@@ -246,6 +247,7 @@ def test_changed_descriptions_with_right_checksums(file: Path, tmp_path: Path) -
     print(f"changed descriptions: {dict(counts)}")
 
 
+@pytest.mark.campaign
 def test_changed_captured_graphs(fast: Any, file: Path, tmp_path: Path) -> None:
     draw, counts = random.Random(4), Counter[str]()
     original, _, tensors = parts_of(file)

@@ -70,6 +70,7 @@ def test_reference_families(name: str, tmp_path: Path) -> None:
     assert loaded.report.check.ratio <= 8.0
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -80,6 +81,7 @@ def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
     assert_equal(loaded(x), fast(x))
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", TIMM)
 def test_timms_resnets_in_bfloat16(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -321,6 +323,7 @@ def test_threads_call_a_loaded_model(tmp_path: Path) -> None:
     assert right == [True] * 60
 
 
+@pytest.mark.campaign
 def test_in_a_process_without_the_class(tmp_path: Path) -> None:
     model, fast = small_network(precision="bf16")
     path = tmp_path / "model.fastres"

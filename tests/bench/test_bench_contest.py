@@ -88,6 +88,7 @@ def test_the_reference_is_first_and_each_row_says_its_precision() -> None:
     assert keys("--precision bf16 --peers none") == ["eager-fp32", "fastres-bf16"]
 
 
+@pytest.mark.campaign
 def test_both_engines_stand_in_one_table(tmp_path: Path) -> None:
     found = rows(
         run_batch(tmp_path, words="--precision fp32 fp16 --threads 1 --peers fastres-onednn")
@@ -184,6 +185,7 @@ def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     assert onnxruntime_peer.refuses("bf16", "cuda") is None
 
 
+@pytest.mark.campaign
 def test_onnx_runtime_has_a_row_for_our_export_too(tmp_path: Path) -> None:
     found = rows(run_batch(tmp_path, words="--precision fp32 bf16 --peers onnxruntime-export"))
     ours = found["onnxruntime-export-fp32"]

@@ -49,6 +49,7 @@ def climb(path: Path) -> int:
     )
 
 
+@pytest.mark.campaign
 def test_every_rung_of_the_ladder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert climb(tmp_path / "ladder.json") == 0
     (batch,) = record.read(tmp_path / "ladder.json").batches
@@ -93,6 +94,7 @@ def test_only_the_rung_of_own_kernels_multiplies_directly(monkeypatch: pytest.Mo
     assert (planned(ladder.winograd) > 0) == has_kernel
 
 
+@pytest.mark.campaign
 def test_a_broken_rung_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(job: Job) -> Ready:
         ready = ladder.folded(job)
@@ -161,6 +163,7 @@ def test_steps_compare_neighbours() -> None:
     ]
 
 
+@pytest.mark.campaign
 def test_a_call_on_an_idle_device_launches_a_whole_network_once(tmp_path: Path) -> None:
     interpreter.need()
     fast, image = host_time.optimised_on_idle_device("resnet18", 32, "h100")

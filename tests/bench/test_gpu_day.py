@@ -424,6 +424,7 @@ def rehearse(folder: Path, *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.campaign
 def test_a_fault_in_each_stage_is_on_the_page(tmp_path: Path) -> None:
     folder = tmp_path / "day"
     rehearse(folder, "--at-most", "2", "--seed-fault", "all")
@@ -441,6 +442,7 @@ def test_a_fault_in_each_stage_is_on_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "day.tar.gz").stat().st_size > 1000
 
 
+@pytest.mark.campaign
 def test_a_rehearsal_without_faults_has_nothing_wrong(tmp_path: Path) -> None:
     wanted = ["facts", "kernels", "layers"]
     text = rehearse(tmp_path / "day", "--at-most", "2", "--only", *wanted)

@@ -57,6 +57,7 @@ def test_every_round_calls_everybody_once_in_changing_order() -> None:
     assert all(firsts.count(name) >= 5 for name in "abcd")
 
 
+@pytest.mark.campaign
 def test_the_seed_decides_the_order() -> None:
     def order(seed: int) -> list[str]:
         log: list[str] = []

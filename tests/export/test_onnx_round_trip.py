@@ -55,7 +55,7 @@ def test_reference_families(name: str, tmp_path: Path) -> None:
     assert "BatchNormalization" not in report.operators
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["one channel, no head", "functional pooling", "ResBlk"])
 def test_one_file_for_images_of_any_size(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -64,6 +64,7 @@ def test_one_file_for_images_of_any_size(name: str, tmp_path: Path) -> None:
     assert_as_accurate(model, session(tmp_path / "m.onnx"), family.images(2, 6, grow=13))
 
 
+@pytest.mark.campaign
 def test_tensorflows_conventions(tmp_path: Path) -> None:
     model = SamePaddingResNet(depths=(1, 2, 1, 1))
     randomise_statistics(model, torch.randn(8, 64, 64, 3)).eval()

@@ -56,6 +56,7 @@ print("right")
 """
 
 
+@pytest.mark.campaign
 def test_the_pool(tmp_path: Path) -> None:
     """In a process of its own, since this one interprets kernels."""
     environment = {

@@ -68,6 +68,7 @@ def test_a_cache_of_the_users_own_stays() -> None:
             assert triton.knobs.cache.manager_class is FallbackCache
 
 
+@pytest.mark.campaign
 def test_kernels_compile_without_a_home(nowhere: str) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     arguments = ("--model", "cifar_resnet20", "--size", "8", "--batch", "1", "--arch", "sm_80")

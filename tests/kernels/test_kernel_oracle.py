@@ -149,6 +149,7 @@ def test_on_a_device():
 """
 
 
+@pytest.mark.campaign
 def test_without_a_gpu_kernels_are_interpreted(tmp_path: Path) -> None:
     done = pytest_on(SOME_TESTS, tmp_path)
     assert done.returncode == 0, done.stdout
@@ -165,6 +166,7 @@ def test_a_gpu_run_without_a_gpu_is_one_clear_error(tmp_path: Path) -> None:
     assert len(message.splitlines()) == 1
 
 
+@pytest.mark.campaign
 def test_a_gpu_run_takes_the_tests_of_kernels(tmp_path: Path) -> None:
     seen = "import torch\ntorch.cuda.is_available = lambda: True\n"
     seen += "torch.cuda.get_device_name = lambda: 'a GPU'\n"

@@ -70,6 +70,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", NAMES)
 def test_network(name: str, device: str) -> None:
     case = CASES[name]

@@ -30,6 +30,7 @@ def network() -> nn.Module:
     return whole.eval()
 
 
+@pytest.mark.campaign
 def test_answers(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     image = torch.randn(2, 3, 45, 38)
     with tile_instructions() as counts:

@@ -81,7 +81,7 @@ def model(family: Family) -> nn.Module:
     return family.model()
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.campaign
 def test_every_family_is_optimised_whole(family: Family, model: nn.Module) -> None:
     fast = optimize(model, family.images(1))
     assert_complete(fast, **family.counts())
@@ -99,7 +99,7 @@ def test_every_family_is_as_accurate_in_bfloat16(family: Family, model: nn.Modul
     assert_as_accurate(model, fast, family.images(4), precision="bf16")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.campaign
 @pytest.mark.parametrize("expand", [1, 4], ids=["basic", "bottleneck"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_tensorflows_conventions(expand: int, precision: str) -> None:

@@ -32,7 +32,7 @@ COUNTS = {
 KINDS = ("batch_norm", "convolution", "addition", "activation")
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_network_is_optimised_whole(name: str) -> None:
     model = build(name)
@@ -43,7 +43,7 @@ def test_a_network_is_optimised_whole(name: str) -> None:
     assert_as_accurate(model, fast, torch.randn(1, 3, 71, 96))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2"])
 def test_a_network_is_as_accurate_in_bfloat16(name: str) -> None:
     model = build(name)
@@ -65,6 +65,7 @@ def test_densenet_keeps_the_batch_norms_that_follow_no_convolution() -> None:
     assert_as_accurate(model, fast, torch.randn(1, 3, 75, 64))
 
 
+@pytest.mark.campaign
 def test_frozen_batch_norms_are_folded_though_written_as_arithmetic() -> None:
     torch.manual_seed(0)
     model = torchvision.models.resnet18(norm_layer=FrozenBatchNorm2d)

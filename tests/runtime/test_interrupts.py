@@ -42,6 +42,7 @@ def test_the_next_one_works(after: float) -> None:
     assert said[1:] == ["(1, 8, 18, 22)"]
 
 
+@pytest.mark.campaign
 def test_what_is_imported_draws_no_random_numbers() -> None:
     code = """
         import torch

@@ -60,6 +60,7 @@ def test_a_thousand_calls_over_fifty_shapes() -> None:
     assert growth_mib(50, 1000, call) < BOUND_MIB
 
 
+@pytest.mark.campaign
 def test_shapes_that_never_come_again() -> None:
     fast = optimize(model(), images(2))
 
@@ -72,6 +73,7 @@ def test_shapes_that_never_come_again() -> None:
     assert growth_mib(2 * CAPACITY, 4 * CAPACITY, call) < 2 * BOUND_MIB
 
 
+@pytest.mark.campaign
 def test_models_that_come_and_go() -> None:
     def call(_: int) -> None:
         fastres.optimize(model(), images(2))(images(1))

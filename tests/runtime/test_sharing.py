@@ -127,6 +127,7 @@ def leaves(tree: Any) -> list[Tensor]:
 SHAPES = [(1, 9, 8), (3, 9, 8), (2, 17, 5), (1, 33, 34), (2, 1, 1), (5, 8, 8), (0, 9, 8)]
 
 
+@pytest.mark.campaign
 def test_many_threads_get_the_serial_answers(
     fast: Any, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_failed_build_does_not_lock_others_out(fast: Any) -> None:
         assert pool.submit(fast, images(1)).result(timeout=60)[1].shape == (1, 5)
 
 
+@pytest.mark.campaign
 def test_the_cache_is_bounded_and_keeps_what_is_used(
     fast: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,6 +152,7 @@ def test_the_command_reports_and_goes_on(
     assert len(table.read_text().splitlines()) == 1 + 3 + 5
 
 
+@pytest.mark.campaign
 @not_under_sanitizers
 @pytest.mark.parametrize("closing", ["| head -1", ">&- 2>&-", "> /dev/full"])
 def test_the_file_is_complete_whoever_listens(
