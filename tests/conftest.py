@@ -81,21 +81,6 @@ def fixed_seeds() -> None:
 
 
 @pytest.fixture(autouse=True)
-def torchs_flags() -> Iterator[None]:
-    """torch's flags for float32 on GPUs, which the bench sets for its rows, are as they were."""
-    places: tuple[Any, ...] = (
-        torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-        torch.backends.cudnn.rnn,
-        torch.backends.cuda.matmul,
-    )
-    before = [place.fp32_precision for place in places]
-    yield
-    for place, value in zip(places, before, strict=True):
-        if place.fp32_precision != value:
-            place.fp32_precision = value
-
-
-@pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill every tensor that torch allocates without initialising it with NaN.
 

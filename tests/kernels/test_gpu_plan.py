@@ -132,12 +132,14 @@ def test_the_plan_in_words(resnet50: fx.GraphModule) -> None:
 
 @pytest.fixture
 def flags() -> Iterator[dict[str, Any]]:
-    """torch's two flags for float32 on GPUs; what they were before comes back."""
+    """torch's two flags for float32 on GPUs, as torch sets them; what was before comes back."""
     places: dict[str, Any] = {
         "convolution": torch.backends.cudnn.conv,  # type: ignore[attr-defined]
         "product": torch.backends.cuda.matmul,
     }
     before = {name: place.fp32_precision for name, place in places.items()}
+    for name, default in (("convolution", "tf32"), ("product", "none")):  # others may have set them
+        places[name].fp32_precision = default
     yield places
     for name, place in places.items():
         place.fp32_precision = before[name]
