@@ -43,6 +43,7 @@ def fast50(resnet50: nn.Module) -> Any:
     return optimize(resnet50, image())
 
 
+@pytest.mark.campaign
 def test_resnet50(resnet50: nn.Module, fast50: Any) -> None:
     assert_complete(fast50, batch_norm=53, convolution=53, addition=16, activation=49)
     left = nodes(fast50, *BATCH_NORM_NODES, "relu", "add", "relu_", "add_", "scale_shift")
@@ -92,6 +93,7 @@ def _is_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
+@pytest.mark.campaign
 def test_resnet50_in_strict_mode(resnet50: nn.Module) -> None:
     fast = optimize(resnet50, image(), strict=True, precision="bf16")
     assert_complete(fast, batch_norm=53, convolution=53, addition=16, activation=49)
@@ -117,6 +119,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_of_other_networks(name: str) -> None:
     build, channels, norms, convolutions, additions, activations = COUNTS[name]

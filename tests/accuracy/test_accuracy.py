@@ -84,6 +84,7 @@ CUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:not everything was optimised")
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("tap", [1e3, 7e4, 1e38])

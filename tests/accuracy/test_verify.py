@@ -133,6 +133,7 @@ def test_a_fault_in_bfloat16_is_found(model: Any) -> None:
     assert result.first_drift is not None and result.first_drift.module == "conv3"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("change", "module"),
     [

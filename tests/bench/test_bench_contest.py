@@ -175,6 +175,7 @@ def test_a_model_whose_answers_are_noise(tmp_path: Path, monkeypatch: pytest.Mon
         run_batch(tmp_path)
 
 
+@pytest.mark.campaign
 def test_onnx_runtime_says_that_it_has_no_bfloat16(tmp_path: Path) -> None:
     words = "--precision bf16 --peers onnxruntime"
     found = rows(run_batch(tmp_path, words=words))["onnxruntime-bf16"]

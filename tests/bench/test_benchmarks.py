@@ -61,6 +61,7 @@ def test_every_rung_of_the_ladder_holds(tmp_path: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.count("the row above") == len(timed) - 1
 
 
+@pytest.mark.campaign
 def test_without_the_library_its_rungs_say_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_without_the_library_its_rungs_say_so(
     assert {row.reason for row in batch.rows[1:]} == {"no native engine: its library is elsewhere"}
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(
     native.why_unavailable("fp32") is not None, reason=str(native.why_unavailable("fp32"))
 )
@@ -117,6 +119,7 @@ def test_rungs_compute_with_what_they_are_called_after() -> None:
     assert any(value.is_mkldnn for value in module.buffers())
 
 
+@pytest.mark.campaign
 def test_overhead_measures_whole_calls_and_their_parts() -> None:
     fast = fastres.optimize(models.build("resnet18").eval(), threads=1)
     images = torch.randn(1, 3, 64, 64)
@@ -130,6 +133,7 @@ def test_overhead_measures_whole_calls_and_their_parts() -> None:
         assert took > 0
 
 
+@pytest.mark.campaign
 def test_memory_is_read_after_every_call() -> None:
     fast = fastres.optimize(models.build("resnet18").eval(), threads=1)
     found = memory.sizes(fast, calls=5, distinct=3)
@@ -138,6 +142,7 @@ def test_memory_is_read_after_every_call() -> None:
     assert len(set(memory.shapes(50))) == 50
 
 
+@pytest.mark.campaign
 def test_records_of_scripts_are_anonymous(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

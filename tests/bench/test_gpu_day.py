@@ -181,6 +181,7 @@ def test_cases_have_names_of_their_own_and_every_operator_has_one() -> None:
     assert {case.operator for case in hard_cases.EVERY} == set(kernel_cases.OPERATORS)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("operator", sorted(set(kernel_cases.OPERATORS) - {"far"}))
 def test_a_case_of_each_operator_is_right_and_a_spoilt_one_is_not(
     operator: str, device: str
@@ -296,6 +297,7 @@ def test_never_ends():
 """
 
 
+@pytest.mark.campaign
 def test_failed_tests_are_known_when_pytest_is_killed(tmp_path: Path) -> None:
     (tmp_path / "test_sample.py").write_text(SAMPLE)
     report = tmp_path / "tests.jsonl"

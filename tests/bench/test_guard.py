@@ -111,6 +111,7 @@ def test_where_there_is_no_engine_there_is_nothing_to_compare(
     ]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_both_engines_are_timed(precision: str) -> None:
     reason = native.why_unavailable(precision)
@@ -121,6 +122,7 @@ def test_both_engines_are_timed(precision: str) -> None:
     assert {name: len(samples) for name, samples in times.items()} == {"onednn": 2, "native": 2}
 
 
+@pytest.mark.campaign
 def test_wrong_answers_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     if native.why_unavailable("fp32") is not None:
         pytest.skip(str(native.why_unavailable("fp32")))

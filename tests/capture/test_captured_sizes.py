@@ -32,6 +32,7 @@ def backbone(m: Any, x: Tensor) -> Any:
     return F.interpolate(m.lateral(small), size=large.shape[-2:]) + large, small
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("side", [16, 17, 32, 64])
 def test_an_example_that_ends_in_one_pixel(side: int) -> None:
     model = measured(Net(backbone, first=stages(3), second=stages(2), lateral=conv()))

@@ -84,6 +84,7 @@ def test_checkpoints_are_inlined(reentrant: bool) -> None:
     assert fast.report.complete
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["auto", "onednn", "eager"])
 def test_a_block_in_lower_precision_stays_so(engine: str) -> None:
     def function(m: Any, x: Tensor) -> Any:

@@ -163,6 +163,7 @@ def test_weights_beyond_the_limit_of_one_file(
     assert report.data is not None
 
 
+@pytest.mark.campaign
 def test_preprocessing_is_in_the_file_and_described(exported: Exported, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     transforms = Transforms(resize=48, crop=40, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
@@ -218,6 +219,7 @@ def test_labels_are_as_many_as_the_classes(
     assert json.loads(given["fastres.preprocessing"])["labels"] == list("abcde")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["a [b]*.onnx", "a:b.onnx", "空 ü", "..onnx", "m..", "v..2.onnx"])
 def test_names_with_other_letters(name: str, exported: Exported, tmp_path: Path) -> None:
     path = tmp_path / "with space" / name

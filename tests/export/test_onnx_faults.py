@@ -119,6 +119,7 @@ def seed(monkeypatch: pytest.MonkeyPatch, fault: Callable[[ModelProto], None]) -
     monkeypatch.setattr(write, "convert", faulty)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("case", "external"),
     [*((case, False) for case in FAULTS), ("one weight is off", True), ("NaN", True)],

@@ -50,6 +50,7 @@ def test_results_that_need_a_fixed_image_size(tmp_path: Path) -> None:
     assert set(report.operators) <= OPERATORS
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("opset", [13, 17, 18, 23])
 def test_every_opset_has_what_is_written(opset: int, tmp_path: Path) -> None:
     function, parts = NETWORKS["reduction"]

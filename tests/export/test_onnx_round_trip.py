@@ -121,6 +121,7 @@ def test_other_networks(name: str, tmp_path: Path) -> None:
     assert "BatchNormalization" not in report.operators
 
 
+@pytest.mark.campaign
 def test_densenet_keeps_its_batch_norms_as_scale_and_shift(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: nn.Module = torchvision.models.DenseNet(8, (2, 2, 2), 16)

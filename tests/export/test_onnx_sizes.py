@@ -105,6 +105,7 @@ def test_tied_sizes_still_grow_together(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.campaign
 def test_tensorflows_padding_of_any_size(tmp_path: Path) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y: Tensor = m.second(same_pad(torch.relu(m.first(same_pad(x, 3, 2))), 5, 2))

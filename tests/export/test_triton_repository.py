@@ -121,6 +121,7 @@ def test_tensorrt_computes_in_the_files_precision(exported: Exported, tmp_path: 
     assert accelerator.parameters["precision_mode"] == "FP16"
 
 
+@pytest.mark.campaign
 def test_another_version(exported: Exported, tmp_path: Path) -> None:
     def write(version: int, **options: Any) -> None:
         triton_server(

@@ -426,6 +426,7 @@ def operators_of(program: torch.export.ExportedProgram) -> list[str]:
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
+@pytest.mark.campaign
 def test_operators_can_be_exported_and_decomposed() -> None:
     model, x = EveryOperator().eval(), torch.randn(2, 3, 6, 5)
     axes = {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO}

@@ -147,6 +147,7 @@ def test_an_error_while_preparing_leaves_nothing_behind() -> None:
     assert memory() is None
 
 
+@pytest.mark.campaign
 def test_memory_goes_with_the_executable_without_waiting_for_the_collector() -> None:
     for records in (True, False):
         bound = Bound(chain(), FakeDevice(records))

@@ -157,6 +157,7 @@ def test_without_a_gpu_kernels_are_interpreted(tmp_path: Path) -> None:
     assert "kernels: interpreted on the CPU; pytest -m gpu runs them on a GPU" in done.stdout
 
 
+@pytest.mark.campaign
 def test_a_gpu_run_without_a_gpu_is_one_clear_error(tmp_path: Path) -> None:
     done = pytest_on(SOME_TESTS, tmp_path, "-m", "gpu")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR

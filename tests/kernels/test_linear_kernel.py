@@ -30,6 +30,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], int]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("split_k", [1, 2])

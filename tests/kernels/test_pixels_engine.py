@@ -151,6 +151,7 @@ NEAR_MISSES: dict[str, tuple[Any, dict[str, Any], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_where_something_is_missing_the_image_is_normalised_before(name: str) -> None:
     function, options, shape = NEAR_MISSES[name]
@@ -181,6 +182,7 @@ class Own(nn.Module):
         return self.network((x.permute(self.axes).float() - self.mean) * self.std)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("axes", "taken"), [((0, 3, 1, 2), True), ((0, 3, 2, 1), False)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_network_that_normalises_bytes_itself(

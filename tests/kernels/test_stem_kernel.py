@@ -234,6 +234,7 @@ def judge_normalised(got: Tensor, given: tuple[Any, ...], precision: str) -> Non
     assert_kernel_as_accurate(got, wanted, same, precision)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     "name", ["ResNet's", "one channel", "four channels", "odd width", "2x3 pool", "one pixel"]

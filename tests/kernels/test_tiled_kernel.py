@@ -110,6 +110,7 @@ def hardware_with_descriptors(device: str) -> None:
         pytest.skip("this GPU does not copy by tensor descriptor")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
@@ -259,6 +260,7 @@ def test_more_boxes_than_32_bits_count() -> None:
     assert call.constants["INT64"] is True
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("config", [SMALL, boxes(4, 1, 4), boxes(2, 2, 8)], ids=str)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_nothing_outside_is_touched_and_all_is_written_once(

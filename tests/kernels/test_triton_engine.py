@@ -169,6 +169,7 @@ def test_configurations_of_every_gpu_compute_the_same(model: nn.Module, name: st
     torch.testing.assert_close(got, wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))
 
 
+@pytest.mark.campaign
 def test_split_sums_in_one_launch_have_counters_that_stay_zero(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +502,7 @@ def test_tuning_may_find_boxes_and_remembers_them(
 # Batch buckets.
 
 
+@pytest.mark.campaign
 def test_batches_run_as_the_next_bucket(model: nn.Module) -> None:
     fast = optimize(model, images(2), engine="triton", batch_buckets=(4, 2))
     plain = optimize(model, images(2), engine="triton")

@@ -137,6 +137,7 @@ def test_main_loop() -> None:
         assert not [name for name in loop if name.startswith("v") or name == "tilestored"]
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("units", "sentence"), [(0, "rows without bytes"), (17, "a register that is too large")]
 )

@@ -423,6 +423,7 @@ def test_the_receipt_counts_as_the_others_do(precision: str, model: nn.Module) -
     assert str(ours).startswith("fastres: Net, native engine, ")
 
 
+@pytest.mark.sampled(3)
 def test_profile_has_the_users_names_and_adds_up(precision: str, model: nn.Module) -> None:
     for threads, batch in itertools.product((1, 2), (1, 3)):
         fast = native(model, image(), precision=precision, threads=threads)

@@ -67,6 +67,7 @@ def test_the_same_bits(
     assert all(map(torch.equal, got, wanted))
 
 
+@pytest.mark.campaign
 def test_too_early_would_show(
     image: Callable[[int], Tensor], at_once: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_too_early_would_show(
     assert not torch.equal(fast(image(5)), right[-1])
 
 
+@pytest.mark.campaign
 def test_what_is_no_part_of_a_plan_is_refused() -> None:
     loaded()
     code = """

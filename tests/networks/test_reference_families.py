@@ -122,6 +122,7 @@ def test_tensorflows_conventions(expand: int, precision: str) -> None:
             assert "expected [N, 64, 64, 3]" in refusal
 
 
+@pytest.mark.campaign
 def test_without_its_top_the_nhwc_network_returns_nhwc() -> None:
     model = SamePaddingResNet(depths=(1, 1, 1, 1), include_top=False)
     images = torch.randn(4, 64, 64, 3)

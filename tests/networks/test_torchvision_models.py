@@ -75,6 +75,7 @@ def test_frozen_batch_norms_are_folded_though_written_as_arithmetic() -> None:
     assert_as_accurate(model, fast, torch.randn(2, 3, 64, 64))
 
 
+@pytest.mark.campaign
 def test_the_default_example_comes_from_the_first_convolution() -> None:
     model = build("resnet18")
     fast = optimize(model)

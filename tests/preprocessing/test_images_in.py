@@ -244,6 +244,7 @@ def test_messages_name_the_users_modules() -> None:
         fastres.optimize(left, input_format="uint8_nhwc", transforms=SMALL, strict=True)
 
 
+@pytest.mark.campaign
 def test_it_is_saved_copied_and_renewed(model: nn.Module, tmp_path: Path) -> None:
     other = classifier()
     options: dict[str, Any] = {

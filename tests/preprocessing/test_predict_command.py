@@ -46,6 +46,7 @@ def assert_alike(got: list[tuple[int, float]], by_hand: list[tuple[int, float]])
     )
 
 
+@pytest.mark.campaign
 def test_200_images_with_a_damaged_one(
     setting: Setting,
     wanted: list[list[tuple[int, float]]],

@@ -167,6 +167,7 @@ def test_saved_models_that_cannot_be_used_so(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.campaign
 def test_an_output_that_cannot_be_written_leaves_the_old_one(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def views(gpu: str, batch: int) -> tuple[View, View]:
     )
 
 
+@pytest.mark.campaign
 def test_layers_are_the_models_own() -> None:
     layers = layers_of(resnet50(), 1, 224)
     assert [layer.operator for layer in layers].count("conv2d") == 53
@@ -69,6 +70,7 @@ def test_unfused_rooflines_at_a_large_batch(gpu: str, thousand: float) -> None:
     assert apart.batch / apart.floor_seconds / 1e3 == pytest.approx(thousand, rel=0.05)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("batch", [1, 32, 256])
 @pytest.mark.parametrize("gpu", ["t4", "a100", "l4", "h100"])
 def test_nothing_is_modelled_below_its_floor(gpu: str, batch: int) -> None:
@@ -101,6 +103,7 @@ def test_early_stages_move_a_third_less() -> None:
     assert early(together) < 0.7 * early(apart)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("gpu", ["a100", "l4", "h100"])
 @pytest.mark.parametrize("batch", [32, 64, 256])
 def test_all_blocks_in_few_launches(gpu: str, batch: int) -> None:
@@ -165,12 +168,14 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.campaign
 def test_every_line_says_modelled(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "--batch", "1", "32").splitlines()
     assert len(lines) > 80
     assert [line for line in lines if "modelled" not in line] == []
 
 
+@pytest.mark.campaign
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--batch", "32")
     assert "modelled, not measured: resnet18 in fp16, 224x224 pixels, on a100" in text
@@ -183,6 +188,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "images/s" in text
 
 
+@pytest.mark.campaign
 def test_the_summary_tells_launches_and_bytes_by_stage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--depth", "50", "--gpu", "a100", "--batch", "32"]) == 0
     first, names, *ways = capsys.readouterr().out.splitlines()[-5:]
@@ -200,6 +206,7 @@ def test_the_summary_tells_launches_and_bytes_by_stage(capsys: pytest.CaptureFix
         assert second >= 30 and third >= 30
 
 
+@pytest.mark.campaign
 def test_where_there_is_no_tf32_it_is_float32(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--gpu", "mi210", "--batch", "1", "--precision", "tf32")
     assert "resnet18 in fp32 (gfx90a has no tf32), 224x224 pixels, on mi210" in text
@@ -207,6 +214,7 @@ def test_where_there_is_no_tf32_it_is_float32(capsys: pytest.CaptureFixture[str]
     assert text.splitlines()[1:] == plain.splitlines()[1:]
 
 
+@pytest.mark.campaign
 def test_t4_says_why_the_library(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["roofline", "--depth", "18", "--gpu", "T4", "--batch", "1"]) == 0
     text = capsys.readouterr().out
@@ -214,6 +222,7 @@ def test_t4_says_why_the_library(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line for line in text.splitlines() if "modelled" not in line] == []
 
 
+@pytest.mark.campaign
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     record: dict[str, Any] = json.loads(printed(capsys, "--batch", "8", "--json"))
     assert record["title"].startswith("modelled, not measured: ")
@@ -230,6 +239,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(row["modelled_seconds"] > row["floor_seconds"] for row in rows)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", gpus.PRECISIONS)
 def test_precisions(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--batch", "4", "--precision", precision, "--json")

@@ -70,6 +70,7 @@ def test_engines_agree(case: tuple[nn.Module, tuple[int, ...]]) -> None:
     check_engines(model, size, "fp32")
 
 
+@pytest.mark.campaign
 def test_engines_agree_in_bfloat16() -> None:
     check_engines(everything(), (4, 19, 17), "bf16")
 
@@ -149,6 +150,7 @@ def test_expanded_inputs(engine: str) -> None:
         assert torch.equal(x, kept)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("channels", "height", "width"),
     [(1, 9, 8), (1, 1, 1), (4, 1, 1), (1, 1, 7), (1, 7, 1), (4, 1, 7), (17, 1, 1), (17, 3, 3)],

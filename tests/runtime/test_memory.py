@@ -83,6 +83,7 @@ def test_models_that_come_and_go() -> None:
     assert growth_mib(3, 15, call) < BOUND_MIB
 
 
+@pytest.mark.campaign
 def test_repeated_errors() -> None:
     fast = optimize(model(), images(2))
 

@@ -438,6 +438,7 @@ def test_examples_with_values(make: Any, model: nn.Module) -> None:
     assert_close(fast(x), answer(model, x))
 
 
+@pytest.mark.campaign
 def test_a_model_made_in_inference_mode(tmp_path: Path) -> None:
     with torch.inference_mode():
         model = classifier()

@@ -204,6 +204,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.usefixtures("no_collector")
 def test_weights_written_in_place_take_effect(fast: Any) -> None:
     x = images(2)

@@ -231,6 +231,7 @@ def test_two_files_of_one_model_are_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+@pytest.mark.campaign
 @not_under_sanitizers
 def test_what_a_killed_process_leaves_goes_with_the_next(tmp_path: Path) -> None:
     code = (
