@@ -12,6 +12,7 @@ from fastres.export.builder import Builder
 from fastres.export.rules.activations import clip
 from fastres.ir import ops
 from fastres.ir.graph import arguments
+from fastres.ir.views import ResizeCrop
 
 aten = torch.ops.aten
 
@@ -72,7 +73,8 @@ def _resize_crop(b: Builder, node: fx.Node) -> str:
     A pixel may differ by one level where a sum of products lies within its rounding of a half:
     PyTorch sums bytes in whole numbers of limited precision.
     """
-    image, resize, crop, interpolation, antialias = arguments(node)
+    view = ResizeCrop.of(node)
+    image, resize, crop = view.image, view.resize, view.crop
     height, width = b.size_of(image, 2), b.size_of(image, 3)
     shorter = _arithmetic(b, "Min", height, width)
     rows, columns = (
@@ -80,8 +82,8 @@ def _resize_crop(b: Builder, node: fx.Node) -> str:
         for side in (height, width)
     )
     first: list[int | str] = [b.size_of(image, 0), b.size_of(image, 1)]
-    mode = _MODES[interpolation]
-    settings = _filter(b, mode, bool(antialias) and mode != "nearest")
+    mode = _MODES[view.interpolation]
+    settings = _filter(b, mode, bool(view.antialias) and mode != "nearest")
     if mode == "nearest":
         settings |= {"nearest_mode": "round_prefer_ceil"}
     x = b.tensor(image)

@@ -61,8 +61,25 @@ class View:
         return tuple(getattr(self, each.name) for each in fields(self) if each.name != "node")
 
 
+class _Weighted:
+    """What operators with a weight and perhaps a bias have in common."""
+
+    weight: fx.Node
+    bias: fx.Node | None
+
+    @property
+    def filters(self) -> Tensor | None:
+        """The weight [K, C / groups, R, S] or [K, C], None where it is computed from the input."""
+        return constant(self.weight)
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether neither weight nor bias is computed from the input."""
+        return self.filters is not None and (self.bias is None or constant(self.bias) is not None)
+
+
 @dataclass(frozen=True)
-class Conv2d(View):
+class Conv2d(_Weighted, View):
     """``activation(pre_activation(conv(x) + bias) + residual)``."""
 
     target: ClassVar[Any] = ops.conv2d
@@ -77,16 +94,6 @@ class Conv2d(View):
     groups: int
     pre_activation: str
     activation: str
-
-    @property
-    def filters(self) -> Tensor | None:
-        """The weight [K, C / groups, R, S], None where it is computed from the input."""
-        return constant(self.weight)
-
-    @property
-    def has_constants(self) -> bool:
-        """Whether neither weight nor bias is computed from the input."""
-        return self.filters is not None and (self.bias is None or constant(self.bias) is not None)
 
     @property
     def activations(self) -> tuple[str, str]:
@@ -163,7 +170,7 @@ class GlobalAvgPool(View):
 
 
 @dataclass(frozen=True)
-class Linear(View):
+class Linear(_Weighted, View):
     """``activation(x @ weight.T + bias)``."""
 
     target: ClassVar[Any] = ops.linear
@@ -173,16 +180,6 @@ class Linear(View):
     bias: fx.Node | None
     activation: str
 
-    @property
-    def filters(self) -> Tensor | None:
-        """The weight [K, C], None where it is computed from the input."""
-        return constant(self.weight)
-
-    @property
-    def has_constants(self) -> bool:
-        """Whether neither weight nor bias is computed from the input."""
-        return self.filters is not None and (self.bias is None or constant(self.bias) is not None)
-
     def spec(self, facts: Facts) -> ConvSpec:
         """A convolution of one pixel for each row of ``x``."""
         k, c = map(int, facts[self.weight].shape)
@@ -191,7 +188,7 @@ class Linear(View):
 
 
 @dataclass(frozen=True)
-class PoolLinear(View):
+class PoolLinear(_Weighted, View):
     """``linear(global_avg_pool(x))``."""
 
     target: ClassVar[Any] = ops.pool_linear
@@ -200,11 +197,6 @@ class PoolLinear(View):
     weight: fx.Node
     bias: fx.Node | None
     activation: str
-
-    @property
-    def filters(self) -> Tensor | None:
-        """The weight [K, C], None where it is computed from the input."""
-        return constant(self.weight)
 
     def spec(self, facts: Facts) -> PoolLinearSpec:
         """Its geometry."""
@@ -257,7 +249,7 @@ class Bottleneck(View):
 
 
 @dataclass(frozen=True)
-class Stem(View):
+class Stem(_Weighted, View):
     """``max_pool2d(activation(conv(x) + bias))``; of bytes [N, H, W, C] where there is a scale."""
 
     target: ClassVar[Any] = ops.conv2d_max_pool2d
@@ -273,11 +265,6 @@ class Stem(View):
     pool_padding: tuple[int, ...]
     scale: fx.Node | None
     shift: fx.Node | None
-
-    @property
-    def filters(self) -> Tensor | None:
-        """The weight [K, C, R, S], None where it is computed from the input."""
-        return constant(self.weight)
 
     @property
     def takes_bytes(self) -> bool:

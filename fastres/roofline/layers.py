@@ -6,7 +6,7 @@ nothing. Whatever only views memory is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +55,6 @@ class Layer:
         return 0 if self.spec is None else flops(self.spec)
 
 
-FusionPolicy = Callable[[Any], "str | None"]
-"""Why a fused block does not pay, None where it does: see ``fuse_blocks``."""
-
-
 def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModule:
     """The fused graph of a model, before anything is decided about a device.
 
@@ -78,7 +74,7 @@ def layers_of(
     module: fx.GraphModule,
     batch: int,
     size: int,
-    policy: FusionPolicy | None = None,
+    policy: fuse_blocks.FusionPolicy | None = None,
     filling: Pays | None = None,
 ) -> list[Layer]:
     """The operators of a graph for ``batch`` square images, in order.

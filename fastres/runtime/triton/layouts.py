@@ -3,7 +3,7 @@
 This happens between two steps of a plan, and is recorded with them: a launch of our transposition
 costs the host nothing there, and it reads and writes whole cache lines, where torch's copy between
 two layouts has one side strided. Arguments and results of a call are copied by torch, in
-:class:`fastres.runtime.triton.executable.GpuExecutable`: why, says
+:class:`fastres.runtime.triton.executable.TritonExecutable`: why, says
 :mod:`fastres.kernels.launch.layout`.
 """
 
