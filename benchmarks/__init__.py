@@ -3,6 +3,7 @@
 ======================================  ==========================================================
 ``python -m benchmarks.ladder``         one technique per row: what each of them is worth
 ``python -m benchmarks.layers``         the native engine's convolutions in % of the peak
+``python -m benchmarks.groups``         grouped and depthwise layers, form by form
 ``python -m benchmarks.guard``          whether the native engine is still faster than oneDNN's
 ``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
 ``python -m benchmarks.host_time``      what the host does in a call on a GPU beside launching

@@ -58,8 +58,6 @@ class Idle(InterpreterDevice):
 class IdleEngine(TritonEngine):
     """Plans for a GPU, and launches nothing."""
 
-    device_types: tuple[str, ...] = ("cpu",)
-
     def __init__(self, product: Gpu) -> None:
         super().__init__(product=product)
         self._idle = Workspace(Idle()), product

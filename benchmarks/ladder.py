@@ -14,6 +14,7 @@ own kernels    the engine ``native`` in oneDNN's place: convolutions of our own 
                lines of 64 bytes, the network planned as a whole and run in one call
 winograd       3x3 convolutions by F(2x2, 3x3) where the engine's cost model finds that it pays
 bf16           weights and activations in bfloat16; Winograd again where the model finds it pays
+int8           eight bits: activations in uint8 by the ranges of calibration images, weights in int8
 =============  ===================================================================================
 
 Where the native engine is missing, its rows are and say why. The rows take turns call by call and
@@ -35,7 +36,7 @@ from torch import Tensor, fx
 import fastres
 from benchmarks import native
 from fastres.bench import measure, record, run, settings, table
-from fastres.bench.peers import catalogue, torch_peers
+from fastres.bench.peers import catalogue, fastres_peer, torch_peers
 from fastres.bench.peers.peer import FASTRES_BOUND, Job, Peer, Ready
 from fastres.bench.record import Batch
 from fastres.ir import ops
@@ -86,11 +87,7 @@ def own_kernels(job: Job) -> Ready:
 
 def winograd(job: Job) -> Ready:
     """fastres with its native engine as it is."""
-    return Ready(
-        fastres.optimize(
-            job.model, job.example, engine="native", precision=job.precision, threads=job.threads
-        )
-    )
+    return fastres_peer.prepare_native(job)
 
 
 def _native_refuses(precision: str, device: str) -> str | None:
@@ -127,6 +124,10 @@ RUNGS = (
         ),
         "bf16",
     ),
+    (
+        Peer("native", "+ int8 (fastres)", winograd, refuses=_native_refuses, bound=FASTRES_BOUND),
+        "int8",
+    ),
 )
 
 
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the record")
     options = parser.parse_args(argv)
     words = ["--model", options.model, "--size", options.size, "--seconds", options.seconds]
-    words += ["--cold", "none", "--precision", "fp32", "bf16", "--batch", *options.batch]
+    words += ["--cold", "none", "--precision", "fp32", "bf16", "int8", "--batch", *options.batch]
     words += ["--threads", options.threads] if options.threads else []
     command = sys.argv[1:] if argv is None else argv
     with Progress() as progress:

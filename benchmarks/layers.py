@@ -6,7 +6,8 @@ engine and OpenVINO take for the same module. The peak is what the same threads 
 alone, measured in the same rounds. The multiply-adds counted are those of the direct convolution:
 a Winograd convolution does fewer, and its row may exceed 100 %.
 
-All take turns on the same random images; times and ratios are medians over the rounds. A module
+In int8 there is no oneDNN engine, and OpenVINO's model is quantised by NNCF. All take turns on the
+same random images; times and ratios are medians over the rounds. A module
 that OpenVINO fused into something else, or that has no name there, has "-". What is beside the
 convolutions, layouts' changes among it, is in nobody's row.
 """
@@ -32,12 +33,16 @@ from torch import Tensor, nn
 import fastres
 from benchmarks import native, openvino_layers
 from fastres.bench import measure, record, revision
+from fastres.bench.peers.peer import FLOATING, QUANTIZED
+from fastres.dtypes import PRECISIONS
 from fastres.runtime.native.library import Library, load
 from fastres.system import target
 from fastres.workload import inputs, model_source
 
 PEAK_MILLISECONDS = 20
 """What measuring the peak takes in each round."""
+
+PRECISIONS_HERE = ("fp32", "bf16", "int8")
 
 _NUMBERS = ("ms", "% of peak", "oneDNN engine", "OpenVINO")
 
@@ -133,29 +138,48 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], plan: measure.Plan) -> d
     def recording(name: str) -> Callable[[], None]:
         return lambda: returned[name].append(calls[name]())
 
-    rounds = len(measure.interleave({name: recording(name) for name in calls}, plan)["native"])
+    measured = measure.interleave({name: recording(name) for name in calls}, plan)
+    rounds = min(map(len, measured.values()))
     return {name: results[-rounds:] for name, results in returned.items()}
 
 
 def measure_precision(
-    model: nn.Module, images: Tensor, precision: str, threads: int, plan: measure.Plan
+    model: nn.Module,
+    images: Tensor,
+    precision: str,
+    threads: int,
+    plan: measure.Plan,
+    calibration: Tensor | None = None,
 ) -> PrecisionResult:
-    """All convolutions of a model in one precision, which the native engine must have."""
+    """All convolutions of a model in one precision, which the native engine must have.
+
+    Args:
+        calibration: for int8, images [N, C, H, W] that activations' ranges are taken from.
+    """
     library = load()
     assert isinstance(library, Library)
     isa = native.instruction_set(library, precision)
     assert isa is not None
+    dtype = PRECISIONS[precision].dtype
     engines = {
-        engine: fastres.optimize(model, images, engine=engine, precision=precision, threads=threads)
+        engine: fastres.optimize(
+            model,
+            images,
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            calibration=calibration,
+        )
         for engine in ("native", "onednn")
+        if engine == "native" or precision in FLOATING
     }
     calls: dict[str, Callable[[], Any]] = {
-        "peak": lambda: library.peak(isa, threads, PEAK_MILLISECONDS),
+        "peak": lambda: library.peak(isa, dtype, threads, PEAK_MILLISECONDS),
         **{engine: profiled(fast, images) for engine, fast in engines.items()},
     }
     reason = openvino_layers.why_unavailable(precision)
     if reason is None:
-        calls["openvino"] = openvino_layers.profiled(model, images, precision, threads)
+        calls["openvino"] = openvino_layers.profiled(model, images, precision, threads, calibration)
     returned = interleaved(calls, plan)
     program = engines["native"].program(images)
 
@@ -259,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="resnet50", help="as for fastres.bench")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--precision", nargs="+", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS_HERE)
     parser.add_argument("--threads", type=int, default=target.cpu_threads())
     parser.add_argument("--seconds", type=float, default=10.0, help="per precision")
     parser.add_argument("--json", type=Path, help="write the record")
@@ -271,15 +295,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     pool = inputs.synthetic_images(max(16, options.batch), 3, options.size, seed=0)
     inputs.calibrate_random_weights(model, pool[:16], seed=0)
     images = pool[: options.batch]
+    others = inputs.synthetic_images(
+        inputs.CALIBRATION_IMAGES, 3, options.size, seed=inputs.CALIBRATION_SEED
+    )
     console = Console(width=None if sys.stdout.isatty() else 110)
     results: list[PrecisionResult] = []
-    for precision in dict.fromkeys(options.precision or ("fp32", "bf16")):
+    for precision in dict.fromkeys(options.precision or PRECISIONS_HERE):
         reason = native.why_unavailable(precision)
         if reason is not None:
             print(f"{precision}: {reason}")
             continue
         plan = measure.Plan(seconds=options.seconds)
-        results.append(measure_precision(model, images, precision, options.threads, plan))
+        calibration = others if precision in QUANTIZED else None
+        results.append(
+            measure_precision(model, images, precision, options.threads, plan, calibration)
+        )
         show(results[-1], options.batch, options.threads, console)
     if options.json is not None:
         tree = {

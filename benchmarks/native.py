@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fastres.dtypes import PRECISIONS
 from fastres.runtime.native import plan_builder
 from fastres.runtime.native.library import Library, load
-from fastres.runtime.native.lower import Op
+from fastres.runtime.native.operations import Op
 
 
 def why_unavailable(precision: str) -> str | None:

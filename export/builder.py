@@ -43,17 +43,27 @@ class Builder(Facts):
 
     Attributes:
         opset: version of the standard operators.
+        rounds_sums: whether a quantised convolution is rounded in front of a residual addition.
         nodes: so far, in order.
         initializers: ONNX constants by name.
         values: what stands for each node of the fused graph.
+        dequantized: the float32 value of a quantised one, by its name, scale and zero point.
     """
 
-    def __init__(self, module: fx.GraphModule, probes: Sequence[dict[fx.Node, Any]], opset: int):
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        probes: Sequence[dict[fx.Node, Any]],
+        opset: int,
+        rounds_sums: bool = False,
+    ) -> None:
         super().__init__(module, probes)
         self.opset = opset
+        self.rounds_sums = rounds_sums
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.values: dict[fx.Node, Any] = {}
+        self.dequantized: dict[tuple[str, tuple[float, int]], str] = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._names: set[str] = set()
         self._weights: dict[str, str] = {}
@@ -95,10 +105,11 @@ class Builder(Facts):
 
     # Making values.
 
-    def constant(self, value: Tensor, hint: str = "") -> str:
-        """The name of an initializer with these values; the same small values share one."""
+    def constant(self, value: Tensor, hint: str = "", shared: bool = True) -> str:
+        """The name of an initializer with these values; the same small values may share one."""
         array = np.asarray(value.detach().cpu().numpy(), order="C")
-        key = f"{array.dtype}{array.shape}{array.tobytes()!r}" if array.size <= _SMALL else ""
+        small = shared and array.size <= _SMALL
+        key = f"{array.dtype}{array.shape}{array.tobytes()!r}" if small else ""
         if key in self._weights:
             return self._weights[key]
         name = self.unique(hint or f"constant_{len(self.initializers)}")
@@ -160,6 +171,11 @@ class Builder(Facts):
         if dtype not in ELEMENT_TYPES:
             raise self.refusal(f"a file cannot hold {dtype}")
         return self.emit("Cast", name, dtype=dtype, to=ELEMENT_TYPES[dtype])
+
+    def as_bfloat16(self, name: str) -> str:
+        """A value rounded to bfloat16 and held as float32, in which runtimes can compute."""
+        small = self.emit("Cast", name, part="bfloat16", to=TensorProto.BFLOAT16)
+        return self.emit("Cast", small, dtype=torch.float32, to=TensorProto.FLOAT)
 
     def retyped(self, name: str, dtype: torch.dtype) -> str:
         """A value whose operator has results of different dtypes."""

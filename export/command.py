@@ -50,6 +50,12 @@ def _run(options: argparse.Namespace) -> tuple[OnnxReport, bool]:
     chosen = model_source.from_options(options.depth, options.model)
     if options.classes is not None and options.classes < 1:
         raise OptionError(f"--classes {options.classes}: expected a number of at least 1")
+    if options.precision == "int8":
+        raise OptionError(
+            "--precision int8: its ranges come from images, which this command does not take. In "
+            "Python: fast = fastres.optimize(model, precision='int8', calibration=...), then "
+            "fastres.export.to_onnx(fast, path)"
+        )
     labels = None if options.labels is None else label_files.read(options.labels)
     with Progress() as progress:
         progress.show(f"building {chosen}", 0.05)
@@ -129,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a state dict: .safetensors, or .pth and .pt, of which only tensors are read",
     )
     add("--classes", type=int, metavar="N", help="of the model, where it is not its default")
-    add("--precision", choices=PRECISIONS, help="default: the model's own")
+    add("--precision", choices=PRECISIONS, help="default: the model's own (int8: only in Python)")
     add("--float32-io", action="store_true", help="with fp16: take and give float32")
     add("--size", type=int, default=224, help="pixels of a side (default: 224)")
     add("--dynamic-size", action="store_true", help="leave height and width open, too")

@@ -36,8 +36,9 @@ has come since changes no operator that is written here, and older runtimes woul
 OPSETS = range(13, 24)
 """Versions that may be asked for. 13 is what TensorRT 8 documents; ONNX Runtime has all of them."""
 
-PRECISIONS = ("fp32", "fp16")
-"""What a file computes in. ONNX Runtime has no bfloat16 convolution to check such a file with."""
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+"""What a file computes in, and what receipts call it. ONNX Runtime has no bfloat16 convolution to
+check such a file with."""
 
 
 @safe_threads()
@@ -53,6 +54,7 @@ def to_onnx(
     external_data: bool = False,
     labels: Sequence[str] | None = None,
     openvino: bool = False,
+    round_sums: bool = False,
     **options: Any,
 ) -> OnnxReport:
     """Write a model as an ONNX file of standard operators, if its answers are the model's.
@@ -61,8 +63,15 @@ def to_onnx(
     ``onnx.checker`` with full shape inference, run in ONNX Runtime with 1, 2 and 7 images (and at a
     second image size with ``dynamic_size``) and compared with the model in float64 and in PyTorch.
     Only then does it replace what is at ``path``. The batch is always open where the model allows
-    it. There is no int8 yet: files with QuantizeLinear and DequantizeLinear will come with
-    quantisation.
+    it.
+
+    Of an int8 model the file is in QDQ form, with the model's own scales: int8 weights with a scale
+    a filter, int32 biases and uint8 activations behind DequantizeLinear, QuantizeLinear behind each
+    operator. Its integers are compared with the int8 model's, each tensor from the file's own
+    integers in front of it: none may differ by more than one step. In front of a residual addition
+    there is no QuantizeLinear, as int8 models round only behind it. ONNX Runtime then computes that
+    convolution in float32, OpenVINO with integers; see ``round_sums``. A layer that was kept in
+    bfloat16 is written in float32 arithmetic on values that are rounded as there.
 
     Args:
         model: a model, which is optimised first, or what :func:`fastres.optimize` returned.
@@ -72,13 +81,17 @@ def to_onnx(
         dynamic_size: leave height and width open too. Default: where the model resizes its images
             itself (``resize=True``), and not otherwise.
         opset: version of the standard operators, one of :data:`OPSETS`.
-        precision: ``"fp32"``, ``"fp16"``, or None for the model's own. An optimised model has one.
+        precision: ``"fp32"``, ``"fp16"``, ``"int8"`` (with ``calibration=``), or None for the
+            model's own. An optimised model has one.
         float32_io: with ``"fp16"``, take and give float32; weights and arithmetic stay float16.
         external_data: keep the weights in a second file. Beyond 2 GB that is always so.
         labels: names of the classes, for the metadata; default: those of the model's preprocessing.
         openvino: check the answers in OpenVINO too.
+        round_sums: of an int8 model, round a convolution in front of a residual addition too, so
+            that ONNX Runtime computes all convolutions with integers. That is faster there and less
+            exact: sums differ from the model's by about two steps.
         options: for a model that is not optimised yet: of :func:`fastres.optimize`
-            (``input_format``, ``transforms`` and so on).
+            (``input_format``, ``transforms``, ``calibration`` and so on).
 
     Raises:
         OptionError: an argument is not one of those, ``path`` has no directory, or something
@@ -100,6 +113,7 @@ def to_onnx(
         float32_io=float32_io,
         external_data=external_data,
         openvino=openvino,
+        round_sums=round_sums,
     )
     need_onnx()
     need_onnxruntime()
@@ -107,6 +121,10 @@ def to_onnx(
     began = time.perf_counter()
     fast, source = _optimised(model, example_input, precision, options)
     seconds["optimise"] = time.perf_counter() - began
+    if round_sums and not fast.is_quantized:
+        raise OptionError(
+            f"round_sums=True: this model computes in {fast.report.precision}, expected an int8 one"
+        )
     dtype = fast.dtype
     if dtype not in (torch.float32, torch.float16):
         raise ModelError(
@@ -127,6 +145,7 @@ def to_onnx(
         opset=opset,
         io_dtype=torch.float32 if float32_io else dtype,
         external=external_data,
+        rounds_sums=round_sums,
         metadata=metadata.describe(fast, source.sha256, source.model is not None, labels),
         openvino=openvino,
         seconds=seconds,
@@ -164,11 +183,8 @@ def _optimised(
     model: nn.Module, example_input: Any, precision: str | None, options: dict[str, Any]
 ) -> tuple[OptimizedModule, Source]:
     if isinstance(model, OptimizedModule):
-        dtype_name = str(model.dtype).removeprefix("torch.")
-        if (
-            precision is not None
-            and {"fp32": "float32", "fp16": "float16"}[precision] != dtype_name
-        ):
+        dtype_name = model.report.precision
+        if precision is not None and PRECISIONS[precision] != dtype_name:
             raise OptionError(
                 f"precision={precision!r}, but this optimised model computes in {dtype_name}: give "
                 f"the model that it was made from, or optimise that with precision={precision!r}"

@@ -34,6 +34,7 @@ class Converted:
         outputs: (index among the flattened results, name) of each output.
         traced: (node of the fused graph, name of the tensor with its value), in order.
         notes: what a reader of the report should know.
+        rounds_sums: whether quantised convolutions are rounded in front of residual additions.
     """
 
     proto: ModelProto
@@ -41,6 +42,7 @@ class Converted:
     outputs: list[tuple[int, str]]
     traced: list[tuple[fx.Node, str]]
     notes: list[str]
+    rounds_sums: bool = False
 
 
 def convert(
@@ -49,6 +51,7 @@ def convert(
     sizes: Sizes,
     opset: int,
     io_dtype: torch.dtype | None,
+    rounds_sums: bool = False,
 ) -> Converted:
     """Translate a fused graph operator by operator.
 
@@ -58,13 +61,14 @@ def convert(
         sizes: which sizes stay open.
         opset: version of the standard operators.
         io_dtype: dtype of floating-point inputs and outputs; None for what the graph has.
+        rounds_sums: round a quantised convolution in front of a residual addition.
 
     Raises:
         ModelError: an operator has no translation; the message names the module.
     """
     module = fast.graph_module
     probes = _probes(module, example, sizes)
-    builder = Builder(module, probes, opset)
+    builder = Builder(module, probes, opset, rounds_sums)
     inputs = _inputs(builder, fast, sizes, io_dtype)
     traced = []
     for node in module.graph.nodes:
@@ -101,7 +105,7 @@ def convert(
         producer_name="fastres",
     )
     _drop_unused(proto)
-    return Converted(proto, inputs, outputs, traced, notes)
+    return Converted(proto, inputs, outputs, traced, notes, rounds_sums)
 
 
 def _probes(

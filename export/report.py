@@ -24,12 +24,14 @@ class OnnxReport:
     Attributes:
         path: the file.
         opset: version of the standard operators.
-        precision: what it computes in, ``"float32"`` or ``"float16"``.
+        precision: what it computes in, ``"float32"``, ``"float16"`` or ``"int8"``.
         inputs, outputs: e.g. ``x float32 [batch, 3, 224, 224]``.
         operators: how many nodes there are of each kind.
         errors: per floating-point output (error, PyTorch's own error, the first as a multiple of
-            the second), relative root-mean-square against float64.
-        images, agreeing: of how many images, and on how many the first choice was float64's.
+            the second), relative root-mean-square against float64; of an int8 file, against
+            float64 from the file's own integers on.
+        images, agreeing: of how many images, and on how many the first choice was float64's, or the
+            int8 model's.
         bytes: size of the file, and of the weights beside it.
         data: the file beside it that holds the weights, or None.
         source_sha256: checksum of the weights it was made from, as in its metadata.
@@ -60,8 +62,13 @@ class OnnxReport:
 
     @property
     def top1_agreement(self) -> float:
-        """Share of images on which the first choice was float64's."""
+        """Share of images on which the first choice was float64's, or the int8 model's."""
         return self.agreeing / max(self.images, 1)
+
+    @property
+    def first_choices_of(self) -> str:
+        """Whose first choices the file's were counted against."""
+        return "the int8 model" if self.precision == "int8" else "float64"
 
     def __str__(self) -> str:
         counted = ", ".join(f"{count} {name}" for name, count in self.operators.items())
@@ -75,7 +82,10 @@ class OnnxReport:
             for name, (error, _, ratio) in self.errors.items()
         ]
         if self.images:
-            lines.append(f"  first choice as in float64 on {self.agreeing} of {self.images} images")
+            lines.append(
+                f"  first choice as in {self.first_choices_of} on {self.agreeing} of {self.images} "
+                "images"
+            )
         lines += [f"  checked: {sentence}" for sentence in self.checks]
         lines += [f"  note: {sentence}" for sentence in self.notes]
         return "\n".join(lines)

@@ -22,7 +22,7 @@ from fastres.errors import (
     VerificationError,
 )
 from fastres.loading import load
-from fastres.optimization import optimize
+from fastres.optimization import optimize, sensitivity
 from fastres.optimized import OptimizedModule
 from fastres.report import Report
 from fastres.verification import Verification, verify
@@ -47,5 +47,6 @@ __all__ = [
     "load",
     "models",
     "optimize",
+    "sensitivity",
     "verify",
 ]

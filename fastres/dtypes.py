@@ -13,13 +13,15 @@ class Precision:
 
     Attributes:
         name: what options, records and tables call it.
-        dtype: torch's dtype of weights and activations.
+        dtype: torch's dtype of weights and activations; quantised, of activations.
         accumulator: torch's dtype of sums of products.
         devices: types of devices that may be asked to compute in it.
         by_flag: it is never asked for by name: torch's own flags say when a GPU computes so.
         native_code: ``enum fr_dtype`` of the CPU library (``kernels/cpu/native.h``), None where it
             has no kernels for it.
         instruction_sets: those that the CPU library has kernels for, the fastest first.
+        quantized: numbers are integers with a scale: the passes fold in :attr:`folded`, and what
+            they fold is quantised afterwards.
     """
 
     name: str
@@ -29,6 +31,12 @@ class Precision:
     by_flag: bool = False
     native_code: int | None = None
     instruction_sets: tuple[str, ...] = ()
+    quantized: bool = False
+
+    @property
+    def folded(self) -> torch.dtype:
+        """What the passes make of weights and activations."""
+        return torch.float32 if self.quantized else self.dtype
 
     @property
     def label(self) -> str:
@@ -74,10 +82,23 @@ ROWS = (
         instruction_sets=("amx_bf16", "avx512_bf16"),
     ),
     Precision(name="fp16", dtype=torch.float16, accumulator=torch.float32),
+    Precision(
+        name="int8",
+        dtype=torch.uint8,
+        accumulator=torch.int32,
+        native_code=2,
+        instruction_sets=("amx_int8", "avx512_vnni", "avx_vnni", "avx2"),
+        quantized=True,
+    ),
 )
 
 PRECISIONS: dict[str, Precision] = {row.name: row for row in ROWS}
 """All of them by name."""
+
+GPU_PRECISIONS: dict[str, Precision] = {
+    row.name: row for row in ROWS if "cuda" in row.devices and not row.quantized
+}
+"""Those that the GPU kernels of floating-point numbers compute in."""
 
 REQUESTABLE: tuple[str, ...] = tuple(row.name for row in ROWS if not row.by_flag)
 """The names that ``optimize(..., precision=...)`` takes."""
@@ -90,3 +111,8 @@ FLOATING: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16, torch.float3
 
 NATIVE: tuple[torch.dtype, ...] = tuple(row.dtype for row in ROWS if row.native_code is not None)
 """The dtypes that the CPU library computes in."""
+
+NATIVE_OUTSIDE: tuple[torch.dtype, ...] = tuple(
+    row.dtype for row in ROWS if row.native_code is not None and not row.quantized
+)
+"""The dtypes of tensors that the CPU library reads and writes for its caller."""

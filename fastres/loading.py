@@ -111,7 +111,9 @@ def _optimized(parts: Parts, device: torch.device, path: str | os.PathLike[str])
     recipe: Recipe | str = "the file holds none"
     if parts.recipe is not None:
         recipe = Recipe(*parts.recipe)
-    fast = OptimizedModule(captured, parts.options, report, parts.preprocessing, recipe)
+    fast = OptimizedModule(
+        captured, parts.options, report, parts.preprocessing, recipe, parts.calibrated
+    )
     report.engine = fast.engine
     fast.loaded_from = os.fspath(path)
     return fast

@@ -30,13 +30,18 @@ from fastres.errors import (
 )
 from fastres.ir import ops
 from fastres.ir.graph import output_nodes
+from fastres.ir.shapes import shapes
 from fastres.options import Options
+from fastres.quantization.apply import Calibrated
+from fastres.quantization.calibration import Quantized
+from fastres.quantization.float16_ranges import Float16Ranges
 from fastres.refit import refit
 from fastres.report import Remark, Report
 from fastres.runtime import profile
 from fastres.runtime.eager import EagerEngine
 from fastres.runtime.engine import choose
 from fastres.runtime.in_torch import INSTEAD, refuse_tracing
+from fastres.runtime.integers import by_definition
 from fastres.runtime.nonfinite import NonFinite
 from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
 from fastres.system import forking
@@ -94,6 +99,7 @@ class OptimizedModule(nn.Module):
         report: Report,
         preprocessing: Preprocessing | None = None,
         recipe: Recipe | str = "it was made without one",
+        calibrated: Calibrated | None = None,
     ) -> None:
         super().__init__()
         self.graph_module = captured.module
@@ -102,6 +108,7 @@ class OptimizedModule(nn.Module):
         self._contract = captured.contract
         self._options = options
         self._recipe = recipe
+        self._calibrated = calibrated
         self._in_spec = captured.in_spec
         self._out_spec = captured.out_spec
         self._signature = captured.signature
@@ -121,9 +128,33 @@ class OptimizedModule(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """What it computes in; quantised, what its unquantised layers compute in."""
         dtype = getattr(torch, self.report.precision, None)
-        return dtype if isinstance(dtype, torch.dtype) else torch.float32
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return dtype
+        return torch.float32
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it computes with integers."""
+        return isinstance(self._calibrated, Quantized)
+
+    @property
+    def has_wider_layers(self) -> bool:
+        """Whether layers of a float16 model are float32, beyond the range of torch's own."""
+        if not isinstance(self._calibrated, Float16Ranges):
+            return False
+        facts = shapes(self.graph_module, pytree.tree_leaves(self.example))
+        return any(
+            node.target in ops.REFERENCE and facts[node].dtype == torch.float32
+            for node in self.graph_module.graph.nodes
+        )
+
+    @safe_threads()
+    def by_definition(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer of a call without any engine: every operator by its meaning in torch."""
+        flat = self._flatten(args, kwargs)
+        return pytree.tree_unflatten(list(by_definition(self._runner, flat)), self._out_spec)
 
     @property
     def internals(self) -> Internals:
@@ -271,7 +302,14 @@ class OptimizedModule(nn.Module):
                 raise ArtifactError(f"there is no captured graph to renew: {self._recipe}")
             sample = random_arguments(self._example, self.report.device)
             new = refit(
-                self._recipe, state_dict, self._options, self._contract, sample, self.report, check
+                self._recipe,
+                state_dict,
+                self._options,
+                self._contract,
+                sample,
+                self.report,
+                check,
+                self._calibrated,
             )
             # A call reads the runner once, which has its own graph.
             self.graph_module, self.report = new.module, new.report
@@ -290,6 +328,7 @@ class OptimizedModule(nn.Module):
             self._options,
             self.preprocessing,
             None if isinstance(recipe, str) else (recipe.document, recipe.kept),
+            self._calibrated,
         )
 
     def train(self, mode: bool = True) -> OptimizedModule:

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 import torch
 
+from fastres.checks import is_integer, refusal, require_bool, require_integer, require_one_of
 from fastres.dtypes import PRECISIONS, REQUESTABLE
-from fastres.errors import OptionError
 from fastres.system.target import most_threads
 
 ENGINES: tuple[str, ...] = ("auto", "triton", "native", "onednn", "eager")
+
+_PRECISIONS = "None is the model's own, and 'auto' takes the fastest that is near enough"
+
+_MORE_THREADS = (
+    "None is as many as the process may use, and more than those only take turns on its processors"
+)
 
 
 @dataclass(frozen=True)
@@ -39,35 +45,25 @@ class Options:
     batch_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.precision is not None and self.precision not in REQUESTABLE:
-            raise OptionError(
-                f"precision={self.precision!r}: expected None (the model's own) or one of "
-                f"{', '.join(map(repr, REQUESTABLE))}"
-            )
-        if self.engine not in ENGINES:
-            raise OptionError(
-                f"engine={self.engine!r}: expected one of {', '.join(map(repr, ENGINES))}"
-            )
-        for name in ("strict", "tune"):
-            if not isinstance(getattr(self, name), bool):
-                raise OptionError(f"{name}={getattr(self, name)!r}: expected True or False")
-        threads = self.threads
-        most = most_threads()
-        if threads is not None and (
-            not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= most
+        if self.precision is not None:
+            require_one_of("precision", self.precision, REQUESTABLE, _PRECISIONS)
+        require_one_of("engine", self.engine, ENGINES)
+        require_bool("strict", self.strict)
+        require_bool("tune", self.tune)
+        if self.threads is not None:
+            require_integer("threads", self.threads, _MORE_THREADS, most=most_threads())
+        if not isinstance(self.batch_buckets, tuple) or not all(
+            map(is_integer, self.batch_buckets)
         ):
-            raise OptionError(
-                f"threads={threads!r}: expected None or a number from 1 to {most}; more than the "
-                "processors that the process may use only take turns"
-            )
-        sizes = self.batch_buckets
-        if not isinstance(sizes, tuple) or not all(
-            type(size) is int and size > 0 for size in sizes
-        ):
-            raise OptionError(
-                f"batch_buckets={sizes!r}: expected a sequence of batch sizes of at least 1"
+            raise refusal(
+                "batch_buckets", self.batch_buckets, "a sequence of integers of at least 1"
             )
 
-    def dtype(self, own: torch.dtype) -> torch.dtype:
-        """The dtype to compute in, for a model whose own is ``own``."""
-        return own if self.precision is None else PRECISIONS[self.precision].dtype
+    def dtype(self, own: torch.dtype, is_calibrated: bool = False) -> torch.dtype:
+        """The dtype that the passes fold in, for a model whose own is ``own``.
+
+        What is calibrated is folded in float32, and made narrower by what calibration finds.
+        """
+        if self.precision is None:
+            return own
+        return torch.float32 if is_calibrated else PRECISIONS[self.precision].folded

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres.accuracy.bounds import SAMPLE_BOUND
+from fastres.accuracy.compare import different
 from fastres.accuracy.reference import cast_copy
 from fastres.accuracy.relative_error import ErrorSums
 from fastres.accuracy.sample import draws_random_numbers, on_device, shapes_of
@@ -24,9 +25,13 @@ from fastres.errors import (
 )
 from fastres.ir.precision import Recorder
 from fastres.options import Options
+from fastres.quantization.apply import Calibrated, apply
+from fastres.quantization.calibration import Quantized
+from fastres.quantization.float16_ranges import Float16Ranges
 from fastres.report import Check, Report
 from fastres.runtime.autocast import without_autocast
 from fastres.runtime.engine import choose
+from fastres.runtime.integers import by_definition, is_wholly_quantized, refuse_others
 from fastres.runtime.runner import Runner
 from fastres.system.device import move
 
@@ -48,6 +53,7 @@ def refit(
     sample: list[Any],
     old: Report,
     check: bool,
+    calibrated: Calibrated | None = None,
 ) -> Refitted:
     """The graph that ``optimize`` would make of the model with these weights.
 
@@ -59,6 +65,7 @@ def refit(
         sample: flattened arguments of one call, on that device.
         old: the receipt so far.
         check: compare with the captured graph in float64.
+        calibrated: the ranges that calibration found with the old weights, which are kept.
 
     Raises:
         OptionError: the state dict does not fit.
@@ -71,7 +78,7 @@ def refit(
     read = ReadRecipe(recipe)
     state = read.checked(state_dict)
     report = Report(old.model, notes=list(read.notes))
-    dtype = options.dtype(read.model_dtype)
+    dtype = options.dtype(read.model_dtype, calibrated is not None)
     device = torch.device(old.device)
     try:
         with without_autocast():
@@ -86,6 +93,9 @@ def refit(
         ) from error
     report.precision = str(dtype).removeprefix("torch.")
     report.device = old.device
+    if calibrated is not None:
+        with torch.inference_mode(False), torch.no_grad():
+            apply(module, calibrated, report)
     remaining = [*report.refused, *report.left]
     if options.strict and remaining:
         first = remaining[0]
@@ -105,7 +115,7 @@ def refit(
     )
     if check:
         started = time.perf_counter()
-        _compare(read, state, dtype, runner, sample, report)
+        _compare(read, state, runner, sample, report, calibrated)
         report.seconds["check"] = time.perf_counter() - started
     return Refitted(module, report, runner)
 
@@ -113,12 +123,14 @@ def refit(
 def _compare(
     read: ReadRecipe,
     state: Mapping[str, Tensor],
-    precision: torch.dtype,
     runner: Runner,
     sample: list[Any],
     report: Report,
+    calibrated: Calibrated | None,
 ) -> None:
     """Hold the answers against those of the captured graph in float64, as ``optimize`` does."""
+    is_quantized, is_float16 = (isinstance(calibrated, kind) for kind in (Quantized, Float16Ranges))
+    precision = torch.float32 if is_quantized else getattr(torch, report.precision)
     captured = read.graph(state)
     if draws_random_numbers(captured):
         report.notes.append("not checked on a sample: the model draws random numbers in eval mode")
@@ -126,11 +138,13 @@ def _compare(
     arguments = on_device(sample, str(read.device))
     with torch.no_grad(), without_autocast():
         exact, plain = (
-            Recorder(captured, read.model_dtype, dtype).run(
-                *cast_copy(arguments, read.model_dtype, dtype)
+            Recorder(captured, read.model_dtype, dtype, endless).run(
+                *cast_copy(arguments, read.model_dtype, torch.float32 if endless else dtype)
             )
-            for dtype in (torch.float64, precision)
+            for dtype, endless in ((torch.float64, False), (precision, is_float16))
         )
+        if is_quantized:
+            plain = by_definition(runner, sample)
         ours = runner(sample)
     sums = ErrorSums(torch.finfo(precision).eps)
     for y64, ye, y in zip(exact, plain, ours, strict=True):
@@ -138,6 +152,10 @@ def _compare(
             sums.add(y.to(y64.device), y64, ye)
     shapes = shapes_of(sample)
     report.check = Check(sums.error, sums.eager_error, sums.ratio, shapes)
+    if is_quantized:
+        if is_wholly_quantized(runner.module.graph):
+            refuse_others(runner.engine.name, different(ours, plain))
+        return
     if not sums.ratio <= SAMPLE_BOUND:
         raise VerificationError(
             f"with these weights the optimised {report.model} differs from the captured graph: "

@@ -121,9 +121,12 @@ class Report:
         lines = [f"fastres: {self.model}, {where}"]
         lines += [f"  {self.count(kind)}" for kind in KINDS if self.found[kind]]
         if self.check is not None:
+            peer = "torch eager in the same precision"
+            if self.precision == "int8":
+                peer = "int8's definition"
             lines.append(
                 f"  error {self.check.error:.2e} against float64, {self.check.ratio:.2f}x that of "
-                f"torch eager in the same precision, on a sample {self.check.sample}"
+                f"{peer}, on a sample {self.check.sample}"
             )
         for title, remarks in (("refused", self.refused), ("left to torch", self.left)):
             lines += [f"  {title}: {remark}" for remark in remarks]

@@ -55,7 +55,14 @@ def _run(options: argparse.Namespace) -> int:
     if chosen.has_random_weights:
         for sentence in inputs.calibrate_random_weights(model, images, options.seed):
             print(sentence)
-    fast = optimize(model, images[:1], precision=options.precision, engine=options.engine)
+    calibration = images.split(8) if options.precision == "int8" else None
+    fast = optimize(
+        model,
+        images[:1],
+        precision=options.precision,
+        engine=options.engine,
+        calibration=calibration,
+    )
     print(fast.report)
     result = verify(model, fast, images.split(8), bound=options.bound)
     print(f"{data} of {list(images.shape[1:])}:\n{result}")
@@ -74,7 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--model", metavar="NAME", help="own name, torchvision:NAME, timm:NAME or module:function"
     )
-    add("--precision", choices=sorted(REQUESTABLE), help="default: the model's own")
+    add(
+        "--precision",
+        choices=sorted(REQUESTABLE),
+        help="default: the model's own; int8 is calibrated on the same images",
+    )
     add("--engine", default="auto", help="default: auto")
     add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
     add("--count", type=int, default=16, help="number of images (default: 16)")

@@ -30,7 +30,7 @@ class Activation:
         onednn: attribute of oneDNN's convolution in torch, and its scalars. Where it has none, a
             sentence: the activation is then computed behind the convolution, by ``in_place``.
         onednn_sum: whether that convolution also applies it behind an addition.
-        native_code: ``enum fr_activation`` of ``kernels/cpu/native.h``.
+        exact: nothing in it is approximated, so that every implementation gives the same bits.
         onnx: operators that :mod:`fastres.export.rules.activations` writes, in order.
     """
 
@@ -39,10 +39,10 @@ class Activation:
     in_place: Callable[[Tensor], Tensor]
     aten: tuple[Any, ...]
     onednn: tuple[str, tuple[float, ...]] | str
-    native_code: int | str
     onnx: tuple[str, ...]
     onednn_sum: bool = False
     bounds_above: bool = False
+    exact: bool = True
 
 
 def _same(x: Tensor) -> Tensor:
@@ -69,7 +69,6 @@ _ROWS = (
         aten=(),
         onednn=("none", ()),
         onednn_sum=True,
-        native_code=0,
         onnx=(),
     ),
     Activation(
@@ -79,7 +78,6 @@ _ROWS = (
         aten=(aten.relu.default,),
         onednn=("relu", ()),
         onednn_sum=True,
-        native_code=1,
         onnx=("Relu",),
     ),
     Activation(
@@ -89,7 +87,6 @@ _ROWS = (
         aten=(aten.relu6.default,),
         bounds_above=True,
         onednn=("hardtanh", (0.0, 6.0)),
-        native_code=2,
         onnx=("Clip",),
     ),
     Activation(
@@ -98,7 +95,7 @@ _ROWS = (
         in_place=_silu_in_place,
         aten=(aten.silu.default,),
         onednn=("swish", ()),
-        native_code="the native engine has no exponential",
+        exact=False,
         onnx=("Sigmoid", "Mul"),
     ),
     Activation(
@@ -107,7 +104,6 @@ _ROWS = (
         in_place=_hardswish_in_place,
         aten=(aten.hardswish.default,),
         onednn=("hardswish", ()),
-        native_code=3,
         onnx=("HardSigmoid", "Mul"),  # the operator HardSwish is not on TensorRT's list
     ),
 )

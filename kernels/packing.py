@@ -89,6 +89,21 @@ def pack_conv2d(weight: Tensor, groups: int = 1, precision: str | None = None) -
     return dense.reshape(packed_shape(channels * groups, k, r, s, groups))
 
 
+def pack_quantized_bias(bias: Tensor, weight: Tensor, x_zero_point: int) -> Tensor:
+    """[K] int32: ``bias - (x_zero_point - 128) * sum of the filter``, modulo 2^32; also on meta.
+
+    What is to be added to products of pixels that are read 128 less than they are
+    (:mod:`fastres.kernels.triton.quantized_conv2d`).
+
+    Args:
+        bias: [K] int32.
+        weight: [K, ...] int8.
+        x_zero_point: of the pixels, 0 to 255.
+    """
+    sums = weight.flatten(1).sum(dim=1, dtype=torch.int64)
+    return (bias.to(torch.int64) - (x_zero_point - 128) * sums).to(torch.int32)
+
+
 def pack_linear(weight: Tensor, precision: str | None = None) -> Tensor:
     """[K, C], contiguous, a copy; ``precision`` as in :func:`pack_conv2d`.
 

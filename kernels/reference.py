@@ -96,7 +96,10 @@ def max_pool2d(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> Tensor:
-    """Largest value under each window, borders padded with minus infinity; pairs are (H, W)."""
+    """Largest value under each window, borders padded with the least; pairs are (H, W)."""
+    if x.dtype == torch.uint8:  # torch 2.14's kernel for channels-last bytes refuses 256 pixels
+        wide = max_pool2d(x.float(), kernel, stride, padding, dilation, ceil_mode)
+        return wide.to(torch.uint8)
     return torch.max_pool2d(x, list(kernel), list(stride), list(padding), list(dilation), ceil_mode)
 
 

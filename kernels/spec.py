@@ -83,19 +83,21 @@ class ConvSpec:
 
 @dataclass(frozen=True)
 class BottleneckSpec:
-    """A bottleneck's tail as one kernel, ``fastres::bottleneck``.
+    """A bottleneck's tail as one kernel, ``fastres::bottleneck`` or ``quantized_bottleneck``.
 
     Attributes:
         conv: its convolution with larger filters; its output is the narrow tensor.
         expand_k: channels of the wide tensor [N, expand_k, P, Q].
         shortcut: the 1x1 convolution on the residual, None where the residual is added as it is.
         next_k: filters of the next block's 1x1 convolution of the wide tensor, None without it.
+        quantized: of uint8 and int8.
     """
 
     conv: ConvSpec
     expand_k: int
     shortcut: ConvSpec | None = None
     next_k: int | None = None
+    quantized: bool = False
 
     @property
     def multiply_adds(self) -> int:
@@ -111,7 +113,8 @@ class StemSpec:
     """A convolution whose activated output is only max-pooled, ``fastres::conv2d_max_pool2d``.
 
     The pooling's ``padding`` is (vertical, horizontal), the same on both sides. ``uint8``: the
-    image comes as bytes [N, H, W, C], which the kernel normalises.
+    image comes as bytes [N, H, W, C], which the kernel normalises. ``quantized``: of uint8 and
+    int8, ``fastres::quantized_conv2d_max_pool2d``.
     """
 
     conv: ConvSpec
@@ -119,6 +122,7 @@ class StemSpec:
     pool_stride: Pair
     pool_padding: Pair
     uint8: bool = False
+    quantized: bool = False
 
     @property
     def p(self) -> int:

@@ -52,6 +52,7 @@ def unnamed(source: str) -> Iterator[str]:
             yield ast.unparse(node)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_every_tensor_made_inside_names_its_dtype_and_device(folder: str) -> None:
     found = [
@@ -191,7 +192,7 @@ def test_calls_copies_files_and_new_weights(
     assert_answers(fastres.load(tmp_path / "inside", engine=engine)(x), wanted)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
 @pytest.mark.parametrize(
     ("engine", "precision"), [("auto", None), ("auto", "bf16"), ("eager", None), ("triton", None)]

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 import fastres
-from benchmarks import versions
+from benchmarks import accuracy, versions
+from benchmarks.coverage import record as coverage_record
+from benchmarks.coverage import table as coverage_table
 from benchmarks.gpu_day import tables as gpu_tables
 from fastres import preprocess
 from fastres.accuracy import bounds
@@ -78,8 +80,13 @@ def test_code_runs(
         assert Path("models/resnet50/1/model.onnx").is_file()
     if "print" in code:
         assert "53/53 BatchNorms folded" in printed
-        assert "passed: error" in printed
-        assert "layer4.2.conv3" in printed
+        if 'precision="fp16"' in code:
+            assert "float16 by the ranges of 8 images" in printed
+        elif 'precision="int8"' in code:  # its check says how often the first choice is the same
+            assert re.search(r"the same first choice for \d of 8", printed)
+        else:
+            assert "passed: error" in printed
+            assert "layer4.2.conv3" in printed
 
 
 def anchors(page: Path) -> set[str]:
@@ -131,6 +138,44 @@ def test_the_table_of_versions_is_the_record() -> None:
     assert marked(text, "versions") == versions.table()
     tested = {tuple(row[name] for name in ("torch", "triton")) for row in versions.rows()}
     assert {version.partition("+")[0] for version, _ in tested} >= {"2.9.1", "2.11.0", "2.14.1"}
+
+
+def test_the_table_of_accuracy_is_the_record() -> None:
+    assert marked(MEASURED, "accuracy") == accuracy.markdown(accuracy.read(accuracy.RECORD))
+
+
+def test_the_table_of_coverage_is_the_record() -> None:
+    found = coverage_record.read(RESULTS / "coverage.json")
+    assert marked(MEASURED, "coverage") == coverage_table.markdown(found)
+    assert len(found.rows) >= 40
+
+
+def test_int8_is_as_accurate_as_is_said() -> None:
+    """At most half a point less than float32, the same answers, no worse than others' int8."""
+    results = [each for each in accuracy.read(accuracy.RECORD) if each.rows[0].right is not None]
+    assert len(results) == 4
+    for result in results:
+        rows = {row.way: row for row in result.rows}
+        ours = rows["fastres int8, mse"]
+        reference = rows["torch eager fp32"]
+        assert ours.right is not None and reference.right is not None
+        assert reference.right / reference.images > 0.85  # it has learned something
+        assert ours.right >= reference.right - 0.005 * reference.images
+        assert ours.agreement >= 0.99
+        others = [rows["NNCF int8, in OpenVINO"], rows["ONNX Runtime int8"]]
+        assert all(ours.interval[1] >= other.interval[0] for other in others)
+
+
+def test_what_is_said_of_the_peak_is_the_record() -> None:
+    found = json.loads((RESULTS / "layers.json").read_text())
+    text = flat(MEASURED)
+    shares = []
+    for each in found["precisions"]:
+        seconds = sum(statistics.median(row["native_ns"]) for row in each["convolutions"]) / 1e9
+        products = found["batch"] * sum(row["multiply_adds"] for row in each["convolutions"])
+        shares.append(f"{products / seconds / statistics.median(each['peak']):.0%}")
+    assert f"At batch {found['batch']}, {shares[2]} in int8" in text
+    assert f"({shares[0]} in float32 and {shares[1]} in bfloat16" in text
 
 
 def test_the_hosts_time_is_the_record() -> None:

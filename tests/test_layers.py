@@ -20,9 +20,10 @@ _SPEC.loader.exec_module(import_graph)
 
 # A room may import what stands before it, and its own modules.
 ORDER = [
-    *("errors", "version", "dtypes", "system", "options", "checks", "transforms", "kernels", "ir"),
-    *("capture", "report", "passes", "artifact", "accuracy", "runtime", "refit", "optimized"),
-    *("verification", "optimization", "loading", "models", "preprocess", "workload", "export"),
+    *("errors", "version", "dtypes", "system", "checks", "options", "transforms", "preprocess"),
+    *("kernels", "ir", "capture", "report", "passes", "quantization", "artifact", "accuracy"),
+    *("runtime", "refit", "optimized", "verification", "optimization", "loading", "models"),
+    *("workload", "export"),
     "fastres",  # the package's own __init__.py: the public surface, which what follows may use
     *("bench", "roofline", "inspect", "predict", "verify", "cli"),
 ]

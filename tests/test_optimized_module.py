@@ -66,6 +66,7 @@ def through_torch_save(fast: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("way", [copy.deepcopy, through_pickle, through_torch_save])
 def test_copies(way: Any, fast: Any, model: nn.Module) -> None:
     fast(images(4))

@@ -33,7 +33,7 @@ MAPPED = {"fastres.kernels": ROOT / "kernels", "fastres.export": ROOT / "export"
 HEAVY = {
     *("triton", "onnx", "onnxruntime", "onnxscript", "openvino", "ray", "torchvision", "timm"),
     *("matplotlib", "sklearn", "skimage", "scipy", "pandas", "psutil", "pyarrow"),
-    *("safetensors", "sympy"),
+    *("safetensors", "sympy", "rich", "statistics"),
 }
 
 PUBLIC = {
@@ -55,6 +55,7 @@ PUBLIC = {
     "load",
     "models",
     "optimize",
+    "sensitivity",
     "verify",
 }
 
@@ -114,6 +115,8 @@ def test_importing_takes_nothing_heavy_along() -> None:
     modules = json.loads(run(sys.executable, "-W", "error", "-c", code, cwd=ROOT))
     assert "fastres" in modules
     assert sorted(HEAVY & {name.split(".")[0] for name in modules}) == []
+    for_gpus = ("fastres.runtime.triton", "fastres.kernels.tuning", "fastres.kernels.launch")
+    assert [name for name in modules if name.startswith(for_gpus)] == []
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def test_the_table_has_at_most_eight_rows_a_batch() -> None:
     assert 0 < len(summary.ROWS) <= 8
     found = record.read(summary.RECORD)
     assert all(len(summary.rows(batch)) == len(summary.ROWS) for batch in found.batches)
-    assert {"eager-fp32", "fastres-fp32", "fastres-bf16"} <= set(summary.ROWS)
+    assert {"eager-fp32", "fastres-fp32", "fastres-bf16", "fastres-int8"} <= set(summary.ROWS)
 
 
 def test_the_chart_is_the_record() -> None:

@@ -1,7 +1,8 @@
 """The check of a written ONNX file against the model, before it gets its final name.
 
-The yardstick is that of :mod:`fastres.accuracy`: the error against float64 may be at most twice
-the error that PyTorch itself makes in the same precision, or a few units in the last place.
+An int8 model's file is compared with it step by step: :mod:`fastres.export.check.steps`. Of others
+the yardstick is that of :mod:`fastres.accuracy`: the error against float64 may be at most twice the
+error that PyTorch itself makes in the same precision, or a few units in the last place.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from fastres.export.check.compare import (
     judge,
 )
 from fastres.export.check.reference import Reference, Values
-from fastres.export.check.runner import OutputsDiffer, feed, runner, viewer
+from fastres.export.check.runner import OutputsDiffer, exposed, feed, runner, viewer
+from fastres.export.check.steps import Stepwise
 from fastres.export.graph import Converted
 from fastres.export.sizes import Sizes
 from fastres.ir import ops
@@ -64,7 +66,9 @@ def check(
     checked.done.append("onnx.checker with full shape inference")
     run = runner(file)
     resized = [(n, name) for n, name in converted.traced if n.target is ops.resize_crop]
-    look = viewer(file, [name for _, name in resized])[1] if resized else None
+    stepwise = Stepwise(converted, reference) if reference.fast.is_quantized else None
+    names = [name for _, name in resized] + ([] if stepwise is None else stepwise.names)
+    look = viewer(file, names, optimise=stepwise is not None)[1] if names else None
     tried: list[str] = []
     for batch, grow in samples(sizes, example):
         inputs = sizes.inputs(example, batch, grow)
@@ -72,21 +76,37 @@ def check(
         feeds = feed(flat, converted, proto)
         resized_images: dict[str, Tensor] = {}
         try:
-            if look is not None:
-                resized_images = _resized(reference, flat, resized, look(feeds))
-            compare(checked, converted, run(feeds), *reference.outputs(flat, resized_images))
-            judge(checked, BOUND)
+            seen = {} if look is None else look(feeds)
+            if resized:
+                resized_images = _resized(reference, flat, resized, seen)
+            if stepwise is not None:
+                stepwise.add(flat, seen, run(feeds), resized_images, BOUND)
+            else:
+                compare(checked, converted, run(feeds), *reference.outputs(flat, resized_images))
+                judge(checked, BOUND)
         except OutputsDiffer as error:
-            difference = first_difference(file, converted, reference, flat, resized_images)
+            difference = ""
+            if stepwise is None:
+                difference = (
+                    f" {first_difference(file, converted, reference, flat, resized_images)}."
+                )
             shapes = ", ".join(str(list(leaf.shape)) for leaf in flat if isinstance(leaf, Tensor))
             raise VerificationError(
-                f"the exported file differs from the model on {shapes}: {error}. {difference}. No "
+                f"the exported file differs from the model on {shapes}: {error}.{difference} No "
                 "file was written"
             ) from error
         tried.append(_shape_of(flat))
+    where = f"ONNX Runtime on the CPU at {', '.join(tried)}"
+    if stepwise is not None:
+        found = stepwise.outputs
+        checked.outputs, checked.images, checked.agreeing = (
+            found.outputs, found.images, found.agreeing
+        )  # fmt: skip
+        checked.done.append(f"{where}, against the int8 model: {stepwise}")
+    else:
+        checked.done.append(f"{where}, against float64")
     checked.outputs = [each for each in checked.outputs if each.sums != ErrorSums(each.sums.floor)]
-    checked.done.append(f"ONNX Runtime on the CPU at {', '.join(tried)}, against float64")
-    if look is not None:
+    if resized:
         checked.done.append(
             f"resized bytes within {BYTE_TOLERANCE} of PyTorch's, at most {DIFFERING_SHARE:.0%} of "
             "them not equal; what follows compared on the same bytes"
@@ -221,18 +241,29 @@ def check_openvino(
         raise TargetError("checking in OpenVINO needs it: pip install openvino") from error
     proto = onnx.load_model(str(file), load_external_data=False)
     core = openvino.Core()
+
+    def run(path: Path) -> list[Any]:
+        try:
+            compiled = core.compile_model(
+                core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+            )
+            results = compiled(feed(flat, converted, proto))
+        except RuntimeError as error:
+            raise VerificationError(f"OpenVINO does not run the exported file: {error}") from error
+        return [results[index].copy() for index in range(len(compiled.outputs))]
+
+    where = f"OpenVINO on the CPU at {_shape_of(flat)}"
+    got = run(file)
     try:
-        compiled = core.compile_model(
-            core.read_model(str(file)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        results = compiled(feed(flat, converted, proto))
-    except RuntimeError as error:
-        raise VerificationError(f"OpenVINO does not run the exported file: {error}") from error
-    checked = empty_result(converted, reference)
-    try:
-        got = [results[index] for index in range(len(converted.outputs))]
+        if reference.fast.is_quantized:
+            stepwise = Stepwise(converted, reference, keeps_bfloat16=False)
+            copy, outputs, _ = exposed(file, stepwise.names)
+            seen = dict(zip(outputs, map(torch.from_numpy, run(copy)), strict=True))
+            stepwise.add(flat, seen, got, {}, LAYER_SLACK * BOUND)
+            return f"{where}, against the int8 model: {stepwise}"
+        checked = empty_result(converted, reference)
         compare(checked, converted, got, *reference.outputs(flat))
         judge(checked, LAYER_SLACK * BOUND)
     except OutputsDiffer as error:
         raise VerificationError(f"OpenVINO answers differently from the model: {error}") from error
-    return f"OpenVINO on the CPU at {_shape_of(flat)}, against float64"
+    return f"{where}, against float64"

@@ -69,13 +69,15 @@ class Reference:
     Args:
         fast: the optimised model that was exported.
         model: the model that it was made from, where that is known and takes the same inputs;
-            otherwise the fused graph is the reference.
+            otherwise, and where the fused graph is quantised, that is the reference.
     """
 
     def __init__(self, fast: OptimizedModule, model: nn.Module | None) -> None:
         self.fast = fast
         self.dtype = fast.dtype
         dtypes = (torch.float64, self.dtype)
+        if fast.is_quantized:
+            model = None
         self._models = [] if model is None else [InPrecision(model, dtype) for dtype in dtypes]
         weights = () if model is None else model.state_dict().values()
         self._device = str(next((tensor.device for tensor in weights), "cpu"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastres.errors import VerificationError
 from fastres.export.graph import Converted
-from fastres.export.requirements import need_onnxruntime
+from fastres.export.requirements import keep_sums_whole, need_onnxruntime
 from fastres.system import target
 
 
@@ -32,6 +32,7 @@ def runner(file: Path, optimise: bool = True) -> Callable[[dict[str, Any]], list
     settings.intra_op_num_threads = target.cpu_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4
+    keep_sums_whole(settings)
     if not optimise:
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -58,20 +59,15 @@ def feed(flat: Sequence[Any], converted: Converted, proto: onnx.ModelProto) -> d
     return fed
 
 
-def viewer(
-    file: Path, names: Sequence[str]
-) -> tuple[list[str], Callable[[dict[str, Any]], dict[str, Tensor]]]:
-    """A look at values inside a file, each operator by itself as it is written.
+def exposed(file: Path, names: Sequence[str]) -> tuple[Path, list[str], list[str]]:
+    """A copy of a file that also gives values inside it.
 
     Args:
-        file: it; a copy with more outputs is written beside it.
+        file: it; the copy is written beside it.
         names: of tensors in it.
 
     Returns:
-        Those of ``names`` that are there, and a function from named arrays to their values.
-
-    Raises:
-        VerificationError: ONNX Runtime does not load the copy.
+        The copy, its outputs, and those of ``names`` that are there.
     """
     proto = onnx.load_model(str(file))
     computed = {name for node in proto.graph.node for name in node.output}
@@ -83,7 +79,27 @@ def viewer(
     for old in (copy, copy.with_name(f"{copy.name}.data")):
         old.unlink(missing_ok=True)
     onnx.save_model(proto, str(copy), save_as_external_data=True, location=f"{copy.name}.data")
-    run = runner(copy, optimise=False)
+    return copy, outputs, seen
+
+
+def viewer(
+    file: Path, names: Sequence[str], optimise: bool = False
+) -> tuple[list[str], Callable[[dict[str, Any]], dict[str, Tensor]]]:
+    """A look at values inside a file.
+
+    Args:
+        file: it; a copy with more outputs is written beside it.
+        names: of tensors in it.
+        optimise: as ONNX Runtime rewrites it, else each operator by itself as it is written.
+
+    Returns:
+        Those of ``names`` that are there, and a function from named arrays to their values.
+
+    Raises:
+        VerificationError: ONNX Runtime does not load the copy.
+    """
+    copy, outputs, seen = exposed(file, names)
+    run = runner(copy, optimise)
 
     def look(feeds: dict[str, Any]) -> dict[str, Tensor]:
         values = dict(zip(outputs, run(feeds), strict=True))

@@ -14,8 +14,9 @@ from torch import fx
 
 from fastres.export.builder import Builder
 from fastres.export.rules.activations import activate
+from fastres.export.rules.units import through
 from fastres.ir import ops
-from fastres.ir.graph import arguments
+from fastres.ir.graph import arguments, constant
 from fastres.ir.views import (
     AddRelu,
     Bottleneck,
@@ -34,7 +35,16 @@ def _named(b: Builder, node: fx.Node, index: int, role: str) -> str:
     argument = arguments(node)[index]
     if argument is None:
         return ""
-    return b.tensor(argument, hint=f"{node.meta.get('module') or node.name}.{role}")
+    hint = f"{node.meta.get('module') or node.name}.{role}"
+    held = constant(argument)
+    if held is not None and held.dtype == torch.bfloat16:
+        return b.constant(held.float(), hint)
+    return b.tensor(argument, hint=hint)
+
+
+def _finished(b: Builder, node: fx.Node, y: str) -> str:
+    """A result as the next operator reads it: of a bfloat16 layer, rounded."""
+    return b.as_bfloat16(y) if b.fact(node).dtype == torch.bfloat16 else y
 
 
 def convolve(
@@ -47,10 +57,12 @@ def convolve(
     dilation: Sequence[int],
     groups: int,
     part: str | None = "",
+    kernel: Sequence[int] | None = None,
 ) -> str:
     """One two-dimensional Conv; padding is (top, left, bottom, right), as ONNX has it."""
-    kernel = list(b.initializers[weight].dims[2:]) if weight in b.initializers else None
-    shape: dict[str, Any] = {} if kernel is None else {"kernel_shape": kernel}
+    if kernel is None and weight in b.initializers:
+        kernel = b.initializers[weight].dims[2:]
+    shape: dict[str, Any] = {} if kernel is None else {"kernel_shape": list(kernel)}
     return b.emit(
         "Conv",
         x,
@@ -80,7 +92,7 @@ def _conv2d(b: Builder, node: fx.Node) -> str:
     y = activate(b, y, conv.pre_activation)
     if conv.residual is not None:
         y = b.emit("Add", y, b.tensor(conv.residual))
-    return activate(b, y, conv.activation)
+    return _finished(b, node, activate(b, y, conv.activation))
 
 
 def _scale_shift(b: Builder, node: fx.Node) -> str:
@@ -121,7 +133,8 @@ def _max_pool2d(b: Builder, node: fx.Node) -> str:
     pool = MaxPool2d.of(node)
     window = (pool.kernel, pool.stride, pool.padding, pool.dilation)
     ends = overhang(b, node, pool.x, *window) if pool.ceil_mode else (0, 0)
-    return _pool(b, b.tensor(pool.x), *window, ends or (0, 0), pool.ceil_mode and ends is None)
+    ceil = pool.ceil_mode and ends is None
+    return through(b, node, lambda x: _pool(b, x, *window, ends or (0, 0), ceil))
 
 
 def overhang(
@@ -173,7 +186,7 @@ def _classify(b: Builder, view: Linear | PoolLinear, x: str, rank: int) -> str:
 
 def _linear(b: Builder, node: fx.Node) -> str:
     linear = Linear.of(node)
-    return _classify(b, linear, b.tensor(linear.x), b.rank(linear.x))
+    return _finished(b, node, _classify(b, linear, b.tensor(linear.x), b.rank(linear.x)))
 
 
 def _pool_linear(b: Builder, node: fx.Node) -> str:

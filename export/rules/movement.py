@@ -9,7 +9,9 @@ import torch
 from torch import fx
 
 from fastres.export.builder import LAST, Builder
-from fastres.ir.graph import arguments
+from fastres.export.rules.units import through
+from fastres.ir import ops
+from fastres.ir.graph import arguments, is_call
 
 aten = torch.ops.aten
 
@@ -20,7 +22,10 @@ def _same(b: Builder, node: fx.Node) -> str:
 
 
 def _cast(b: Builder, node: fx.Node) -> str:
-    return b.cast(b.tensor(arguments(node)[0]), b.fact(node).dtype)
+    dtype = b.fact(node).dtype
+    if dtype == torch.bfloat16 and all(is_call(u, ops.conv2d, ops.linear) for u in node.users):
+        return b.as_bfloat16(b.tensor(arguments(node)[0], torch.float32))
+    return b.cast(b.tensor(arguments(node)[0]), dtype)
 
 
 def _flatten(b: Builder, node: fx.Node) -> str:
@@ -28,7 +33,7 @@ def _flatten(b: Builder, node: fx.Node) -> str:
     first, last = b.argument(1, "start_dim", 0), b.argument(2, "end_dim", -1)
     rank = b.rank(x)
     if first % max(rank, 1) == 1 and last % max(rank, 1) == rank - 1:
-        return b.emit("Flatten", b.tensor(x), axis=1)
+        return through(b, node, lambda name: b.emit("Flatten", name, axis=1))
     return b.reshape(node, x)
 
 

@@ -15,6 +15,7 @@ from fastres.export.rules.fused import RULES as FUSED
 from fastres.export.rules.movement import RULES as MOVEMENT
 from fastres.export.rules.normalisation import RULES as NORMALISATION
 from fastres.export.rules.pooling import RULES as POOLING
+from fastres.export.rules.quantized import RULES as QUANTIZED
 from fastres.export.rules.reduction import RULES as REDUCTION
 from fastres.export.rules.resizing import RULES as RESIZING
 from fastres.export.rules.size import RULES as SIZE
@@ -29,6 +30,7 @@ RULES: dict[Any, Rule] = {
     **MOVEMENT,
     **NORMALISATION,
     **POOLING,
+    **QUANTIZED,
     **REDUCTION,
     **RESIZING,
     **SIZE,

@@ -25,7 +25,7 @@ from fastres.errors import (
     OptionError,
     TargetError,
 )
-from fastres.export.requirements import need_onnx, need_onnxruntime
+from fastres.export.requirements import keep_sums_whole, need_onnx, need_onnxruntime
 from fastres.export.serving.running import Session
 from fastres.system import target
 from fastres.system.files import as_path
@@ -100,6 +100,7 @@ def session(
     settings.intra_op_num_threads = threads or target.cpu_threads()
     settings.inter_op_num_threads = 1
     settings.log_severity_level = 4  # what fails is raised, or told by a warning below
+    keep_sums_whole(settings)
     listed_cpu = PREFERRED[2] in requested_names
     if strict and not listed_cpu:
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -34,6 +34,17 @@ class Optimized(Protocol):
     def dtype(self) -> torch.dtype:
         """What it computes in."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it computes with integers."""
+
+    @property
+    def has_wider_layers(self) -> bool:
+        """Whether parts of it hold what its dtype, float16, cannot."""
+
+    def by_definition(self, *args: Any, **kwargs: Any) -> Any:
+        """The answer without any engine."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The answer."""
 
@@ -49,6 +60,8 @@ class Comparison:
         sums: of the floating-point answers.
         images, agreeing: number of images, and of those whose first choice is float64's.
         numbers, equal_numbers: number of whole numbers answered, and of those that are the model's.
+        different: numbers of a quantised model that are not its definition's.
+        overflowed: answers that are numbers in float64, and NaN or infinite here.
     """
 
     sums: ErrorSums
@@ -56,6 +69,8 @@ class Comparison:
     agreeing: int = 0
     numbers: int = 0
     equal_numbers: int = 0
+    different: int = 0
+    overflowed: int = 0
 
     @property
     def error(self) -> float:
@@ -78,7 +93,9 @@ class Comparison:
 def compare(model: nn.Module, fast: Optimized, batches: Iterable[Any]) -> Comparison:
     """Run the model in float64 and in the precision of ``fast``, and ``fast``, on every batch.
 
-    Where ``fast`` preprocesses, so does the reference: in float64, by its definition.
+    Where ``fast`` preprocesses, so does the reference: in float64, by its definition. Of integers
+    torch's own error is that of their definition, operator by operator; where ``fast`` holds what
+    float16 cannot, that of float16's rounding alone.
 
     Raises:
         VerificationError: ``fast`` answers with other structures, shapes or dtypes.
@@ -87,14 +104,22 @@ def compare(model: nn.Module, fast: Optimized, batches: Iterable[Any]) -> Compar
     top_k = None if preprocessing is None else preprocessing.top_k
     if preprocessing is not None:  # the reference says what all answers are
         model = with_preprocessing(model, replace(preprocessing, top_k=None))
-    oracle, eager = InPrecision(model, torch.float64), InPrecision(model, dtype)
-    itself = eager if dtype == own else InPrecision(model, own)
+    oracle = InPrecision(model, torch.float64)
+    is_own = dtype == own and not fast.is_quantized and not fast.has_wider_layers
+    itself = InPrecision(model, own)
+    eager: Callable[[Any], Any] = itself
+    if fast.is_quantized:
+        eager = _defined(fast)
+    elif not is_own:
+        eager = InPrecision(model, dtype, fast.has_wider_layers)
     result = Comparison(ErrorSums(torch.finfo(dtype).eps))
     for batch in batches:
         args, kwargs = as_arguments(batch)
         with torch.no_grad():
             ours, exact, plain = fast(*args, **kwargs), oracle(batch), eager(batch)
             native = plain if itself is eager else itself(batch)
+        if fast.is_quantized:
+            result.different += different(pytree.tree_leaves(ours), pytree.tree_leaves(plain))
         if top_k is not None:
             _add_top_k(result, native, exact, plain, ours, top_k)
             continue
@@ -102,12 +127,27 @@ def compare(model: nn.Module, fast: Optimized, batches: Iterable[Any]) -> Compar
         exact, plain, ours = map(_floating, (exact, plain, ours))
         for y64, ye, y in zip(exact, plain, ours, strict=True):
             result.sums.add(y, y64, ye)
+            result.overflowed += _overflowed(y, y64)
         _count_top1(result, exact, ours)
     return result
 
 
+def _defined(fast: Optimized) -> Callable[[Any], Any]:
+    def answer(batch: Any) -> Any:
+        args, kwargs = as_arguments(batch)
+        return fast.by_definition(*args, **kwargs)
+
+    return answer
+
+
+def different(ours: Iterable[Any], expected: Iterable[Any]) -> int:
+    """How many numbers of flattened answers are others."""
+    pairs = zip(ours, expected, strict=True)
+    return sum(int((a != b).sum()) for a, b in pairs if isinstance(a, Tensor))
+
+
 def _add_top_k(
-    result: Comparison, native: Tensor, exact: Tensor, plain: Tensor, ours: Any, top_k: int
+    result: Comparison, native: Tensor, exact: Tensor, plain: Any, ours: Any, top_k: int
 ) -> None:
     """Add what ``fast`` answers with ``top_k`` to the sums; the others are all answers.
 
@@ -115,6 +155,17 @@ def _add_top_k(
     """
     _compare_kinds(Comparison(ErrorSums(0.0)), tuple(torch.topk(native, top_k, dim=1)), ours)
     values, indices = ours
+    if bool(torch.isfinite(exact).all()):
+        result.overflowed += int((~torch.isfinite(values)).sum())
+    if isinstance(plain, tuple):  # the definition of a quantised model answers with the k largest
+        best, found = of_answers(exact, exact, top_k), of_choice(values, indices, exact)
+        largest, places = plain
+        defined = of_choice(largest, places, exact)
+        for y64, ye, y in zip(best.tensors, defined.tensors, found.tensors, strict=True):
+            result.sums.add(y, y64, ye)
+        result.images += len(best.first)
+        result.agreeing += int((best.first == found.first).sum())
+        return
     best, found = of_answers(exact, exact, top_k), of_choice(values, indices, exact)
     eagers = of_answers(plain, exact, top_k)
     for y64, ye, y in zip(best.tensors, eagers.tensors, found.tensors, strict=True):
@@ -146,6 +197,10 @@ def _compare_kinds(result: Comparison, native: Any, ours: Any) -> None:
         if not want.is_floating_point():
             result.numbers += want.numel()
             result.equal_numbers += int((want == have).sum())
+
+
+def _overflowed(y: Tensor, y64: Tensor) -> int:
+    return int((torch.isfinite(y64) & ~torch.isfinite(y)).sum())
 
 
 def _floating(result: Any) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fastres.accuracy.twin import lean_twin, whole_twin
 from fastres.capture.capture import (
     STATE_CHANGES,
     TRACING,
@@ -19,7 +20,6 @@ from fastres.capture.capture import (
     model_dtype,
 )
 from fastres.capture.guard import state_restored
-from fastres.capture.wrappers import copy_keeping_modes
 from fastres.errors import CaptureError
 from fastres.ir.precision import Recorder
 
@@ -29,14 +29,17 @@ class InPrecision:
 
     A model whose forward names a dtype cannot be converted; of such a model, its captured graph is
     run instead, with that dtype read as the other one.
+
+    Args:
+        endless: with float16, whose numbers then neither overflow nor thin out; it is the captured
+            graph that is run.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, endless: bool = False) -> None:
         self._model, _ = in_eval_mode(model)
-        self._twin = copy_keeping_modes(self._model)
-        if dtype != model_dtype(self._model):
-            self._twin.to(dtype)
-        self._dtype = dtype
+        self._dtype, self._endless = dtype, endless
+        self._is_lean = True
+        self._twin = self._model if endless else lean_twin(self._model, self._conversion())
 
     def __call__(self, batch: Any) -> Any:
         """The answer for a batch as :func:`fastres.verify` takes it.
@@ -45,25 +48,49 @@ class InPrecision:
             CaptureError: forward changes a buffer, which an optimised model would not.
         """
         own = model_dtype(self._model)
-        args, kwargs = cast_copy(as_arguments(batch), own, self._dtype)
-        before = self._state()
+        if self._endless:
+            return self._by_graph(batch, own)
+        if self._is_lean:
+            try:
+                return self._answer(batch, own)
+            except CaptureError:
+                raise
+            except Exception:  # noqa: BLE001 - whatever a forward makes of what stands in
+                # It keeps parameters where the twin's cannot be read; or the model itself fails.
+                self._is_lean = False
+                self._twin = whole_twin(self._model, self._conversion())
         try:
-            # A forward may print, and keep something on a class, which the twin has in common.
-            with TRACING, state_restored(self._twin), contextlib.redirect_stdout(io.StringIO()):
-                answer = self._twin(*args, **kwargs)
-                after = self._state()
+            return self._answer(batch, own)
         except RuntimeError:
             if self._dtype == own:
                 raise  # nothing was converted, the model itself fails
-            captured = capture(self._model, batch)
-            recorder = Recorder(captured.module, own, self._dtype)
-            flat = recorder.run(*cast_copy(captured.example, own, self._dtype))
-            return pytree.tree_unflatten(list(flat), captured.out_spec)
+            return self._by_graph(batch, own)
+
+    def _conversion(self) -> torch.dtype | None:
+        return None if self._dtype == model_dtype(self._model) else self._dtype
+
+    def _answer(self, batch: Any, own: torch.dtype) -> Any:
+        args, kwargs = cast_copy(as_arguments(batch), own, self._dtype)
+        before = self._state()
+        # A forward may print, and keep something on a class, which the twin has in common.
+        with TRACING, state_restored(self._twin), contextlib.redirect_stdout(io.StringIO()):
+            answer = self._twin(*args, **kwargs)
+            after = self._state()
         for name, state in after.items():
             if state != before.get(name):
                 module = name.rpartition(".")[0] or "the model"
                 raise CaptureError(STATE_CHANGES.format(module=module))
+        if self._is_lean and any(
+            isinstance(leaf, Tensor) and leaf.is_meta for leaf in pytree.tree_leaves(answer)
+        ):
+            raise RuntimeError("the answer was computed from what stands in for a parameter")
         return answer
+
+    def _by_graph(self, batch: Any, own: torch.dtype) -> Any:
+        captured = capture(self._model, batch)
+        recorder = Recorder(captured.module, own, self._dtype, self._endless)
+        flat = recorder.run(*cast_copy(captured.example, own, recorder.dtype))
+        return pytree.tree_unflatten(list(flat), captured.out_spec)
 
     def _state(self) -> dict[str, tuple[int, int]]:
         """What tells whether a buffer was written or replaced."""

@@ -12,6 +12,9 @@ report         the receipt, with what the engine that it was saved from left to 
 options        precision, strict and such; device, engine and threads are chosen when it is loaded
 preprocessing  what surrounds the network, null where nothing does
 recipe         the captured graph, for ``refresh``: a JSON text of its own, read when it is needed
+quantized      of int8 only: settings and scales, for ``refresh``; each value's means are a tensor
+               called ``means.NAME``
+ranges         of float16 that was calibrated only: its values' ranges, for ``refresh``
 =============  ================================================================================
 """
 
@@ -37,12 +40,20 @@ from fastres.artifact.calls import (
 )
 from fastres.artifact.container import tensors_to_json
 from fastres.artifact.graph_json import graph_from_json, graph_to_json
+from fastres.artifact.quantized import (
+    float16_ranges_from_json,
+    float16_ranges_to_json,
+    quantized_from_json,
+    quantized_to_json,
+)
 from fastres.artifact.receipt import options_to_json, report_from_json, report_to_json
 from fastres.artifact.strict import fields, of_type, parse, text
 from fastres.artifact.structure import structure_from_json, structure_to_json
 from fastres.capture.contract import Contract, TensorInput
 from fastres.errors import ArtifactError, OptionError
 from fastres.options import Options
+from fastres.quantization.apply import Calibrated
+from fastres.quantization.calibration import Quantized
 from fastres.report import Report
 from fastres.transforms import Preprocessing
 
@@ -50,6 +61,9 @@ _FIELDS = (
     "made_by", "graph", "weights", "contract", "signature", "arguments", "results", "example",
     "report", "options", "preprocessing", "recipe",
 )  # fmt: skip
+
+
+_OF_SOME = ("quantized", "ranges")
 
 
 @dataclass
@@ -63,6 +77,7 @@ class Parts:
         options: as in :func:`fastres.optimize`.
         preprocessing: what surrounds the network.
         recipe: the captured graph as text, and its constants; None where it could not be kept.
+        calibrated: what quantised the graph, or made it float16.
     """
 
     module: fx.GraphModule
@@ -75,6 +90,7 @@ class Parts:
     options: Options
     preprocessing: Preprocessing | None
     recipe: tuple[str, dict[str, Tensor]] | None
+    calibrated: Calibrated | None = None
 
 
 def describe(parts: Parts, made_by: dict[str, str]) -> tuple[str, dict[str, Tensor]]:
@@ -86,6 +102,9 @@ def describe(parts: Parts, made_by: dict[str, str]) -> tuple[str, dict[str, Tens
     recipe, kept = parts.recipe if parts.recipe is not None else (None, {})
     tensors = {f"weights.{name}": value for name, value in parts.module.named_buffers()}
     tensors |= {f"recipe.{name}": value for name, value in kept.items()}
+    if isinstance(parts.calibrated, Quantized):
+        means = parts.calibrated.calibration.means
+        tensors |= {f"means.{name}": value for name, value in means.items()}
     tensors = {name: _plain(name, value) for name, value in tensors.items()}
     description = {
         "made_by": made_by,
@@ -101,6 +120,10 @@ def describe(parts: Parts, made_by: dict[str, str]) -> tuple[str, dict[str, Tens
         "preprocessing": None if parts.preprocessing is None else parts.preprocessing.to_dict(),
         "recipe": recipe,
     }
+    if isinstance(parts.calibrated, Quantized):
+        description["quantized"] = quantized_to_json(parts.calibrated)
+    elif parts.calibrated is not None:
+        description["ranges"] = float16_ranges_to_json(parts.calibrated)
     return json.dumps(description, separators=(",", ":"), allow_nan=False), tensors
 
 
@@ -120,7 +143,9 @@ class Description:
     """
 
     def __init__(self, data: str) -> None:
-        values = dict(zip(_FIELDS, fields(parse(data), _FIELDS, "the description"), strict=True))
+        parsed = of_type(parse(data), dict, "the description")
+        names = (*_FIELDS, *(name for name in _OF_SOME if name in parsed))
+        values = dict(zip(names, fields(parsed, names, "the description"), strict=True))
         self._values = values
         self.weights = of_type(values["weights"], dict, "weights")
         self.report = report_from_json(values["report"])
@@ -154,7 +179,8 @@ class Description:
         values = self._values
         weights = _with_prefix("weights.", tensors)
         kept = _with_prefix("recipe.", tensors)
-        if len(weights) + len(kept) != len(tensors):
+        means = _with_prefix("means.", tensors)
+        if len(weights) + len(kept) + len(means) != len(tensors):
             raise ArtifactError("weights: a tensor belongs neither to the graph nor to the recipe")
         saved = torch.device(self.device)
 
@@ -174,6 +200,7 @@ class Description:
             make_options(values["options"]),
             _preprocessing(values["preprocessing"]),
             None if values["recipe"] is None else (_recipe(values["recipe"]), kept),
+            _calibrated(values, means),
         )
         _check_counts(parts)
         return parts
@@ -190,6 +217,14 @@ def _preprocessing(data: Any) -> Preprocessing | None:
         return Preprocessing.from_dict(of_type(data, dict, "preprocessing"))
     except (OptionError, TypeError, ValueError) as error:
         raise ArtifactError(f"preprocessing: {error}") from error
+
+
+def _calibrated(values: dict[str, Any], means: dict[str, Tensor]) -> Calibrated | None:
+    if "quantized" in values:
+        return quantized_from_json(values["quantized"], means)
+    if "ranges" in values:
+        return float16_ranges_from_json(values["ranges"])
+    return None
 
 
 def _recipe(data: Any) -> str:

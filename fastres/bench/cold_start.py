@@ -35,7 +35,12 @@ class ColdStartFailed(Exception):
 
 
 def save(
-    model: nn.Module, source: Source, images: torch.Tensor, seed: int, folder: Path
+    model: nn.Module,
+    source: Source,
+    images: torch.Tensor,
+    seed: int,
+    folder: Path,
+    calibration: torch.Tensor | None = None,
 ) -> Request:
     """Write what every such process needs into files.
 
@@ -45,6 +50,7 @@ def save(
         images: one batch.
         seed: of random weights.
         folder: where the files go.
+        calibration: images for the precisions that need some.
 
     Returns:
         A request that still names no peer.
@@ -55,7 +61,11 @@ def save(
         torch.save(model.state_dict(), weights)
     path = folder / "images.pt"
     torch.save(images, path)
-    return Request(str(source), seed, weights, str(path), "", "", "", 0, "", "")
+    ranges = None
+    if calibration is not None:
+        ranges = str(folder / "calibration.pt")
+        torch.save(calibration, ranges)
+    return Request(str(source), seed, weights, str(path), "", "", "", 0, "", "", ranges)
 
 
 def measure(request: Request, name: str, job: Job) -> ColdStart:
@@ -77,6 +87,7 @@ def measure(request: Request, name: str, job: Job) -> ColdStart:
         threads=job.threads,
         folder=str(job.folder),
         cache=str(job.cache),
+        calibration=request.calibration if job.calibration is not None else None,
     )
     path = job.folder / "request.json"
     path.write_text(json.dumps(asdict(request)))

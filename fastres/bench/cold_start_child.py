@@ -41,6 +41,7 @@ class Request:
         peer: its name.
         precision, threads: what the peer computes in, and with how many threads.
         folder, cache: where it may write, see `fastres.bench.peers.peer.Job`.
+        calibration: file with its calibration images, or None.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Request:
     threads: int
     folder: str
     cache: str
+    calibration: str | None = None
 
 
 def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
@@ -70,6 +72,9 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
         model.load_state_dict(torch.load(request.weights, weights_only=True))
     where = torch.device(request.device)
     images = torch.load(request.images, weights_only=True).to(where)
+    calibration = None
+    if request.calibration is not None:
+        calibration = torch.load(request.calibration, weights_only=True)
     peer = catalogue.find_peer(request.peer)
     job = Job(
         model,
@@ -78,6 +83,7 @@ def main(argv: Sequence[str], import_seconds: float = 0.0) -> int:
         request.threads,
         Path(request.folder),
         Path(request.cache),
+        calibration,
     )
     process_memory.reset_peak()
     before = process_memory.resident() if where.type == "cpu" else device.used_bytes(where)

@@ -12,7 +12,7 @@ from torch import nn
 from fastres.bench import cold_start, cpu_load, device, gate, measure
 from fastres.bench.cold_start_child import Request
 from fastres.bench.peers import catalogue, torch_peers
-from fastres.bench.peers.peer import PRECISIONS, Job, Peer, Ready
+from fastres.bench.peers.peer import PRECISIONS, QUANTIZED, Job, Peer, Ready
 from fastres.bench.record import Batch, Row, anonymous
 from fastres.bench.settings import Settings
 from fastres.errors import ModelError
@@ -37,6 +37,7 @@ class Setup:
         pool: images, ``[N, C, H, W]``.
         expected: the model's answers to them in float64.
         folder: a temporary folder, in which each peer gets one for its files.
+        calibration: other images, for the precisions that need some.
     """
 
     settings: Settings
@@ -44,15 +45,25 @@ class Setup:
     pool: torch.Tensor
     expected: gate.Outputs
     folder: Path
+    calibration: torch.Tensor | None = None
 
 
 def entries(settings: Settings) -> list[Entry]:
     """The rows of each table: the reference, then by precision, fastres last in each."""
     result: list[Entry] = [(catalogue.REFERENCE, "fp32")]
     for precision in (p for p in PRECISIONS[settings.device.type] if p in settings.precisions):
-        peers = (peer for name, peer in catalogue.PEERS.items() if name in settings.peers)
+        peers = (
+            peer
+            for name, peer in catalogue.PEERS.items()
+            if name in settings.peers and precision in peer.precisions
+        )
         result += [(peer, precision) for peer in (*peers, catalogue.FASTRES)]
     return list(dict.fromkeys(result))
+
+
+def needs_calibration(entries: Sequence[Entry]) -> bool:
+    """Whether a precision among them takes ranges from images."""
+    return any(precision in QUANTIZED for _, precision in entries)
 
 
 def run_batch(
@@ -77,11 +88,17 @@ def run_batch(
     request = None
     if cold:
         request = cold_start.save(
-            setup.model, settings.source, setup.pool[:batch], settings.seed, setup.folder
+            setup.model,
+            settings.source,
+            setup.pool[:batch],
+            settings.seed,
+            setup.folder,
+            setup.calibration,
         )
     eager_errors = {
         precision: _eager_error(setup, _job(setup, "yardstick", batch, precision), expected)
         for precision in dict.fromkeys(precision for _, precision in entries)
+        if precision not in QUANTIZED
     }
     rows: list[Row] = []
     calls: dict[str, Call] = {}
@@ -93,7 +110,7 @@ def run_batch(
         if reason is None:
             job = _job(setup, peer.name, batch, precision)
             row, call = _prepare_and_check(
-                setup, peer, job, request, expected, eager_errors[precision]
+                setup, peer, job, request, expected, eager_errors.get(precision)
             )
             if call is not None:
                 calls[row.key] = call
@@ -123,6 +140,7 @@ def _job(setup: Setup, name: str, batch: int, precision: str) -> Job:
         threads=setup.settings.threads,
         folder=folder,
         cache=folder / "cache",
+        calibration=setup.calibration if precision in QUANTIZED else None,
     )
 
 
@@ -144,7 +162,7 @@ def _prepare_and_check(
     job: Job,
     request: Request | None,
     expected: gate.Outputs,
-    eager_error: float,
+    eager_error: float | None,
 ) -> tuple[Row, Call | None]:
     """Prepare a peer and check its outputs.
 
@@ -157,6 +175,9 @@ def _prepare_and_check(
             row = replace(row, fresh=cold_start.measure(request, peer.name, job))
         ready, call = _prepare(peer, job)
         outputs = gate.collect(call, _batches(setup, job, expected))
+        definition = None
+        if ready.definition is not None:
+            definition = gate.collect(ready.definition, _batches(setup, job, expected))
     except Exception as error:  # noqa: BLE001 - whatever a peer raises, its row says it
         return replace(row, reason=_error_line(error)), None
     verdict = gate.judge(
@@ -165,6 +186,8 @@ def _prepare_and_check(
         precision=job.precision,
         eager_error=eager_error,
         bound=peer.bound,
+        definition=definition,
+        is_exact=ready.is_exact,
     )
     row = replace(
         row,

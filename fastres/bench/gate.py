@@ -4,6 +4,11 @@
 
 What matters is not the error itself, which the model and the precision bring with them, but how
 many times eager's own error in the same precision it is.
+
+torch eager does not compute in int8. There fastres has a definition to be held to, operator by
+operator and bit for bit, and the error is a multiple of the definition's: 1. Peers have scales and
+roundings of their own, so that a multiple would say nothing of them; they pass up to an error of
+`ABSOLUTE`.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from fastres.bench.peers.peer import DTYPES
+from fastres.dtypes import PRECISIONS
 
-ABSOLUTE = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.5, "fp16": 0.1}
-"""Eager itself passes up to this error; beyond it the model's answers are rounding noise."""
+ABSOLUTE = {"fp32": 1e-3, "tf32": 0.1, "bf16": 0.5, "fp16": 0.1, "int8": 0.5}
+"""Whoever answers passes up to this error, eager itself too: beyond it, answers are noise."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,14 @@ class Verdict:
 
     Attributes:
         error: relative to float64, see the module; NaN if an answer is.
-        ratio: as a multiple of eager's own error in the same precision.
+        ratio: as a multiple of eager's own error in the same precision, or of that of the
+            precision's definition; None where there is neither.
         top1: share of images with the same first choice as in float64; None without logits.
         reason: why the peer fails, or None if it passes.
     """
 
     error: float
-    ratio: float
+    ratio: float | None
     top1: float | None
     reason: str | None
 
@@ -94,8 +100,10 @@ def judge(
     expected: Outputs,
     *,
     precision: str,
-    eager_error: float,
+    eager_error: float | None,
     bound: float,
+    definition: Outputs | None = None,
+    is_exact: bool = False,
 ) -> Verdict:
     """Compare outputs with those in float64.
 
@@ -103,23 +111,39 @@ def judge(
         outputs: a peer's.
         expected: those in float64, for the same images.
         precision: a key of `fastres.bench.peers.peer.DTYPES`.
-        eager_error: eager's own error in this precision, for the same images.
+        eager_error: eager's own error in this precision, for the same images; None where it does
+            not compute in it.
         bound: the largest multiple of it that passes.
+        definition: the outputs that the precision's definition gives, whose error then stands for
+            eager's.
+        is_exact: whether no others pass.
     """
     error = relative_error(outputs, expected)
+    yardstick = "eager's own"
+    if definition is not None:
+        eager_error = relative_error(definition, expected)
+        yardstick = "that of its definition"
     # Where eager happens to make no rounding at all, multiples of its error mean nothing.
-    ratio = error / max(eager_error, torch.finfo(DTYPES[precision]).eps)
+    least = torch.finfo(PRECISIONS[precision].folded).eps
+    ratio = None if eager_error is None else error / max(eager_error, least)
     top1 = None
     if outputs.first_choice is not None and expected.first_choice is not None:
         top1 = (outputs.first_choice == expected.first_choice).double().mean().item()
     reason = None
     if not error <= ABSOLUTE[precision]:  # also true of NaN
         reason = f"error {error:.1e}, at most {ABSOLUTE[precision]:g} is accepted in {precision}"
-    elif not ratio <= bound:
+    elif ratio is not None and not ratio <= bound:
         reason = (
-            f"error {error:.1e} is {ratio:.1f} times eager's own in {precision}, "
+            f"error {error:.1e} is {ratio:.1f} times {yardstick} in {precision}, "
             f"at most {bound:g} times is accepted"
         )
+    elif is_exact and definition is not None:
+        different = int((outputs.values != definition.values).sum())
+        if different:
+            reason = (
+                f"{different} of {outputs.values.numel()} answers differ from {precision}'s "
+                "definition, whose every bit is expected"
+            )
     return Verdict(error, ratio, top1, reason)
 
 
@@ -134,9 +158,9 @@ def relative_error(outputs: Outputs, expected: Outputs) -> float:
     return difference / size
 
 
-def finite(value: float) -> float | None:
+def finite(value: float | None) -> float | None:
     """The value, or None for infinity and NaN, which JSON does not have."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def leaves(output: object) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from fastres.bench.table import heading
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+TITLE_CHARACTERS = 140
+"""What fits into the picture's width in the title's size."""
 
 _COLOURS = {True: "#d1495b", False: "#8d99ae"}  # fastres, everybody else
 
@@ -29,7 +33,8 @@ def draw(record: Record, path: Path) -> None:
         figure.subplots(panels, squeeze=False)[:, 0], record.batches, strict=True
     ):
         _panel(axes, batch)
-    figure.suptitle("\n".join(heading(record)[:2]), fontsize=8)
+    lines = [line for each in heading(record)[:2] for line in textwrap.wrap(each, TITLE_CHARACTERS)]
+    figure.suptitle("\n".join(lines), fontsize=8)
     figure.savefig(path, format="png", dpi=150)
 
 

@@ -53,14 +53,16 @@ def run(
                 "cudnn": torch.backends.cudnn.version(),
             }
         model = model_source.build(settings.source, settings.seed)
-        pool, images = _pool(settings, model)
+        entries = compare.entries(settings) if entries is None else entries
+        count = inputs.CALIBRATION_IMAGES if compare.needs_calibration(entries) else 0
+        pool, calibration, images = _pool(settings, model, count)
         weights = ["as the function returned them"]
         if settings.source.has_random_weights:
-            weights = inputs.calibrate_random_weights(model, pool, settings.seed)
+            known = pool if calibration is None else torch.cat([pool, calibration])
+            weights = inputs.calibrate_random_weights(model, known, settings.seed)
         progress.show(f"{len(pool)} images through {settings.source} in float64")
         expected = gate.float64_outputs(model, pool)
-        entries = compare.entries(settings) if entries is None else entries
-        setup = compare.Setup(settings, model, pool, expected, Path(folder))
+        setup = compare.Setup(settings, model, pool, expected, Path(folder), calibration)
         batches = []
         for position, batch in enumerate(settings.batches):
             cold = settings.cold == "each" or (settings.cold == "first" and position == 0)
@@ -75,25 +77,46 @@ def run(
             "name": str(settings.source),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "weights": weights,
-            "images": images,
+            **images,
         },
         batches=tuple(batches),
     )
 
 
-def _pool(settings: Settings, model: nn.Module) -> tuple[torch.Tensor, str]:
-    """The images [N, C, H, W], and a description for the record."""
+def _pool(
+    settings: Settings, model: nn.Module, calibration: int
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, str]]:
+    """The images [N, C, H, W], others to calibrate with, and descriptions for the record.
+
+    Random weights are fitted to both, as trained ones are to images like those of either kind: the
+    largest logits, too, have to be among what calibration sees.
+    """
     count = inputs.pool_size(settings.batches)
     channels = inputs.input_channels(model)
+    seed = settings.seed
     if settings.images is None:
-        pool = inputs.synthetic_images(count, channels, settings.size, settings.seed)
-        return pool, f"{count} synthetic ones, seed {settings.seed}"
+        pool = inputs.synthetic_images(count, channels, settings.size, seed)
+        described = {"images": f"{count} synthetic ones, seed {seed}"}
+        if not calibration:
+            return pool, None, described
+        others = inputs.synthetic_images(
+            calibration, channels, settings.size, seed + inputs.CALIBRATION_SEED
+        )
+        described["calibration"] = f"{calibration} other synthetic images"
+        return pool, others, described
     if channels != 3:
         raise OptionError(f"--images: the model takes {channels} channels, photographs have 3")
-    pool, distinct = inputs.photographs(settings.images, count, settings.size)
-    return pool, f"{distinct} photographs, repeated to {count}" if distinct < count else (
-        f"{count} photographs"
-    )
+    photographs, distinct = inputs.photographs(settings.images, count + calibration, settings.size)
+    described = {"images": f"{count} photographs"}
+    if distinct < count:
+        described["images"] = f"{distinct} photographs, repeated to {count}"
+    if not calibration:
+        return photographs, None, described
+    same = count + calibration - max(distinct, count)
+    described["calibration"] = f"{calibration} photographs"
+    if same > 0:
+        described["calibration"] += f", {same} of them of those that are timed"
+    return photographs[:count], photographs[count:], described
 
 
 def _settings_json(settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fastres.bench.peers import catalogue
 from fastres.bench.peers.peer import DTYPES, PRECISIONS
 from fastres.errors import OptionError
 from fastres.system import target
-from fastres.workload import model_source
+from fastres.workload import inputs, model_source
 
 _T = TypeVar("_T")
 Cold = Literal["first", "each", "none"]
@@ -74,15 +74,16 @@ def parse(argv: Sequence[str] | None) -> Settings:
         if path is not None and not path.absolute().parent.is_dir():
             raise OptionError(f"{option} {path}: there is no directory {path.parent} to write to")
     device = devices.parse(options.device)
+    precisions = _precisions(options.precision, device.type)
     return Settings(
         source=model_source.parse(model),
         batches=_distinct("--batch", options.batch),
         size=options.size,
         device=device,
-        precisions=_precisions(options.precision, device.type),
+        precisions=precisions,
         threads=options.threads or target.cpu_threads(),
         images=options.images,
-        peers=_peers(options.peers, device.type),
+        peers=_peers(options.peers, device.type, precisions),
         cold=options.cold,
         seconds=options.seconds,
         seed=options.seed,
@@ -117,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=DTYPES,
         help="default on a CPU: fp32, and bf16 where oneDNN has it on this processor; on a GPU: "
-        "tf32, what torch itself does to float32 convolutions, and fp16",
+        "tf32, what torch itself does to float32 convolutions, and fp16; on both also int8, which "
+        f"each contender's own tools make, with {inputs.CALIBRATION_IMAGES} calibration images (on "
+        "a GPU fastres alone)",
     )
     add("--threads", type=_positive, metavar="N", help="default: what this process may use")
     add("--images", type=Path, metavar="DIR", help="photographs instead of synthetic images")
@@ -164,18 +167,26 @@ def _precisions(requested: Sequence[str] | None, device: str) -> tuple[str, ...]
         return ("fp32", "bf16") if target.onednn_supports(torch.bfloat16) else ("fp32",)
     for precision in requested:
         if precision not in PRECISIONS[device]:
-            raise OptionError(f"--precision {precision}: only GPUs have it; see --device")
+            others = {"cpu": "GPUs", "cuda": "CPUs"}[device]
+            raise OptionError(f"--precision {precision}: only {others} have it; see --device")
     return _distinct("--precision", requested)
 
 
-def _peers(requested: Sequence[str] | None, device: str) -> tuple[str, ...]:
+def _peers(
+    requested: Sequence[str] | None, device: str, precisions: Sequence[str]
+) -> tuple[str, ...]:
     """Names of peers; None for what a user would take instead of fastres.
 
     Those asked for by name must be there; others may not, the table says so.
     """
     known = catalogue.peers(device)
+    fitting = {
+        name: peer
+        for name, peer in known.items()
+        if not set(precisions).isdisjoint(peer.precisions)
+    }
     if requested is None:
-        return tuple(name for name, peer in known.items() if peer.alternative)
+        return tuple(name for name, peer in fitting.items() if peer.alternative)
     words = _distinct("--peers", requested)
     for word in ("none", "all"):
         if word in words and len(words) > 1:
@@ -183,10 +194,15 @@ def _peers(requested: Sequence[str] | None, device: str) -> tuple[str, ...]:
     if words == ("none",):
         return ()
     if words == ("all",):
-        return tuple(known)
+        return tuple(fitting)
     for word in words:
         if word not in known:
             raise OptionError(f"--peers {word}: expected none, all or some of {', '.join(known)}")
+        if word not in fitting:
+            raise OptionError(
+                f"--peers {word}: it computes in {', '.join(known[word].precisions)}, and "
+                f"--precision has {', '.join(precisions)}"
+            )
         needs = known[word].missing(device)
         if needs is not None:
             raise OptionError(f"--peers {word}: it needs {needs}")

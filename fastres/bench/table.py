@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from fastres.bench import measure
+from fastres.bench import gate, measure
 from fastres.bench.peers.catalogue import FASTRES
+from fastres.bench.peers.peer import QUANTIZED
 from fastres.bench.record import Batch, Record, Row
 
 _LEGEND = (
@@ -21,6 +22,11 @@ _LEGEND = (
     "round (first to third quartile).",
     "error: relative to the model in float64 (multiple of torch eager's in the same precision). "
     "top-1: images with float64's first choice.",
+)
+_INT8_LEGEND = (
+    "int8: quantised with {calibration}, by each contender's own tools. torch eager has no "
+    "int8: fastres has to give the answers of int8's definition, bit for bit, of whose error its "
+    "own is the multiple; others pass up to an error of {bound:g}."
 )
 _COLD_LEGEND = (
     "cold: seconds from the model in memory to the first answer in a new process, conversion and "
@@ -34,7 +40,7 @@ _FILE_WIDTH = 400
 
 _BUSY = 0.03  # a machine that does nothing else stays below 1 %
 
-_CPU_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino")  # either of the first two
+_CPU_RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "nncf")  # either of the first two
 _GPU_RUNTIMES = ("onnxruntime-gpu", "tensorrt", "torch-tensorrt")
 
 _LABELS = ("contender", "in")
@@ -127,7 +133,18 @@ def legend(record: Record, reference: str) -> list[str]:
     peak = "largest resident size of that process"
     if record.environment.get("gpu") is not None:
         peak = "the GPU's memory that is in use by then"
-    return [sentence.format(reference=reference, peak=peak) for sentence in (*_LEGEND, *cold)]
+    sentences = [*_LEGEND, *cold]
+    if any(row.precision in QUANTIZED for row in rows):
+        sentences.insert(len(_LEGEND), _INT8_LEGEND)
+    return [
+        sentence.format(
+            reference=reference,
+            peak=peak,
+            calibration=record.model.get("calibration", "other images"),
+            bound=gate.ABSOLUTE["int8"],
+        )
+        for sentence in sentences
+    ]
 
 
 def remarks(batch: Batch) -> list[str]:

@@ -105,6 +105,11 @@ class Decisions:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._watched: Any = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a symbolic size was seen, so that the questions about it are watched."""
+        return self._watched is not None
+
     def watch(self, size: torch.SymInt) -> None:
         """Wrap ``evaluate_expr`` of the shape environment that ``size`` belongs to, once."""
         shape_env: Any = size.node.shape_env

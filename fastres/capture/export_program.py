@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from fastres.capture.contract import Contract, contract_of, fixed_size
 from fastres.capture.decisions import Decisions, TangledSizes
+from fastres.capture.quick_shapes import quick_shapes
 from fastres.errors import InputError
 from fastres.system import forking, versions
 
@@ -37,6 +38,14 @@ MAX_PRODUCT_OPERATIONS = 8
 sympy cannot divide such products again, so every further size is a nest of quotients.
 """
 
+
+_QUESTIONS = frozenset(
+    {
+        *("__get__", "__set__", "stride", "storage_offset", "size", "dim", "numel", "device"),
+        *("untyped_storage", "is_inference", "is_conj", "is_neg", "_is_view", "sym_max"),
+    }
+)
+"""What is asked of a tensor and computes none; nine of ten calls are these."""
 
 _MAX_POOLS = (F.max_pool2d, F._max_pool2d, torch.max_pool2d)  # type: ignore[attr-defined]
 
@@ -56,6 +65,8 @@ class TracingMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._decisions.has_begun and getattr(func, "__name__", "") in _QUESTIONS:
+            return func(*args, **kwargs)
         self._watch(args)
         image = args[0] if args else kwargs.get("input")
         if func is F.avg_pool2d and _is_global_avg_pool(*args, **kwargs):
@@ -323,7 +334,7 @@ def export(
     """
     shapes = dynamic_sizes(dict(signature.bind(*args, **kwargs).arguments), images_vary)
     # Without no_grad a `with torch.no_grad()` inside forward would become a nested graph.
-    with torch.no_grad(), TracingMode(decisions), warnings.catch_warnings():
+    with torch.no_grad(), quick_shapes(), TracingMode(decisions), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `state_restored` reports them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 

@@ -65,8 +65,13 @@ def _run(options: argparse.Namespace) -> int:
     chosen = [model_source.parse(name) for name in names]
     readings: dict[str, list[Reading]] = {each.name: [] for each in architectures}
     for precision in dict.fromkeys(options.precision):
-        dtype = _dtype(precision)
-        graphs = {str(each): graph_of(model_source.build(each, seed=0), dtype) for each in chosen}
+        row = PRECISIONS[precision]
+        graphs = {
+            str(each): graph_of(
+                model_source.build(each, seed=0), row.folded, quantized=row.quantized
+            )
+            for each in chosen
+        }
         for architecture in architectures:
             readings[architecture.name] += read(
                 graphs, options.batch, options.size, precision, architecture
@@ -93,7 +98,7 @@ def read(
         graphs: by the models' names, see ``roofline.layers.graph_of``.
         batch: images per call.
         size: pixels of a side.
-        precision: ``fp16``, ``bf16``, ``tf32`` or ``fp32``.
+        precision: ``fp16``, ``bf16``, ``tf32``, ``fp32`` or ``int8``.
         architecture: the GPU architecture to compile for.
     """
     from fastres.inspect.launches import launches, merged, representative
@@ -117,11 +122,6 @@ def _read(launch: Any, precision: str, runs_as: str, architecture: Architecture)
     else:
         broken = violations(finding, architecture, runs_as)
     return Reading(launch.layers, launch.operation, precision, finding, tuple(broken))
-
-
-def _dtype(precision: str) -> Any:
-
-    return PRECISIONS[precision].dtype
 
 
 def _record(

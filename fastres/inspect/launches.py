@@ -105,7 +105,7 @@ def _identity(call: KernelCall) -> tuple[Any, ...]:
     """A key of all that the compiled kernel depends on: dtypes, constants, warps, stages."""
     arguments = tuple(sorted((name, _kind(value)) for name, value in call.arguments.items()))
     constants = tuple(sorted((name, str(value)) for name, value in call.constants.items()))
-    return call.kernel.fn.__name__, constants, arguments, call.num_warps, call.num_stages
+    return call.kernel.fn.__name__, constants, arguments, *call.options.items()
 
 
 def _kind(value: Any) -> str:
@@ -116,4 +116,6 @@ def _kind(value: Any) -> str:
         return f"{value.base.dtype} {list(block)}"
     if isinstance(value, int):
         return "1" if value == 1 else "16" if value % 16 == 0 else "int"
+    if isinstance(value, float):
+        return "float"
     return str(value)

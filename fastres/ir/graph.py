@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 
 from fastres.kernels.activations import BY_ATEN
+from fastres.kernels.spec import pair
 
 INNER = "fastres_network"
 """Under this name a wrapper of fastres's own holds the user's model; users never see it."""
@@ -57,6 +58,11 @@ def label(node: fx.Node) -> str:
 def is_call(node: Any, *targets: Any) -> bool:
     """Whether ``node`` calls one of ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_added_softmax(node: fx.Node) -> bool:
+    """Whether a node is the softmax that ``optimize`` adds: probabilities are float32 or more."""
+    return bool(node.meta.get("added")) and node.target is torch.ops.aten.softmax.int
 
 
 def constant(node: Any) -> Tensor | None:
@@ -201,10 +207,23 @@ def arguments(node: fx.Node) -> tuple[Any, ...]:
     return node.args
 
 
+def argument_of(node: fx.Node, index: int, name: str, default: Any) -> Any:
+    """An argument of a torch operator, given by position, by name or not at all."""
+    args = arguments(node)
+    return args[index] if len(args) > index else node.kwargs.get(name, default)
+
+
+def pair_of(value: Any) -> tuple[int, int] | None:
+    """A two-sided argument, or None where a part of it is computed from the image's size."""
+    parts = [value] if isinstance(value, int) else list(value)
+    return pair(parts) if all(isinstance(part, int) for part in parts) else None
+
+
 MOVES_DATA: tuple[Any, ...] = (
     torch.ops.aten.flatten.using_ints,
     torch.ops.aten.reshape.default,
     torch.ops.aten.expand.default,
+    torch.ops.aten.expand_as.default,
     torch.ops.aten.cat.default,
     torch.ops.aten.pad.default,
     torch.ops.aten.constant_pad_nd.default,
@@ -227,5 +246,40 @@ MOVES_DATA: tuple[Any, ...] = (
 )
 """Operations that compute nothing: no reason to list them as left to torch."""
 
-KERNELS_OF_SOME: tuple[Any, ...] = (torch.ops.aten.avg_pool2d.default,)
+KERNELS_OF_SOME: tuple[Any, ...] = (
+    torch.ops.aten.add.Scalar,
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten.avg_pool2d.default,
+    torch.ops.aten.channel_shuffle.default,
+    torch.ops.aten.clamp.default,
+    torch.ops.aten.clamp_max.default,
+    torch.ops.aten.clamp_min.default,
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.div.Scalar,
+    torch.ops.aten.div.Tensor,
+    torch.ops.aten.elu.default,
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.group_norm.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.instance_norm.default,
+    torch.ops.aten.leaky_relu.default,
+    torch.ops.aten.mish.default,
+    torch.ops.aten.mul.Scalar,
+    torch.ops.aten.mul.Tensor,
+    torch.ops.aten.prelu.default,
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu6.default,
+    torch.ops.aten.rsub.Scalar,
+    torch.ops.aten.selu.default,
+    torch.ops.aten.sigmoid.default,
+    torch.ops.aten.silu.default,
+    torch.ops.aten.sub.Scalar,
+    torch.ops.aten.sub.Tensor,
+    torch.ops.aten.tanh.default,
+    torch.ops.aten.upsample_bilinear2d.vec,
+    torch.ops.aten.upsample_nearest2d.vec,
+)
 """What torch can do and some engines have kernels for: each says itself what it leaves to torch."""

@@ -20,6 +20,11 @@ conv2d_max_pool2d  ``max_pool2d(activation(conv(x) + bias))``, likewise; also of
                    decoded, which it normalises
 resize_crop        the middle of an image resized by its shorter side
 =================  ======================================================================
+
+Those of quantised numbers mean what :mod:`fastres.kernels.quantized` says: ``quantize``,
+``dequantize``, ``quantized_conv2d``, ``quantized_linear``, ``quantized_global_avg_pool``,
+``quantized_add``; and for engines with such kernels ``quantized_bottleneck`` and
+``quantized_conv2d_max_pool2d``. ``max_pool2d`` takes quantised numbers as they are.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from typing import Any
 
 import torch
 
-from fastres.kernels import reference
+from fastres.kernels import quantized, reference
 
 _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     reference.conv2d: "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, "
@@ -50,6 +55,28 @@ _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     "int[2] pool_padding, Tensor? scale, Tensor? shift) -> Tensor",
     reference.resize_crop: "(Tensor image, int resize, int crop, str interpolation, "
     "bool antialias) -> Tensor",
+    quantized.quantize: "(Tensor x, float scale, int zero_point) -> Tensor",
+    quantized.dequantize: "(Tensor q, float scale, int zero_point) -> Tensor",
+    quantized.quantized_conv2d: "(Tensor x, Tensor weight, Tensor weight_scale, Tensor bias, "
+    "Tensor? residual, int[2] stride, int[4] padding, int[2] dilation, int groups, "
+    "str pre_activation, str activation, float x_scale, int x_zero_point, float residual_scale, "
+    "int residual_zero_point, float scale, int zero_point) -> Tensor",
+    quantized.quantized_bottleneck: "(Tensor x, Tensor weight, Tensor weight_scale, Tensor bias, "
+    "Tensor expand_weight, Tensor expand_weight_scale, Tensor expand_bias, Tensor residual, "
+    "Tensor? shortcut_weight, Tensor? shortcut_weight_scale, Tensor? shortcut_bias, "
+    "int[2] shortcut_stride, Tensor? next_weight, Tensor? next_weight_scale, Tensor? next_bias, "
+    "int[2] stride, int[4] padding, int[2] dilation, int groups, float[6] scales, "
+    "int[6] zero_points) -> Tensor[]",
+    quantized.quantized_conv2d_max_pool2d: "(Tensor x, Tensor weight, Tensor weight_scale, "
+    "Tensor bias, int[2] stride, int[4] padding, str activation, int[2] pool_kernel, "
+    "int[2] pool_stride, int[2] pool_padding, float x_scale, int x_zero_point, float scale, "
+    "int zero_point) -> Tensor",
+    quantized.quantized_linear: "(Tensor x, Tensor weight, Tensor weight_scale, Tensor bias, "
+    "str activation, float x_scale, int x_zero_point, float? scale, int zero_point) -> Tensor",
+    quantized.quantized_global_avg_pool: "(Tensor x, bool keepdim, float x_scale, "
+    "int x_zero_point, float scale, int zero_point) -> Tensor",
+    quantized.quantized_add: "(Tensor x, Tensor y, str activation, float x_scale, "
+    "int x_zero_point, float y_scale, int y_zero_point, float scale, int zero_point) -> Tensor",
 }
 
 _library = torch.library.Library("fastres", "DEF")
@@ -70,6 +97,14 @@ pool_linear = torch.ops.fastres.pool_linear.default
 bottleneck = torch.ops.fastres.bottleneck.default
 conv2d_max_pool2d = torch.ops.fastres.conv2d_max_pool2d.default
 resize_crop = torch.ops.fastres.resize_crop.default
+quantize = torch.ops.fastres.quantize.default
+dequantize = torch.ops.fastres.dequantize.default
+quantized_conv2d = torch.ops.fastres.quantized_conv2d.default
+quantized_bottleneck = torch.ops.fastres.quantized_bottleneck.default
+quantized_conv2d_max_pool2d = torch.ops.fastres.quantized_conv2d_max_pool2d.default
+quantized_linear = torch.ops.fastres.quantized_linear.default
+quantized_global_avg_pool = torch.ops.fastres.quantized_global_avg_pool.default
+quantized_add = torch.ops.fastres.quantized_add.default
 
 REFERENCE: dict[Any, Callable[..., torch.Tensor | list[torch.Tensor]]] = {
     getattr(torch.ops.fastres, function.__name__).default: function for function in _SCHEMAS

@@ -78,8 +78,59 @@ class _Weighted:
         return self.filters is not None and (self.bias is None or constant(self.bias) is not None)
 
 
+class _Convolution(_Weighted):
+    """What convolutions have in common, of numbers of any kind."""
+
+    x: fx.Node
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    pre_activation: str
+    activation: str
+
+    @property
+    def activations(self) -> tuple[str, str]:
+        """In front of the residual, and behind it."""
+        return self.pre_activation, self.activation
+
+    def spec(self, facts: Facts) -> ConvSpec:
+        """Its geometry."""
+        return conv_spec(
+            facts[self.x],
+            facts[self.weight],
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+    @property
+    def is_plain_1x1(self) -> bool:
+        """One pixel in, one pixel out, all channels with all; the stride may be any."""
+        filters = self.filters
+        return (
+            filters is not None
+            and tuple(filters.shape[2:]) == (1, 1)
+            and tuple(self.padding) == (0, 0, 0, 0)
+            and self.groups == 1
+        )
+
+
+class _Product(_Weighted):
+    """What classifiers have in common, of numbers of any kind."""
+
+    x: fx.Node
+
+    def spec(self, facts: Facts) -> ConvSpec:
+        """A convolution of one pixel for each row of ``x``."""
+        k, c = map(int, facts[self.weight].shape)
+        rows = math.prod(map(int, facts[self.x].shape[:-1]))
+        return ConvSpec(n=rows, c=c, h=1, w=1, k=k, r=1, s=1)
+
+
 @dataclass(frozen=True)
-class Conv2d(_Weighted, View):
+class Conv2d(_Convolution, View):
     """``activation(pre_activation(conv(x) + bias) + residual)``."""
 
     target: ClassVar[Any] = ops.conv2d
@@ -94,33 +145,6 @@ class Conv2d(_Weighted, View):
     groups: int
     pre_activation: str
     activation: str
-
-    @property
-    def activations(self) -> tuple[str, str]:
-        """In front of the residual, and behind it."""
-        return self.pre_activation, self.activation
-
-    @property
-    def is_plain_1x1(self) -> bool:
-        """One pixel in, one pixel out, all channels with all; the stride may be any."""
-        filters = self.filters
-        return (
-            filters is not None
-            and tuple(filters.shape[2:]) == (1, 1)
-            and tuple(self.padding) == (0, 0, 0, 0)
-            and self.groups == 1
-        )
-
-    def spec(self, facts: Facts) -> ConvSpec:
-        """Its geometry."""
-        return conv_spec(
-            facts[self.x],
-            facts[self.weight],
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +194,7 @@ class GlobalAvgPool(View):
 
 
 @dataclass(frozen=True)
-class Linear(_Weighted, View):
+class Linear(_Product, View):
     """``activation(x @ weight.T + bias)``."""
 
     target: ClassVar[Any] = ops.linear
@@ -179,12 +203,6 @@ class Linear(_Weighted, View):
     weight: fx.Node
     bias: fx.Node | None
     activation: str
-
-    def spec(self, facts: Facts) -> ConvSpec:
-        """A convolution of one pixel for each row of ``x``."""
-        k, c = map(int, facts[self.weight].shape)
-        rows = math.prod(map(int, facts[self.x].shape[:-1]))
-        return ConvSpec(n=rows, c=c, h=1, w=1, k=k, r=1, s=1)
 
 
 @dataclass(frozen=True)
@@ -204,22 +222,18 @@ class PoolLinear(_Weighted, View):
         return PoolLinearSpec(n, c, h, w, int(facts[self.weight].shape[0]))
 
 
-@dataclass(frozen=True)
-class Bottleneck(View):
-    """3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU)."""
+class _Tail:
+    """What bottlenecks' tails have in common, of numbers of any kind."""
 
-    target: ClassVar[Any] = ops.bottleneck
+    quantized: ClassVar[bool]
 
     x: fx.Node
     weight: fx.Node
-    bias: fx.Node | None
     expand_weight: fx.Node
-    expand_bias: fx.Node | None
     residual: fx.Node
     shortcut_weight: fx.Node | None
     shortcut_stride: tuple[int, ...]
     next_weight: fx.Node | None
-    next_bias: fx.Node | None
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -245,7 +259,31 @@ class Bottleneck(View):
             expand_k=int(facts[self.expand_weight].shape[0]),
             shortcut=shortcut,
             next_k=None if self.next_weight is None else int(facts[self.next_weight].shape[0]),
+            quantized=self.quantized,
         )
+
+
+@dataclass(frozen=True)
+class Bottleneck(_Tail, View):
+    """3x3 -> ReLU -> 1x1 -> + residual -> ReLU (-> 1x1 -> ReLU)."""
+
+    target: ClassVar[Any] = ops.bottleneck
+    quantized: ClassVar[bool] = False
+
+    x: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    expand_weight: fx.Node
+    expand_bias: fx.Node | None
+    residual: fx.Node
+    shortcut_weight: fx.Node | None
+    shortcut_stride: tuple[int, ...]
+    next_weight: fx.Node | None
+    next_bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
 
 @dataclass(frozen=True)
@@ -296,6 +334,165 @@ class ResizeCrop(View):
     antialias: bool
 
 
+@dataclass(frozen=True)
+class Quantize(View):
+    """float32 into uint8."""
+
+    target: ClassVar[Any] = ops.quantize
+
+    x: fx.Node
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class Dequantize(View):
+    """uint8 into float32."""
+
+    target: ClassVar[Any] = ops.dequantize
+
+    q: fx.Node
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class QuantizedConv2d(_Convolution, View):
+    """``activation(pre_activation(conv(x) + bias) + residual)`` of uint8, rounded once."""
+
+    target: ClassVar[Any] = ops.quantized_conv2d
+
+    x: fx.Node
+    weight: fx.Node
+    weight_scale: fx.Node
+    bias: fx.Node
+    residual: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    pre_activation: str
+    activation: str
+    x_scale: float
+    x_zero_point: int
+    residual_scale: float
+    residual_zero_point: int
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class QuantizedBottleneck(_Tail, View):
+    """A bottleneck's tail of uint8, rounded behind every convolution."""
+
+    target: ClassVar[Any] = ops.quantized_bottleneck
+    quantized: ClassVar[bool] = True
+
+    x: fx.Node
+    weight: fx.Node
+    weight_scale: fx.Node
+    bias: fx.Node
+    expand_weight: fx.Node
+    expand_weight_scale: fx.Node
+    expand_bias: fx.Node
+    residual: fx.Node
+    shortcut_weight: fx.Node | None
+    shortcut_weight_scale: fx.Node | None
+    shortcut_bias: fx.Node | None
+    shortcut_stride: tuple[int, ...]
+    next_weight: fx.Node | None
+    next_weight_scale: fx.Node | None
+    next_bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QuantizedStem(_Weighted, View):
+    """The largest of ``activation(conv(x) + bias)`` under each window, of uint8."""
+
+    target: ClassVar[Any] = ops.quantized_conv2d_max_pool2d
+
+    x: fx.Node
+    weight: fx.Node
+    weight_scale: fx.Node
+    bias: fx.Node
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    activation: str
+    pool_kernel: tuple[int, ...]
+    pool_stride: tuple[int, ...]
+    pool_padding: tuple[int, ...]
+    x_scale: float
+    x_zero_point: int
+    scale: float
+    zero_point: int
+
+    def spec(self, facts: Facts) -> StemSpec:
+        """Its geometry."""
+        return StemSpec(
+            conv=conv_spec(
+                facts[self.x], facts[self.weight], stride=self.stride, padding=self.padding
+            ),
+            pool_kernel=_pair(self.pool_kernel),
+            pool_stride=_pair(self.pool_stride),
+            pool_padding=_pair(self.pool_padding),
+            quantized=True,
+        )
+
+
+@dataclass(frozen=True)
+class QuantizedLinear(_Product, View):
+    """``activation(x @ weight.T + bias)`` of uint8; float32 where there is no ``scale``."""
+
+    target: ClassVar[Any] = ops.quantized_linear
+
+    x: fx.Node
+    weight: fx.Node
+    weight_scale: fx.Node
+    bias: fx.Node
+    activation: str
+    x_scale: float
+    x_zero_point: int
+    scale: float | None
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class QuantizedGlobalAvgPool(View):
+    """The mean over height and width of uint8."""
+
+    target: ClassVar[Any] = ops.quantized_global_avg_pool
+
+    x: fx.Node
+    keepdim: bool
+    x_scale: float
+    x_zero_point: int
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class QuantizedAdd(View):
+    """``activation(x + y)`` of uint8."""
+
+    target: ClassVar[Any] = ops.quantized_add
+
+    x: fx.Node
+    y: fx.Node
+    activation: str
+    x_scale: float
+    x_zero_point: int
+    y_scale: float
+    y_zero_point: int
+    scale: float
+    zero_point: int
+
+
 VIEWS: dict[Any, type[View]] = {
     view.target: view
     for view in (
@@ -309,6 +506,14 @@ VIEWS: dict[Any, type[View]] = {
         Bottleneck,
         Stem,
         ResizeCrop,
+        Quantize,
+        Dequantize,
+        QuantizedConv2d,
+        QuantizedBottleneck,
+        QuantizedStem,
+        QuantizedLinear,
+        QuantizedGlobalAvgPool,
+        QuantizedAdd,
     )
 }
 """Each operator's view."""

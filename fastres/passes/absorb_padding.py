@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fastres.ir import ops
-from fastres.ir.graph import arguments, is_call
+from fastres.ir.graph import argument_of, arguments, is_call
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -47,10 +47,10 @@ def _zero_sides(node: Any) -> list[int] | None:
     if is_call(node, aten.constant_pad_nd.default):
         value = node.args[2] if len(node.args) > 2 else 0
     elif is_call(node, aten.pad.default):
-        mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+        mode = argument_of(node, 2, "mode", "constant")
         if mode != "constant":
             return None
-        value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+        value = argument_of(node, 3, "value", None)
     else:
         return None
     sides = list(node.args[1])

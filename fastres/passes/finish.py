@@ -21,6 +21,7 @@ from fastres.ir.graph import (
     call,
     constant,
     drop_unused_constants,
+    is_added_softmax,
     is_call,
     label,
     module_of,
@@ -46,7 +47,7 @@ def run(module: fx.GraphModule, context: Context, model_dtype: torch.dtype) -> N
     _cast_constants(module, model_dtype, context.dtype)
     if context.dtype != model_dtype:
         for node in graph.nodes:
-            if not _is_added_softmax(node):
+            if not is_added_softmax(node):
                 retype_node(node, model_dtype, context.dtype)
         _cast_boundary(graph, model_dtype, context.dtype)
     _move_constants_to_readers(graph)
@@ -76,11 +77,6 @@ def _rename(module: fx.GraphModule) -> None:
     module.graph = graph
 
 
-def _is_added_softmax(node: fx.Node) -> bool:
-    """Whether a node is the softmax that ``optimize`` adds: probabilities are float32 or more."""
-    return bool(node.meta.get("added")) and node.target is aten.softmax.int
-
-
 def _is_boundary(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output")
 
@@ -101,7 +97,9 @@ def _cast_constants(module: fx.GraphModule, model_dtype: torch.dtype, dtype: tor
         for argument in arguments(node)[1:3]
         if isinstance(argument, fx.Node)
     }  # inside torch.autocast
-    for name, value in list(module.named_buffers(recurse=False)):
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    for name in names:  # one by one: a folded weight in float64 is gone before the next is cast
+        value = module.get_buffer(name)
         target = value.dtype
         if name in folded:
             target = autocast_dtypes.get(name, dtype)
@@ -143,16 +141,17 @@ def _centre(node: fx.Node) -> None:
     replace(node, scaled)
 
 
+_READS_AS_IT_CAME = (aten.to.dtype, aten.sym_size.int, "output")
+
+
 def _cast_boundary(graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
     last = graph.find_nodes(op="placeholder")[-1]  # a call between inputs could take their names
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.users and _is_float(node, model_dtype):
             with graph.inserting_after(last):
                 cast = graph.call_function(aten.to.dtype, (node, dtype))
-            # An input that the model hands back is handed back as it came.
-            node.replace_all_uses_with(
-                cast, lambda user: user.target not in (aten.to.dtype, "output")
-            )
+            # An input that the model hands back is handed back as it came; its sizes stay its own.
+            node.replace_all_uses_with(cast, lambda user: user.target not in _READS_AS_IT_CAME)
             cast.meta["module"] = ""
         elif node.op == "output":
             results = [

@@ -11,12 +11,16 @@
         avg_pool2d over the whole image          -> fastres::global_avg_pool
     linear                                       -> fastres::linear
     view                                         -> reshape, or flatten where it is one
+    split, chunk                                 -> slice, one for each part that is read
+    slice of everything                          -> nothing
 
 What has no such form stays ATen. Later passes need to know one name for each thing only.
 """
 
 from __future__ import annotations
 
+import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +31,7 @@ from fastres.ir import ops
 from fastres.ir.graph import (
     activation_of,
     add_constant,
+    argument_of,
     arguments,
     call,
     constant,
@@ -34,10 +39,11 @@ from fastres.ir.graph import (
     is_call,
     label,
     module_of,
+    pair_of,
     replace,
     value_of,
 )
-from fastres.kernels.spec import Pair, pair, same_padding
+from fastres.kernels.spec import pair, same_padding
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -72,29 +78,17 @@ def is_residual_addition(node: fx.Node) -> bool:
     )
 
 
-def _argument(node: fx.Node, index: int, name: str, default: Any) -> Any:
-    return (
-        arguments(node)[index] if len(arguments(node)) > index else node.kwargs.get(name, default)
-    )
-
-
-def _numbers(value: Any) -> Pair | None:
-    """A two-sided argument, or None where a part of it is computed from the image's size."""
-    parts = [value] if isinstance(value, int) else list(value)
-    return pair(parts) if all(isinstance(part, int) for part in parts) else None
-
-
 def _call(node: fx.Node, target: Any, *args: Any) -> None:
     replace(node, call(node.graph, target, args, label(node)))
 
 
 def _conv2d(node: fx.Node, context: Context) -> None:
     x, weight = arguments(node)[:2]
-    bias = _argument(node, 2, "bias", None)
-    stride = pair(_argument(node, 3, "stride", 1))
-    padding = _argument(node, 4, "padding", 0)
-    dilation = pair(_argument(node, 5, "dilation", 1))
-    groups = _argument(node, 6, "groups", 1)
+    bias = argument_of(node, 2, "bias", None)
+    stride = pair(argument_of(node, 3, "stride", 1))
+    padding = argument_of(node, 4, "padding", 0)
+    dilation = pair(argument_of(node, 5, "dilation", 1))
+    groups = argument_of(node, 6, "groups", 1)
     _convolve(node, x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -196,11 +190,11 @@ def _max_pool2d_with_indices(node: fx.Node, context: Context) -> None:
 
 
 def _pool(node: fx.Node, result: fx.Node) -> None:
-    kernel = _numbers(arguments(node)[1])
-    stride = _numbers(_argument(node, 2, "stride", ()) or kernel or 0)
-    padding = _numbers(_argument(node, 3, "padding", 0))
-    dilation = _numbers(_argument(node, 4, "dilation", 1))
-    ceil_mode = bool(_argument(node, 5, "ceil_mode", False))
+    kernel = pair_of(arguments(node)[1])
+    stride = pair_of(argument_of(node, 2, "stride", ()) or kernel or 0)
+    padding = pair_of(argument_of(node, 3, "padding", 0))
+    dilation = pair_of(argument_of(node, 4, "dilation", 1))
+    ceil_mode = bool(argument_of(node, 5, "ceil_mode", False))
     if kernel is None or stride is None or padding is None or dilation is None:
         return
     sizes = (list(kernel), list(stride), list(padding), list(dilation))
@@ -208,13 +202,13 @@ def _pool(node: fx.Node, result: fx.Node) -> None:
 
 
 def _adaptive_avg_pool2d(node: fx.Node, context: Context) -> None:
-    if value_of(node).dim() == 4 and _numbers(arguments(node)[1]) == (1, 1):
+    if value_of(node).dim() == 4 and pair_of(arguments(node)[1]) == (1, 1):
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 
 def _mean(node: fx.Node, context: Context) -> None:
     value = value_of(arguments(node)[0]) if isinstance(arguments(node)[0], fx.Node) else None
-    axes = _argument(node, 1, "dim", None)
+    axes = argument_of(node, 1, "dim", None)
     if not isinstance(value, Tensor) or value.dim() != 4 or not axes or node.kwargs.get("dtype"):
         return
     if sorted(axis % 4 for axis in axes) == [2, 3]:
@@ -222,17 +216,21 @@ def _mean(node: fx.Node, context: Context) -> None:
             node,
             ops.global_avg_pool,
             arguments(node)[0],
-            bool(_argument(node, 2, "keepdim", False)),
+            bool(argument_of(node, 2, "keepdim", False)),
         )
 
 
 def _avg_pool2d(node: fx.Node, context: Context) -> None:
     value = value_of(arguments(node)[0])
-    padding = _numbers(_argument(node, 3, "padding", 0))
+    padding = pair_of(argument_of(node, 3, "padding", 0))
     # Only plain numbers: comparing a symbol with a number would answer for the example's size.
     is_static = value.dim() == 4 and all(isinstance(size, int) for size in value.shape[2:])
-    covers_image = is_static and tuple(value.shape[2:]) == _numbers(arguments(node)[1])
-    if covers_image and padding == (0, 0) and _argument(node, 6, "divisor_override", None) is None:
+    covers_image = is_static and tuple(value.shape[2:]) == pair_of(arguments(node)[1])
+    if (
+        covers_image
+        and padding == (0, 0)
+        and argument_of(node, 6, "divisor_override", None) is None
+    ):
         _call(node, ops.global_avg_pool, arguments(node)[0], True)
 
 
@@ -242,7 +240,7 @@ def _linear(node: fx.Node, context: Context) -> None:
         ops.linear,
         arguments(node)[0],
         arguments(node)[1],
-        _argument(node, 2, "bias", None),
+        argument_of(node, 2, "bias", None),
         "none",
     )
 
@@ -260,6 +258,33 @@ def _view(node: fx.Node, context: Context) -> None:
         node.target = aten.reshape.default
 
 
+def _split(node: fx.Node, context: Context) -> None:
+    parts = value_of(node)
+    x, dim = arguments(node)[0], argument_of(node, 2, "dim", 0)
+    starts = [0]
+    for part in parts:
+        starts.append(starts[-1] + part.shape[dim])
+    is_read_by_part = all(user.target is operator.getitem for user in node.users)
+    if not is_read_by_part or not all(isinstance(start, int) for start in starts):
+        return
+    for user in list(node.users):
+        number: Any = arguments(user)[1]
+        index = number % len(parts)
+        _call(user, aten.slice.Tensor, x, dim, starts[index], starts[index + 1])
+    erase_unused([node])
+
+
+def _slice(node: fx.Node, context: Context) -> None:
+    x, *rest = arguments(node)
+    defaults: tuple[Any, ...] = (0, None, None, 1)
+    dim, start, end, step = (*rest, *defaults[len(rest) :])
+    size = value_of(x).shape[dim]
+    everything = end is None or end == sys.maxsize or (isinstance(size, int) and end == size)
+    if start in (None, 0) and step == 1 and everything:
+        node.replace_all_uses_with(x)
+        erase_unused([node])
+
+
 _REWRITES: dict[Any, Callable[[fx.Node, Context], None]] = {
     aten.conv2d.default: _conv2d,
     aten.conv2d.padding: _conv2d,
@@ -275,4 +300,8 @@ _REWRITES: dict[Any, Callable[[fx.Node, Context], None]] = {
     aten.linear.default: _linear,
     aten.view.default: _view,
     aten.reshape.default: _view,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.slice.Tensor: _slice,
 }

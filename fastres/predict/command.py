@@ -12,7 +12,7 @@ from typing import Any
 
 from fastres.errors import FastresError, InputError
 from fastres.models import labels
-from fastres.predict import images, model, writing
+from fastres.predict import calibration, images, model, writing
 from fastres.predict.classifier import Classifier
 from fastres.predict.images import Decoded
 from fastres.predict.results import Choice, Result, as_text, printable, summary
@@ -53,10 +53,12 @@ def _run(options: argparse.Namespace, errors: OutputStream) -> int:
     files = {kind: path for kind, path in files.items() if path is not None}
     for kind, path in files.items():
         writing.check(kind, path)
-    settings = _model_settings(options)
     paths = images.find(options.images)
+    settings = _model_settings(options, paths)
     named = (options.weights, options.labels, options.transforms, Path(options.model))
-    writing.check_no_overwrite(files, [*paths, *(path for path in named if path is not None)])
+    others = [] if settings.calibration is None else settings.calibration.paths
+    read = [*paths, *others, *(path for path in named if path is not None)]
+    writing.check_no_overwrite(files, read)
     console = OutputStream(sys.stdout)
     results: list[Result] = []
     with Progress() as progress:
@@ -75,12 +77,13 @@ def _run(options: argparse.Namespace, errors: OutputStream) -> int:
             progress.show(f"{len(results)} of {len(paths)}", len(results) / len(paths))
         took = time.perf_counter() - started
         for kind, path in files.items():
-            writing.write(kind, path, results, _about(options, classifier))
-    errors.print(f"fastres predict: {summary(results, took)}")
+            writing.write(kind, path, results, _about(options, classifier, settings))
+    said = "" if settings.calibration is None else f"; {settings.calibration}"
+    errors.print(f"fastres predict: {summary(results, took)}{said}")
     return 1 if any(result.error is not None for result in results) else 0
 
 
-def _model_settings(options: argparse.Namespace) -> model.ModelSettings:
+def _model_settings(options: argparse.Namespace, paths: Sequence[Path]) -> model.ModelSettings:
     return model.ModelSettings(
         model=options.model,
         weights=options.weights,
@@ -90,6 +93,7 @@ def _model_settings(options: argparse.Namespace) -> model.ModelSettings:
         labels=None if options.labels is None else labels.read(options.labels),
         top_k=options.top_k,
         precision=options.precision,
+        calibration=calibration.chosen(options.precision, options.calibration, paths, options.exif),
         device=options.device,
         threads=options.threads,
     )
@@ -126,12 +130,16 @@ def _result(path: Path, choices: tuple[Choice, ...]) -> Result:
     return Result(path, error=f"{path}: the model's answer is NaN; are its weights whole?")
 
 
-def _about(options: argparse.Namespace, classifier: Classifier) -> dict[str, Any]:
+def _about(
+    options: argparse.Namespace, classifier: Classifier, settings: model.ModelSettings
+) -> dict[str, Any]:
+    used = settings.calibration
     return {
         "fastres": __version__,
         "model": as_text(options.model),
         "weights": None if options.weights is None else as_text(str(options.weights)),
         "precision": classifier.fast.report.precision,
+        "calibration": None if used is None else str(used),
         "engine": classifier.fast.engine,
         "transforms": classifier.transforms.to_dict(),
     }

@@ -15,6 +15,7 @@ from fastres.loading import load
 from fastres.models import available
 from fastres.models import checkpoint as weight_files
 from fastres.optimization import optimize
+from fastres.predict.calibration import CalibrationImages
 from fastres.predict.classifier import Classifier
 from fastres.system.regular import read_text
 from fastres.transforms import Transforms
@@ -34,6 +35,7 @@ class ModelSettings:
     labels: Sequence[str] | None
     top_k: int
     precision: str | None
+    calibration: CalibrationImages | None
     device: str | None
     threads: int | None
 
@@ -57,6 +59,7 @@ def make(settings: ModelSettings) -> Classifier:
     if settings.weights is not None:
         weight_files.load_into(model, settings.weights)
     transforms = _transforms(settings, chosen, model)
+    calibration = settings.calibration
     fast = optimize(
         model,
         device=settings.device,
@@ -65,6 +68,7 @@ def make(settings: ModelSettings) -> Classifier:
         input_format="uint8_nhwc",
         transforms=transforms,
         softmax=True,
+        calibration=None if calibration is None else calibration.batches(transforms),
     )
     labels = settings.labels
     if labels is None and settings.classes is None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from fastres.dtypes import REQUESTABLE
+from fastres.predict.calibration import OWN_IMAGES
 
 _EPILOG = """\
 Weights are read without running code: .safetensors, or .pth of which only tensors are taken. How
@@ -40,7 +41,19 @@ def parser() -> argparse.ArgumentParser:
     add("--size", type=_positive, metavar="N", help="pixels of a side, where not the model's own")
     add("--transforms", type=Path, metavar="FILE", help="how images are prepared, as JSON")
     add("--exif", action="store_true", help="turn images as their EXIF data asks")
-    add("--precision", choices=REQUESTABLE, help="default: the model's own")
+    add(
+        "--precision",
+        choices=REQUESTABLE,
+        help=f"default: the model's own; int8 takes its ranges from the first {OWN_IMAGES} images "
+        "if there is no --calibration",
+    )
+    add(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images for the ranges of int8, or of fp16, where layers that would overflow then "
+        "stay float32",
+    )
     add("--device", metavar="D", help="cpu, cuda or cuda:NUMBER (default: the model's own)")
     add("--threads", type=_positive, metavar="N", help="default: what this process may use")
     add("--csv", type=Path, metavar="PATH", help="write a row per image and class")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from fastres import models
+from fastres.dtypes import PRECISIONS
 from fastres.errors import FastresError, OptionError
 from fastres.kernels.tuning import gpus
 from fastres.kernels.tuning.fusing import why_library
@@ -44,7 +45,8 @@ def _run(options: argparse.Namespace) -> None:
     gpu = gpus.by_name(options.gpu)
     precision = gpu.architecture.computed_in(options.precision)
     chosen = model_source.from_options(options.depth, options.model)
-    module = graph_of(model_source.build(chosen, seed=0))
+    quantized = PRECISIONS[precision].quantized
+    module = graph_of(model_source.build(chosen, seed=0), quantized=quantized)
     views: dict[str, FusionPolicy | None] = {
         "none": None,
         "blocks": by_model(precision, gpu),

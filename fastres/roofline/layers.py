@@ -14,12 +14,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastres.capture.capture import capture, in_eval_mode, model_dtype
+from fastres.dtypes import PRECISIONS
 from fastres.errors import OptionError
+from fastres.ir import ops
 from fastres.ir.graph import aliases, label
 from fastres.ir.propagate import propagate
-from fastres.ir.views import Bottleneck, Conv2d, Linear, PoolLinear, Stem
+from fastres.ir.views import (
+    Bottleneck,
+    Conv2d,
+    Linear,
+    PoolLinear,
+    QuantizedBottleneck,
+    QuantizedConv2d,
+    QuantizedLinear,
+    QuantizedStem,
+    Stem,
+)
 from fastres.kernels.tuning.traffic import ELEMENT_BYTES, Spec, flops, least_bytes
 from fastres.passes import rewrite
+from fastres.quantization.nominal import quantize_nominally
 from fastres.report import Report
 from fastres.runtime.triton import fill_channels, fuse_blocks
 from fastres.runtime.triton.fill_channels import Pays, added_channels
@@ -35,6 +48,7 @@ class Layer:
         spec: its sizes; None for what only moves numbers.
         residual: whether a convolution adds a tensor like its output.
         elements: numbers read and written by an operator without a spec.
+        moved: bytes of those, where they are of several dtypes; 0 where the precision tells.
     """
 
     name: str
@@ -42,11 +56,12 @@ class Layer:
     spec: Spec | None
     residual: bool = False
     elements: int = 0
+    moved: int = 0
 
     def least_bytes(self, precision: str) -> int:
         """Bytes that any kernel for it moves."""
         if self.spec is None:
-            return self.elements * ELEMENT_BYTES[precision]
+            return self.moved or self.elements * ELEMENT_BYTES[precision]
         return least_bytes(self.spec, precision, self.residual)
 
     @property
@@ -55,18 +70,24 @@ class Layer:
         return 0 if self.spec is None else flops(self.spec)
 
 
-def graph_of(model: nn.Module, dtype: torch.dtype | None = None) -> fx.GraphModule:
+def graph_of(
+    model: nn.Module, dtype: torch.dtype | None = None, *, quantized: bool = False
+) -> fx.GraphModule:
     """The fused graph of a model, before anything is decided about a device.
 
     Args:
         model: any that ``optimize`` takes.
         dtype: to compute in; None for the model's own.
+        quantized: in int8, with scales that no image chose.
     """
     evaluated, _ = in_eval_mode(model)
     with torch.no_grad():
         captured = capture(evaluated, None)
         own_dtype = model_dtype(evaluated)
-        rewrite(captured.module, Report(type(model).__name__), own_dtype, dtype or own_dtype)
+        wanted = PRECISIONS["int8"].folded if quantized else dtype or own_dtype
+        rewrite(captured.module, Report(type(model).__name__), own_dtype, wanted)
+        if quantized:
+            quantize_nominally(captured.module)
     return captured.module
 
 
@@ -118,21 +139,41 @@ def _layer(node: fx.Node, facts: Mapping[fx.Node, Any]) -> Layer | None:
     operator = str(node.target).removesuffix(".default").removeprefix("fastres.")
     view = next((each.of(node) for each in _WITH_SPEC if each.target is node.target), None)
     if view is not None:
-        residual = isinstance(view, Conv2d) and view.residual is not None
+        residual = isinstance(view, Conv2d | QuantizedConv2d) and view.residual is not None
         return Layer(label(node), operator, view.spec(facts), residual)
     if aliases(node.target) or added_channels(node):  # which is part of copying the image in
         return None
     tensors = [facts[each] for each in node.all_input_nodes if isinstance(facts[each], Tensor)]
     results = facts[node] if isinstance(facts[node], (list, tuple)) else [facts[node]]
     tensors += [each for each in results if isinstance(each, Tensor)]
-    return Layer(label(node), operator, None, elements=sum(int(t.numel()) for t in tensors))
+    elements = sum(int(t.numel()) for t in tensors)
+    several = node.target in (ops.quantize, ops.dequantize)
+    moved = sum(int(t.numel()) * t.element_size() for t in tensors) if several else 0
+    return Layer(label(node), operator, None, elements=elements, moved=moved)
 
 
-_WITH_SPEC: tuple[type[Conv2d | Linear | Bottleneck | Stem | PoolLinear], ...] = (
+_WITH_SPEC: tuple[
+    type[
+        Conv2d
+        | Linear
+        | QuantizedConv2d
+        | QuantizedLinear
+        | Bottleneck
+        | QuantizedBottleneck
+        | Stem
+        | QuantizedStem
+        | PoolLinear
+    ],
+    ...,
+] = (
     Conv2d,
     Linear,
+    QuantizedConv2d,
+    QuantizedLinear,
     Bottleneck,
+    QuantizedBottleneck,
     Stem,
+    QuantizedStem,
     PoolLinear,
 )
 """The operators that have a geometry."""

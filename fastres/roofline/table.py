@@ -76,7 +76,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _form(row: Row) -> str:
     """``3x3/2``, or what a fused block consists of."""
     spec = row.layer.spec
-    if isinstance(spec, ConvSpec) and row.layer.operator == "conv2d":
+    if isinstance(spec, ConvSpec) and row.layer.operator.endswith("conv2d"):
         stride = f"/{spec.stride[0]}" if spec.stride != (1, 1) else ""
         return f" {spec.r}x{spec.s}{stride}{' + residual' if row.layer.residual else ''}"
     if isinstance(spec, BottleneckSpec):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import fx
 
@@ -13,7 +13,6 @@ from fastres.runtime.eager import EagerEngine
 from fastres.runtime.executable import Runnable
 from fastres.runtime.native.engine import NativeEngine
 from fastres.runtime.onednn.engine import OneDnnEngine
-from fastres.runtime.triton.engine import TritonEngine
 
 
 class Engine(Protocol):
@@ -21,14 +20,12 @@ class Engine(Protocol):
 
     Attributes:
         name: what ``engine=...`` calls it.
-        device_types: where ``"auto"`` considers it; elsewhere it runs only if asked for by name.
         plans_threads: whether an executable is for one number of threads; one is built for each.
         reads_in_place: whether executables read weights where they were when they were built, so
             that it must be noticed when one is moved (``.data = ...``, ``share_memory_()``).
     """
 
     name: str
-    device_types: tuple[str, ...]
     plans_threads: bool
     reads_in_place: bool
 
@@ -47,11 +44,33 @@ class Engine(Protocol):
         """
 
 
-ENGINES: tuple[Callable[[Options], Engine], ...] = (
-    TritonEngine,
-    NativeEngine,
-    lambda options: OneDnnEngine(),
-    lambda options: EagerEngine(),
+class Offer(NamedTuple):
+    """An engine that may be chosen.
+
+    Attributes:
+        name: the engine's own.
+        device_types: where ``"auto"`` considers it, () for everywhere; elsewhere it runs only if
+            asked for by name.
+        make: an engine for one optimised model.
+    """
+
+    name: str
+    device_types: tuple[str, ...]
+    make: Callable[[Options], Engine]
+
+
+def _triton(options: Options) -> Engine:
+    # Its cost models are most of what there is to import, and of no use without a GPU.
+    from fastres.runtime.triton.engine import TritonEngine
+
+    return TritonEngine(options)
+
+
+ENGINES = (
+    Offer("triton", ("cuda",), _triton),
+    Offer("native", ("cpu",), NativeEngine),
+    Offer("onednn", ("cpu",), lambda options: OneDnnEngine()),
+    Offer("eager", (), lambda options: EagerEngine()),
 )
 """Every engine, fastest first; the last takes any graph."""
 
@@ -68,13 +87,13 @@ def choose(options: Options, module: fx.GraphModule) -> tuple[Engine, list[str]]
     name = options.engine
     places = {buffer.device.type for buffer in module.buffers()}
     passed_over: list[str] = []
-    for make in ENGINES:
-        engine = make(options)
-        if name not in ("auto", engine.name):
+    for offer in ENGINES:
+        if name not in ("auto", offer.name):
             continue
-        elsewhere = places and engine.device_types and not places & set(engine.device_types)
+        elsewhere = places and offer.device_types and not places & set(offer.device_types)
         if name == "auto" and elsewhere:
             continue
+        engine = offer.make(options)
         refusal = engine.refusal(module)
         if refusal is None:
             return engine, passed_over

@@ -102,23 +102,32 @@ class Executable:
 
     def timed(self, inputs: Sequence[Any]) -> list[tuple[str, str, int]]:
         """Run call by call: (module, operation, nanoseconds) per call, in order."""
-        times: list[tuple[str, str, int]] = []
+        return [row for _, rows in self._run_timed(inputs, True) for row in rows]
+
+    def timed_steps(self, inputs: Sequence[Any]) -> list[tuple[Step, int]]:
+        """The same as (step, nanoseconds): what has parts, a native subgraph, as a whole."""
+        return [(step, rows[0][2]) for step, rows in self._run_timed(inputs, False)]
+
+    def _run_timed(
+        self, inputs: Sequence[Any], in_parts: bool
+    ) -> list[tuple[Step, list[tuple[str, str, int]]]]:
+        times: list[tuple[Step, list[tuple[str, str, int]]]] = []
         values: dict[int, Any] = dict(enumerate(inputs))
         waits = any(isinstance(value, Tensor) and value.is_cuda for value in inputs)
         for step in self._steps:
             args = [self._fetch(argument, values) for argument in step.args]
             kwargs = {name: self._fetch(value, values) for name, value in step.kwargs.items()}
-            parts = getattr(step.function, "timed", None)
+            parts = getattr(step.function, "timed", None) if in_parts else None
             if parts is not None:
                 result, rows = parts(*args)
-                times += rows
             else:
                 started = time.perf_counter_ns()
                 result = step.function(*args, **kwargs)
                 if waits:
                     torch.cuda.synchronize()
                 took = time.perf_counter_ns() - started
-                times.append((step.module, step.operation, took))
+                rows = [(step.module, step.operation, took)]
+            times.append((step, rows))
             values[step.result] = result
             del args, kwargs, result
             for index in step.dead:

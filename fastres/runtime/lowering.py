@@ -72,7 +72,7 @@ class Lowering:
             elif node.op == "get_attr":
                 self.constants[str(node.target)] = getattr(self.source, str(node.target))
                 self._values[node] = self.graph.node_copy(node)
-            elif node.op == "call_function" and not _holds_tensors(self.facts[node]):
+            elif node.op == "call_function" and not holds_tensors(self.facts[node]):
                 self._values[node] = self.facts[node]  # a size: now a number
             else:
                 rule = rules.get(
@@ -224,7 +224,8 @@ def _operation(node: fx.Node) -> str:
     return str(node.target).removesuffix(".default")
 
 
-def _holds_tensors(fact: Any) -> bool:
+def holds_tensors(fact: Any) -> bool:
+    """Whether a value is a tensor or has some; sizes and numbers are not."""
     if isinstance(fact, (tuple, list)):
         return any(isinstance(item, Tensor) for item in fact)
     return isinstance(fact, Tensor)

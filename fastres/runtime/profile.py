@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from fastres.runtime.executable import Runnable
@@ -49,6 +47,9 @@ class Profile:
         return self.milliseconds - sum(layer.milliseconds for layer in self.layers)
 
     def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(
             "module", "operation", "ms", "share", title=f"{self.milliseconds:.3f} ms per call"
         )

@@ -65,7 +65,7 @@ _THREAD_VARIABLES = re.compile(
 
 _PACKAGES = (
     "fastres", "torch", "numpy", "pillow", "torchvision", "timm", "triton",
-    "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino",
+    "onnx", "onnxruntime", "onnxruntime-gpu", "onnxscript", "openvino", "nncf",
     "tensorrt", "torch-tensorrt",
 )  # fmt: skip
 
@@ -275,6 +275,30 @@ def onednn_supports(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return dtype == torch.float32
+
+
+@functools.cache
+def onednn_multiplies_bytes() -> bool:
+    """Whether torch's oneDNN has exact sums of products of uint8 and int8 on this processor.
+
+    Where the processor has no VNNI, oneDNN adds up pairs of products in 16 bits, which overflow. So
+    it is told by what it makes of the largest products; sums come out as float32 at a scale of 1.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.full((1, 64, 2, 2), 255, dtype=torch.uint8, device="cpu")
+    weight = torch.full((32, 64, 1, 1), 127, dtype=torch.int8, device="cpu")
+    scales = torch.ones(32, dtype=torch.float32, device="cpu")
+    zeros = torch.zeros(32, dtype=torch.int32, device="cpu")
+    shape: Any = ([1, 1], [0, 0], [1, 1], 1)
+    try:
+        packed = torch.ops.onednn.qconv_prepack(weight, scales, 1.0, 0, *shape, None)
+        sums = torch.ops.onednn.qconv2d_pointwise.default(
+            x, 1.0, 0, packed, scales, zeros, None, *shape, 1.0, 0, torch.float32, "none", [], ""
+        )
+    except (AttributeError, RuntimeError):  # a torch without these operators
+        return False
+    return bool((sums == 255 * 127 * 64).all())
 
 
 def onednn_version() -> str | None:

@@ -27,6 +27,12 @@ from torch import nn
 from fastres import preprocess
 from fastres.errors import OptionError
 
+CALIBRATION_IMAGES = 32
+"""How many the ranges of activations are taken from, where a precision needs such."""
+
+CALIBRATION_SEED = 1000
+"""Added to the seed, these images are others than those that are timed."""
+
 _CHUNK = 16  # images per pass over the pool: enough for statistics, little enough for memory
 _LOGIT = 10.0  # what an image's own class gets, beside about N(0, 1) for the others
 

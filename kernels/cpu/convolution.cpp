@@ -24,11 +24,56 @@ Tiling tiling(const Work &work) {
     return t;
 }
 
+bool uses_tile_registers(const fr_op &op) { return op.isa == FR_AMX_BF16 || op.isa == FR_AMX_INT8; }
+
+TileFunction depthwise_for(const fr_op &op, int pixels) {
+    switch (op.isa) {
+        case FR_AVX512_VNNI: return avx512_vnni_depthwise_uint8(pixels);
+        case FR_AVX512_BF16: return avx512_depthwise_bfloat16(pixels);
+        case FR_AVX512: return avx512_depthwise_float32(pixels);
+        case FR_AVX_VNNI: return avx_vnni_depthwise_uint8(pixels);
+        default:
+            return op.dtype == FR_UINT8 ? avx2_depthwise_uint8(pixels)
+                                        : avx2_depthwise_float32(pixels);
+    }
+}
+
+TileFunction grouped_for(const fr_op &op, int pixels) {
+    switch (op.isa) {
+        case FR_AVX512_VNNI: return avx512_vnni_grouped_uint8(pixels, op.step_units);
+        case FR_AVX512_BF16: return avx512_grouped_bfloat16(pixels, op.step_units);
+        case FR_AVX512: return avx512_grouped_float32(pixels, op.step_units);
+        case FR_AVX_VNNI: return avx_vnni_grouped_uint8(pixels, op.step_units);
+        default:
+            return op.dtype == FR_UINT8 ? avx2_grouped_uint8(pixels, op.step_units)
+                                        : avx2_grouped_float32(pixels, op.step_units);
+    }
+}
+
 TileFunction function_for(const fr_op &op, int pixels) {
+    if (op.form == FR_DEPTHWISE) return depthwise_for(op, pixels);
+    if (op.form == FR_GROUPED) return grouped_for(op, pixels);
+    if (op.dtype == FR_UINT8) {
+        switch (op.isa) {
+            case FR_AMX_INT8: return amx_uint8();
+            case FR_AVX512_VNNI: return avx512_vnni_uint8(pixels, op.step_units);
+            case FR_AVX_VNNI: return avx_vnni_uint8(pixels, op.step_units);
+            default: return avx2_uint8(pixels, op.step_units);
+        }
+    }
     if (op.isa == FR_AMX_BF16) return amx_bfloat16();
     if (op.dtype == FR_BFLOAT16) return avx512_bfloat16(pixels, op.step_units);
     if (op.isa == FR_AVX2) return avx2_float32(pixels, op.step_units);
     return avx512_float32(pixels, op.step_units);
+}
+
+// Bytes from a tensor's first channel to a panel's.
+int64_t to_panel(const fr_op &op, const fr_tensor &tensor, int panel) {
+    switch (op.dtype) {
+        case FR_FLOAT32: return 2 * panel * tensor.plane;
+        case FR_BFLOAT16: return panel * tensor.plane;
+        default: return panel / 2 * tensor.plane + panel % 2 * 32;
+    }
 }
 
 // What goes out without an export is looked at here.
@@ -61,8 +106,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
     const char *input = work.at(op.input);
     char *output = work.at(op.output);
     const char *residual = op.has_residual ? work.at(op.residual) : nullptr;
-    const int blocks = op.dtype == FR_BFLOAT16 ? 1 : 2;  // lines of a panel's pixel
-    const int panel_lines = op.step_units * 2;           // of weights, per step
+    const int panel_lines = (int)(op.panel_bytes / op.step_count / 64);  // of weights, per step
 
     // Tiles are as even as can be: 49 pixels are 13 + 12 + 12 + 12, not 14 + 14 + 14 + 7.
     const auto begin_of = [&](int64_t tile) { return tile * t.pixels / t.tiles; };
@@ -74,12 +118,18 @@ void convolution_chunk(const Work &work, int64_t chunk) {
     tile.steps = op.steps;
     tile.step_count = op.step_count;
     tile.step_units = op.step_units;
+    tile.read_count = op.reads;
+    tile.input_plane = op.input.plane;
     tile.output_plane = op.output.plane;
     tile.residual_plane = op.residual.plane;
     tile.before = op.before;
     tile.after = op.after;
     tile.rows = op.rows;
-    if (op.isa == FR_AMX_BF16) amx_configure(op.step_units);
+    tile.residual_multiplier = op.residual_multiplier;
+    tile.output_multiplier = op.output_multiplier;
+    tile.residual_zero = op.residual_zero;
+    tile.output_zero = op.output_zero;
+    if (uses_tile_registers(op)) amx_configure(op.step_units);
     for (int panel = first_panel; panel < end_panel; panel++) {
         const char *weights = (const char *)op.weights + panel * op.panel_bytes;
         const char *ahead = nullptr;
@@ -91,16 +141,20 @@ void convolution_chunk(const Work &work, int64_t chunk) {
         }
         const int ahead_lines = ahead ? (int)((panel_lines + end - first - 1) / (end - first)) : 0;
         tile.weights = weights;
-        tile.bias = op.bias + panel * 32;
-        tile.input = input + (op.panel_input ? (int64_t)op.panel_input[panel] * 4 : 0);
+        tile.bias = (const char *)op.bias + panel * 128;
+        tile.slopes = op.slopes ? op.slopes + panel * 32 : nullptr;
+        tile.multiplier = op.multiplier ? op.multiplier + panel * 32 : nullptr;
+        const bool has_own_input = op.panel_input && !op.reads;
+        tile.input = input + (has_own_input ? (int64_t)op.panel_input[panel] * 4 : 0);
+        tile.reads = op.reads ? op.panel_input + (int64_t)panel * op.reads : nullptr;
         tile.channels = std::min(32, op.output.channels - panel * 32);
         tile.ahead_lines = ahead_lines;
         if (op.rows) {
             tile.output = output + panel * 32 * (int64_t)sizeof(float);
         } else {
-            tile.output = output + panel * blocks * op.output.plane;
+            tile.output = output + to_panel(op, op.output, panel);
         }
-        tile.residual = residual ? residual + panel * blocks * op.residual.plane : nullptr;
+        tile.residual = residual ? residual + to_panel(op, op.residual, panel) : nullptr;
         for (int64_t i = first; i < end; i++) {
             const int64_t begin = begin_of(i);
             const int pixels = (int)(begin_of(i + 1) - begin);
@@ -116,7 +170,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
             if (ahead) ahead += (int64_t)ahead_lines * op.step_count * 64;
         }
     }
-    if (op.isa == FR_AMX_BF16) amx_release();
+    if (uses_tile_registers(op)) amx_release();
     if (op.rows) look_at_rows(work, begin_of(first), begin_of(end), first_panel, end_panel);
 }
 

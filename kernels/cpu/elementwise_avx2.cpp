@@ -1,6 +1,7 @@
 // What is not a convolution, compiled for AVX2.
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 

@@ -6,7 +6,7 @@
 
 #include <cmath>
 
-#include "target.h"
+#include "activate_avx512.h"
 #include "tile.h"
 
 #ifdef FR_X86
@@ -26,21 +26,6 @@ struct Bfloat16Sums {
     static constexpr int kind = FR_BFLOAT16, stored = FR_FLOAT32;
 };
 
-// NaN stays NaN: MAXPS and MINPS return their second operand where either is NaN.
-FR_BF16 FR_INLINE __m512 activate(__m512 x, int kind) {
-    const __m512 zero = _mm512_setzero_ps(), six = _mm512_set1_ps(6.0f);
-    switch (kind) {
-        case FR_RELU: return _mm512_max_ps(zero, x);
-        case FR_RELU6: return _mm512_min_ps(six, _mm512_max_ps(zero, x));
-        case FR_HARDSWISH: {
-            __m512 gate = _mm512_add_ps(x, _mm512_set1_ps(3.0f));
-            gate = _mm512_min_ps(six, _mm512_max_ps(zero, gate));
-            return _mm512_div_ps(_mm512_mul_ps(x, gate), six);
-        }
-        default: return x;
-    }
-}
-
 FR_BF16 FR_INLINE __m512 low_half(__m512i line) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(line)), 16));
@@ -49,12 +34,6 @@ FR_BF16 FR_INLINE __m512 low_half(__m512i line) {
 FR_BF16 FR_INLINE __m512 high_half(__m512i line) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(line, 1)), 16));
-}
-
-FR_BF16 FR_INLINE __mmask16 lanes(int count) {
-    return count >= 16  ? (__mmask16)0xffff
-           : count <= 0 ? (__mmask16)0
-                        : (__mmask16)((1u << count) - 1);
 }
 
 template <class T>
@@ -85,7 +64,7 @@ FR_BF16 FR_INLINE void store(const Tile &t, int i, bool has_high, __m512 low, __
 
 // Whether finish_plain() does: a whole panel with no activation but a ReLU at the end.
 inline bool is_plain(const Tile &t) {
-    return t.channels == 32 && !t.rows && t.before == FR_NONE && t.after <= FR_RELU;
+    return t.channels == 32 && !t.rows && t.before.kind == FR_NONE && t.after.kind <= FR_RELU;
 }
 
 // `floor`: 0 in every lane for a ReLU, else minus infinity.
@@ -96,19 +75,19 @@ FR_BF16 FR_INLINE void finish_plain(const Tile &t, int i, __m512 floor, __m512 l
 }
 
 FR_BF16 FR_INLINE __m512 floor_of(const Tile &t) {
-    return _mm512_set1_ps(t.after == FR_RELU ? 0.0f : -INFINITY);
+    return _mm512_set1_ps(t.after.kind == FR_RELU ? 0.0f : -INFINITY);
 }
 
 template <class T>
 FR_BF16 FR_INLINE void finish_any(const Tile &t, int i, __m512 low, __m512 high) {
     const __mmask16 low_lanes = lanes(t.channels), high_lanes = lanes(t.channels - 16);
-    low = activate(low, t.before);
-    high = activate(high, t.before);
+    low = activate(t, t.before, 0, low);
+    high = activate(t, t.before, 16, high);
     if (t.residual) add_residual<T>(t, i, high_lanes != 0, low, high);
     // Lanes without a channel hold zero whatever the pixel holds: the next layer multiplies them by
     // zero, which infinity would not survive.
-    low = _mm512_maskz_mov_ps(low_lanes, activate(low, t.after));
-    high = _mm512_maskz_mov_ps(high_lanes, activate(high, t.after));
+    low = _mm512_maskz_mov_ps(low_lanes, activate(t, t.after, 0, low));
+    high = _mm512_maskz_mov_ps(high_lanes, activate(t, t.after, 16, high));
     if (t.rows) {
         float *to = (float *)(t.output + (int64_t)t.output_px[i] * 4);
         _mm512_mask_storeu_ps(to, low_lanes, low);
@@ -116,6 +95,41 @@ FR_BF16 FR_INLINE void finish_any(const Tile &t, int i, __m512 low, __m512 high)
     } else {
         store<T>(t, i, high_lanes != 0, low, high);
     }
+}
+
+// Whatever there may be at the end, once for all sizes of tiles: it has every activation in it.
+template <class T>
+FR_BF16 __attribute__((noinline)) void finish_each(const Tile &t, int pixels,
+                                                   const float (*sums)[32]) {
+    for (int i = 0; i < pixels; i++)
+        finish_any<T>(t, i, _mm512_load_ps(sums[i]), _mm512_load_ps(sums[i] + 16));
+}
+
+// The ends of `pixels` pixels whose sums, bias included, lie in memory.
+template <class T>
+FR_BF16 FR_INLINE void finish_sums(const Tile &t, int pixels, const float (*sums)[32]) {
+    if (!is_plain(t)) return finish_each<T>(t, pixels, sums);
+    const __m512 floor = floor_of(t);
+    for (int i = 0; i < pixels; i++)
+        finish_plain<T>(t, i, floor, _mm512_load_ps(sums[i]), _mm512_load_ps(sums[i] + 16));
+}
+
+// The same of sums that are still in registers.
+template <class T, int M>
+FR_BF16 FR_INLINE void finish_sums(const Tile &t, const __m512 (&sum)[M][2]) {
+    if (is_plain(t)) {
+        const __m512 floor = floor_of(t);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; i++) finish_plain<T>(t, i, floor, sum[i][0], sum[i][1]);
+        return;
+    }
+    alignas(64) float sums[M][32];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; i++) {
+        _mm512_store_ps(sums[i], sum[i][0]);
+        _mm512_store_ps(sums[i] + 16, sum[i][1]);
+    }
+    finish_each<T>(t, M, sums);
 }
 
 }  // namespace fastres

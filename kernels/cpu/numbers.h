@@ -1,4 +1,4 @@
-// Numbers in memory: float32, and bfloat16 as its upper half.
+// Numbers in memory: float32, bfloat16 as its upper half, and quantised ones.
 
 #ifndef FASTRES_NUMBERS_H
 #define FASTRES_NUMBERS_H
@@ -39,6 +39,15 @@ struct Number<FR_BFLOAT16> {
         const uint32_t nan = (bits >> 16) | 0x40;
         *p = (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
     }
+};
+
+// A quantised number as it is.
+template <>
+struct Number<FR_UINT8> {
+    using Stored = uint8_t;
+    static constexpr int kLanes = 64;
+    static inline __attribute__((always_inline)) float load(const Stored *p) { return (float)*p; }
+    static inline __attribute__((always_inline)) void store(Stored *p, float x) { *p = (uint8_t)x; }
 };
 
 }  // namespace fastres

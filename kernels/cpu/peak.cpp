@@ -9,6 +9,7 @@
 #ifdef FR_X86
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <new>
 #include <vector>
 
@@ -20,10 +21,13 @@ namespace {
 
 constexpr int kSlices = 32;  // of the time; the median of their speeds counts
 
-// Random numbers between 0.5 and 1.5 in magnitude, as float32 and bfloat16, and their negatives.
+// Random numbers between 0.5 and 1.5 in magnitude, as float32 and bfloat16, and their negatives; of
+// integers any bytes, and factors between -127 and 127.
 struct Operands {
     alignas(64) float x[16], minus_x[16], y[16];
     alignas(64) uint16_t pixels[512], minus_pixels[512], weights[2][512];
+    alignas(64) uint8_t bytes[1024];
+    alignas(64) int8_t factors[1024], minus_factors[1024];
     alignas(64) float sums[4 * 256];
 
     explicit Operands(uint32_t seed) {
@@ -47,6 +51,12 @@ struct Operands {
             minus_pixels[i] = pixels[i] ^ 0x8000;
             weights[0][i] = upper_half(number());
             weights[1][i] = upper_half(number());
+        }
+        for (int i = 0; i < 1024; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            bytes[i] = (uint8_t)(seed >> 24);
+            factors[i] = (int8_t)((int)(seed >> 16 & 0xff) % 255 - 127);
+            minus_factors[i] = (int8_t)-factors[i];
         }
         for (float &sum : sums) sum = number();
     }
@@ -105,6 +115,33 @@ FR_WITH_AVX512_BF16 void turns_avx512_bfloat16(Operands &o) {
     for (int i = 0; i < kSums512; i++) _mm512_store_ps(o.sums + 16 * i, sums[i]);
 }
 
+// The loops over integers, whose sums may be any bits: by registers of 256 or 512 bits.
+#define FR_INTEGER_TURNS(TARGET, NAME, VECTOR, LOAD, STORE, SUMS, TURNS, STEP)  \
+    TARGET void NAME(Operands &o) {                                             \
+        const VECTOR x = LOAD((const VECTOR *)o.bytes);                         \
+        const VECTOR y = LOAD((const VECTOR *)o.factors);                       \
+        const VECTOR minus_y = LOAD((const VECTOR *)o.minus_factors);           \
+        VECTOR sums[SUMS];                                                      \
+        _Pragma("GCC unroll 16") for (int i = 0; i < (SUMS); i++) sums[i] =     \
+            LOAD((const VECTOR *)o.sums + i);                                   \
+        for (int turn = 0; turn < (TURNS); turn++) {                            \
+            _Pragma("GCC unroll 16") for (int i = 0; i < (SUMS); i++) sums[i] = \
+                STEP(sums[i], x, y);                                            \
+            _Pragma("GCC unroll 16") for (int i = 0; i < (SUMS); i++) sums[i] = \
+                STEP(sums[i], x, minus_y);                                      \
+        }                                                                       \
+        _Pragma("GCC unroll 16") for (int i = 0; i < (SUMS); i++)               \
+            STORE((VECTOR *)o.sums + i, sums[i]);                               \
+    }
+#define FR_MULTIPLY_ADD_INT16(sum, x, y) _mm256_add_epi32(sum, _mm256_madd_epi16(x, y))
+
+FR_INTEGER_TURNS(FR_WITH_AVX2, turns_avx2_int16, __m256i, _mm256_load_si256, _mm256_store_si256,
+                 kSums256, kTurnsAvx2, FR_MULTIPLY_ADD_INT16)
+FR_INTEGER_TURNS(FR_WITH_AVX_VNNI, turns_avx_vnni, __m256i, _mm256_load_si256, _mm256_store_si256,
+                 kSums256, kTurnsAvx2, _mm256_dpbusd_avx_epi32)
+FR_INTEGER_TURNS(FR_WITH_AVX512_VNNI, turns_avx512_vnni, __m512i, _mm512_load_si512,
+                 _mm512_store_si512, kSums512, kTurnsAvx512, _mm512_dpbusd_epi32)
+
 // The tiles of a convolution: four of sums, two of pixels, two of weights.
 FR_WITH_AMX void turns_amx(Operands &o) {
     _tile_loadd(0, o.sums, 64);
@@ -131,17 +168,46 @@ FR_WITH_AMX void turns_amx(Operands &o) {
     _tile_stored(3, o.sums + 768, 64);
 }
 
+FR_WITH_AMX void turns_amx_uint8(Operands &o) {
+    _tile_loadd(0, o.sums, 64);
+    _tile_loadd(1, o.sums + 256, 64);
+    _tile_loadd(2, o.sums + 512, 64);
+    _tile_loadd(3, o.sums + 768, 64);
+    _tile_loadd(4, o.bytes, 64);
+    _tile_loadd(5, o.pixels, 64);
+    _tile_loadd(6, o.factors, 64);
+    _tile_loadd(7, o.minus_factors, 64);
+    for (int turn = 0; turn < kTurnsAmx; turn++) {
+        _tile_dpbusd(0, 4, 6);
+        _tile_dpbusd(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbusd(3, 5, 7);
+        _tile_dpbusd(0, 4, 7);
+        _tile_dpbusd(1, 4, 6);
+        _tile_dpbusd(2, 5, 7);
+        _tile_dpbusd(3, 5, 6);
+    }
+    _tile_stored(0, o.sums, 64);
+    _tile_stored(1, o.sums + 256, 64);
+    _tile_stored(2, o.sums + 512, 64);
+    _tile_stored(3, o.sums + 768, 64);
+}
+
 struct Loop {
+    int isa, dtype;
     void (*turns)(Operands &);
     double multiply_adds;  // of one call
 };
 
-// By fr_isa.
 const Loop kLoops[] = {
-    {turns_avx2, 2.0 * kSums256 * 8 * kTurnsAvx2},
-    {turns_avx512, 2.0 * kSums512 * 16 * kTurnsAvx512},
-    {turns_avx512_bfloat16, 2.0 * kSums512 * 32 * kTurnsAvx512},
-    {turns_amx, 8.0 * 16 * 16 * 32 * kTurnsAmx},
+    {FR_AVX2, FR_FLOAT32, turns_avx2, 2.0 * kSums256 * 8 * kTurnsAvx2},
+    {FR_AVX512, FR_FLOAT32, turns_avx512, 2.0 * kSums512 * 16 * kTurnsAvx512},
+    {FR_AVX512_BF16, FR_BFLOAT16, turns_avx512_bfloat16, 2.0 * kSums512 * 32 * kTurnsAvx512},
+    {FR_AMX_BF16, FR_BFLOAT16, turns_amx, 8.0 * 16 * 16 * 32 * kTurnsAmx},
+    {FR_AVX2, FR_UINT8, turns_avx2_int16, 2.0 * kSums256 * 16 * kTurnsAvx2},
+    {FR_AVX_VNNI, FR_UINT8, turns_avx_vnni, 2.0 * kSums256 * 32 * kTurnsAvx2},
+    {FR_AVX512_VNNI, FR_UINT8, turns_avx512_vnni, 2.0 * kSums512 * 64 * kTurnsAvx512},
+    {FR_AMX_INT8, FR_UINT8, turns_amx_uint8, 8.0 * 16 * 16 * 64 * kTurnsAmx},
 };
 
 double seconds() {
@@ -181,13 +247,16 @@ void run_job(void *context, int thread, int count) {
 }  // namespace
 }  // namespace fastres
 
-extern "C" double fr_peak(int32_t isa, int32_t threads, int32_t milliseconds) {
+extern "C" double fr_peak(int32_t isa, int32_t dtype, int32_t threads, int32_t milliseconds) {
     using namespace fastres;
-    if (isa < FR_AVX2 || isa > FR_AMX_BF16 || !(fr_isas() >> isa & 1) || threads < 1) return 0;
+    const Loop *loop = std::find_if(std::begin(kLoops), std::end(kLoops), [&](const Loop &each) {
+        return each.isa == isa && each.dtype == dtype;
+    });
+    if (loop == std::end(kLoops) || !(fr_isas() >> isa & 1) || threads < 1) return 0;
     try {
         Job job;
-        job.loop = kLoops[isa];
-        job.uses_tiles = isa == FR_AMX_BF16;
+        job.loop = *loop;
+        job.uses_tiles = isa == FR_AMX_BF16 || isa == FR_AMX_INT8;
         job.slice = milliseconds / 1e3 / kSlices;
         job.speeds.assign((size_t)threads, 0);
         if (threads == 1) {
@@ -205,6 +274,6 @@ extern "C" double fr_peak(int32_t isa, int32_t threads, int32_t milliseconds) {
 
 #else
 
-extern "C" double fr_peak(int32_t, int32_t, int32_t) { return 0; }
+extern "C" double fr_peak(int32_t, int32_t, int32_t, int32_t) { return 0; }
 
 #endif

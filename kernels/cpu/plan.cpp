@@ -36,6 +36,11 @@ struct Range {
     int64_t offset, bytes;
 };
 
+struct Fill {
+    Range range;
+    int byte;
+};
+
 }  // namespace fastres
 
 struct fr_plan {
@@ -44,6 +49,7 @@ struct fr_plan {
     int images = 0;
     int64_t arena_bytes = 0;
     std::vector<int64_t> guards;
+    std::vector<fastres::Fill> fills;
     std::vector<std::vector<fastres::Range>> released;  // by op; none where nothing is
     int64_t steps = 0;  // ops of a run, each counted as often as it runs
     std::vector<std::unique_ptr<fastres::Room>> idle;  // the one that was used last at the end
@@ -91,6 +97,11 @@ Rooms beyond(int64_t most) {
     return out;
 }
 
+void fill(const fr_plan &plan, const Room &room) {
+    for (const Fill &each : plan.fills)
+        std::memset(room.arena + each.range.offset, each.byte, (size_t)each.range.bytes);
+}
+
 std::unique_ptr<Room> new_room(const fr_plan &plan) {
     std::unique_ptr<Room> room(new (std::nothrow) Room);
     if (!room) return nullptr;
@@ -109,6 +120,7 @@ std::unique_ptr<Room> new_room(const fr_plan &plan) {
     for (size_t i = 0; i + 1 < plan.guards.size(); i += 2)
         if (mprotect(room->arena + plan.guards[i], (size_t)plan.guards[i + 1], PROT_NONE) != 0)
             return nullptr;
+    fill(plan, *room);
     return room;
 }
 
@@ -237,7 +249,10 @@ std::unique_ptr<fastres::Room> fr_plan::take(int threads) {
             fastres::idle_rooms().bytes -= room->bytes;
         }
     }
-    if (!room) room = fastres::new_room(*this);
+    if (!room)
+        room = fastres::new_room(*this);
+    else if (!released.empty())
+        fastres::fill(*this, *room);  // what was given back is zeros
     if (!room || threads == 1) return room;
     const int64_t wanted = steps * threads;
     if (room->counter_count < wanted) {
@@ -288,6 +303,16 @@ int32_t fr_plan_check(const fr_plan *plan) {
         }
     }
     return -1;
+}
+
+int32_t fr_plan_fill(fr_plan *plan, int64_t offset, int64_t bytes, int32_t byte) {
+    if (offset < 0 || bytes < 0 || offset > plan->arena_bytes - bytes) return 1;
+    try {
+        plan->fills.push_back({{offset, bytes}, byte});
+        return 0;
+    } catch (const std::bad_alloc &) {
+        return 1;
+    }
 }
 
 int32_t fr_plan_release(fr_plan *plan, int32_t op, int64_t offset, int64_t bytes) {

@@ -48,7 +48,10 @@ int64_t convolution_chunks(const Work &);
 void convolution_chunk(const Work &, int64_t chunk);
 int64_t winograd_chunks(const Work &);
 void winograd_chunk(const Work &, int64_t chunk);
-// A pooling, an addition, and the ways in and out.
+// The channels that one chunk of FR_GROUP_NORM normalises: a group where that is whole lines, a
+// line where each channel is a group, else all.
+int norm_channels(const fr_op &op);
+// Everything else.
 int64_t elementwise_chunks(const Work &);
 void elementwise_chunk(const Work &, int64_t chunk);
 void elementwise_avx2(const Work &, int64_t chunk);

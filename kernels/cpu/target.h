@@ -11,9 +11,17 @@
 #define FR_INLINE inline __attribute__((always_inline))
 #define FR_WITH_AVX2 FR_TARGET("avx2,fma,f16c")
 #define FR_WITH_AVX512 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#define FR_WITH_AVX_VNNI FR_TARGET("avx2,fma,f16c,avxvnni")
+#define FR_WITH_AVX512_VNNI FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
 #define FR_WITH_AVX512_BF16 FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
-#define FR_WITH_AMX \
-    FR_TARGET("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+// For templates of all dtypes, since a template carries one target. What is not of its dtype's
+// instruction set a compiler has no occasion to use.
+#define FR_WITH_AVX512_ANY \
+    FR_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,fma,f16c")
+#define FR_WITH_AMX                                                                            \
+    FR_TARGET(                                                                                 \
+        "amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni," \
+        "fma,f16c")
 
 // A file's functions between these are for an instruction set, templates included.
 #define FR_PRAGMA(text) _Pragma(#text)

@@ -7,6 +7,7 @@
 // Intel AMX".)
 
 #include "finish_avx512.h"
+#include "finish_uint8_avx512.h"
 
 #ifdef FR_X86
 
@@ -27,23 +28,57 @@ struct alignas(64) Configuration {
     uint8_t rows[16] = {};
 };
 
-// The instruction that multiplies. Another type of number brings another struct, and its own
-// finish.
+FR_WITH_AMX FR_INLINE void finish(const Tile &t, const float *sums, int pixels) {
+    if (is_plain(t)) {
+        const __m512 floor = floor_of(t);
+        for (int i = 0; i < pixels; i++, sums += 32)
+            if (t.output_px[i] != kNoPixel)
+                finish_plain<Bfloat16>(t, i, floor, _mm512_load_ps(sums),
+                                       _mm512_load_ps(sums + 16));
+    } else {
+        for (int i = 0; i < pixels; i++, sums += 32)
+            if (t.output_px[i] != kNoPixel)
+                finish_any<Bfloat16>(t, i, _mm512_load_ps(sums), _mm512_load_ps(sums + 16));
+    }
+}
+
+FR_WITH_AMX FR_INLINE void finish(const Tile &t, const int32_t *sums, int pixels) {
+    const bool plain = is_plain_uint8(t);
+    for (int i = 0; i < pixels; i++, sums += 32) {
+        if (t.output_px[i] == kNoPixel) continue;
+        if (plain)
+            finish_one_uint8(t, i, sums);
+        else
+            finish_any_uint8(t, i, sums);
+    }
+}
+
+// The type of the sums, and the instruction that multiplies.
 struct Bfloat16Dot {
+    using Sum = float;
     static FR_WITH_AMX FR_INLINE void first_low() { _tile_dpbf16ps(0, 4, 6); }
     static FR_WITH_AMX FR_INLINE void first_high() { _tile_dpbf16ps(1, 4, 7); }
     static FR_WITH_AMX FR_INLINE void second_low() { _tile_dpbf16ps(2, 5, 6); }
     static FR_WITH_AMX FR_INLINE void second_high() { _tile_dpbf16ps(3, 5, 7); }
 };
 
+struct Uint8Dot {
+    using Sum = int32_t;
+    static FR_WITH_AMX FR_INLINE void first_low() { _tile_dpbusd(0, 4, 6); }
+    static FR_WITH_AMX FR_INLINE void first_high() { _tile_dpbusd(1, 4, 7); }
+    static FR_WITH_AMX FR_INLINE void second_low() { _tile_dpbusd(2, 5, 6); }
+    static FR_WITH_AMX FR_INLINE void second_high() { _tile_dpbusd(3, 5, 7); }
+};
+
 // The sums of `HALVES` times 16 pixels in registers 0 to 3.
 template <class Dot, int HALVES>
 FR_WITH_AMX FR_INLINE void multiply(const Tile &t) {
-    _tile_loadd(0, t.bias, 0);
-    _tile_loadd(1, t.bias + 16, 0);
+    const char *bias = (const char *)t.bias;
+    _tile_loadd(0, bias, 0);
+    _tile_loadd(1, bias + 64, 0);
     if (HALVES == 2) {
-        _tile_loadd(2, t.bias, 0);
-        _tile_loadd(3, t.bias + 16, 0);
+        _tile_loadd(2, bias, 0);
+        _tile_loadd(3, bias + 64, 0);
     }
     const char *first = t.input + (int64_t)t.input_px[0] * 4;
     const char *second = t.input + (int64_t)t.input_px[16] * 4;
@@ -69,30 +104,17 @@ FR_WITH_AMX FR_INLINE void multiply(const Tile &t) {
     }
 }
 
-FR_WITH_AMX FR_INLINE void finish(const Tile &t, const float *sums, int pixels) {
-    if (is_plain(t)) {
-        const __m512 floor = floor_of(t);
-        for (int i = 0; i < pixels; i++, sums += 32)
-            if (t.output_px[i] != kNoPixel)
-                finish_plain<Bfloat16>(t, i, floor, _mm512_load_ps(sums),
-                                       _mm512_load_ps(sums + 16));
-    } else {
-        for (int i = 0; i < pixels; i++, sums += 32)
-            if (t.output_px[i] != kNoPixel)
-                finish_any<Bfloat16>(t, i, _mm512_load_ps(sums), _mm512_load_ps(sums + 16));
-    }
-}
-
+template <class Dot>
 FR_WITH_AMX void tile(const Tile &t) {
-    alignas(64) float sums[32][32];
+    alignas(64) typename Dot::Sum sums[32][32];
     const __m512i none = _mm512_set1_epi32(kNoPixel);
     const bool both = _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(t.output_px + 16), none) != 0;
     if (both) {
-        multiply<Bfloat16Dot, 2>(t);
+        multiply<Dot, 2>(t);
         _tile_stored(2, sums[16], sizeof sums[0]);
         _tile_stored(3, sums[16] + 16, sizeof sums[0]);
     } else {
-        multiply<Bfloat16Dot, 1>(t);
+        multiply<Dot, 1>(t);
     }
     _tile_stored(0, sums[0], sizeof sums[0]);
     _tile_stored(1, sums[0] + 16, sizeof sums[0]);
@@ -101,7 +123,8 @@ FR_WITH_AMX void tile(const Tile &t) {
 
 }  // namespace
 
-TileFunction amx_bfloat16() { return tile; }
+TileFunction amx_bfloat16() { return tile<Bfloat16Dot>; }
+TileFunction amx_uint8() { return tile<Uint8Dot>; }
 
 FR_WITH_AMX void amx_configure(int step_units) {
     Configuration c;

@@ -6,8 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "target.h"
-#include "tile.h"
+#include "finish_avx2.h"
 
 #ifdef FR_X86
 
@@ -15,56 +14,6 @@ namespace fastres {
 namespace {
 
 constexpr int kMost = 6;  // pixels
-
-// NaN stays NaN: MAXPS and MINPS return their second operand where either is NaN.
-FR_WITH_AVX2 FR_INLINE __m256 activate(__m256 x, int kind) {
-    const __m256 zero = _mm256_setzero_ps(), six = _mm256_set1_ps(6.0f);
-    switch (kind) {
-        case FR_RELU: return _mm256_max_ps(zero, x);
-        case FR_RELU6: return _mm256_min_ps(six, _mm256_max_ps(zero, x));
-        case FR_HARDSWISH: {
-            __m256 gate = _mm256_add_ps(x, _mm256_set1_ps(3.0f));
-            gate = _mm256_min_ps(six, _mm256_max_ps(zero, gate));
-            return _mm256_div_ps(_mm256_mul_ps(x, gate), six);
-        }
-        default: return x;
-    }
-}
-
-// All bits set in the first `count` lanes of 8.
-FR_WITH_AVX2 FR_INLINE __m256i lanes(int count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-}
-
-// Where 8 of a panel's channels lie, from the pixel's address: `vector` counts eights.
-FR_INLINE int64_t place(int vector, int64_t plane) {
-    return (vector / 2) * plane + vector % 2 * 32;
-}
-
-// Everything that whole lines with no activation but a ReLU at the end do not need. `vectors`
-// eights of channels per pixel, from the panel's `first`.
-FR_WITH_AVX2 __attribute__((noinline)) void finish_any(const Tile &t, int pixels, int first,
-                                                       int vectors, const float *sums) {
-    for (int i = 0; i < pixels; i++) {
-        for (int v = first; v < first + vectors; v++, sums += 8) {
-            const __m256i present = lanes(t.channels - v * 8);
-            __m256 x = activate(_mm256_load_ps(sums), t.before);
-            if (t.residual) {
-                const char *from = t.residual + (int64_t)t.residual_px[i] * 4;
-                x = _mm256_add_ps(
-                    x, _mm256_load_ps((const float *)(from + place(v, t.residual_plane))));
-            }
-            // Lanes without a channel hold zero whatever the pixel holds: the next layer multiplies
-            // them by zero, which infinity would not survive.
-            x = _mm256_and_ps(activate(x, t.after), _mm256_castsi256_ps(present));
-            char *to = t.output + (int64_t)t.output_px[i] * 4;
-            if (t.rows)
-                _mm256_maskstore_ps((float *)to + v * 8, present, x);
-            else
-                _mm256_store_ps((float *)(to + place(v, t.output_plane)), x);
-        }
-    }
-}
 
 // Keeps compilers to the order in which the registers suffice; their own schedules spill some.
 FR_WITH_AVX2 FR_INLINE void multiply_add(__m256 &sum, __m256 a, __m256 b) {
@@ -161,15 +110,16 @@ FR_WITH_AVX2 FR_INLINE void pass(const Tile &t, int first, int ahead_lines) {
         if (end < t.step_count) put_aside(sum, sums);
     }
     // The bias comes last: were it first, every product would be rounded at its size.
+    const float *bias = (const float *)t.bias;
 #pragma GCC unroll 6
     for (int i = 0; i < M; i++) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
-            sum[i][v] = _mm256_add_ps(sum[i][v], _mm256_loadu_ps(t.bias + (first + v) * 8));
+            sum[i][v] = _mm256_add_ps(sum[i][v], _mm256_loadu_ps(bias + (first + v) * 8));
     }
-    if (t.channels >= (first + VECTORS) * 8 && !t.rows && t.before == FR_NONE &&
-        t.after <= FR_RELU) {
-        const __m256 floor = _mm256_set1_ps(t.after == FR_RELU ? 0.0f : -INFINITY);
+    if (t.channels >= (first + VECTORS) * 8 && !t.rows && t.before.kind == FR_NONE &&
+        t.after.kind <= FR_RELU) {
+        const __m256 floor = _mm256_set1_ps(t.after.kind == FR_RELU ? 0.0f : -INFINITY);
 #pragma GCC unroll 6
         for (int i = 0; i < M; i++) {
             char *to = t.output + (int64_t)t.output_px[i] * 4;

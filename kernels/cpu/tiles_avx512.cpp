@@ -21,13 +21,6 @@ FR_BF16 FR_INLINE __m512 multiply_add(__m512 sum, __m512 a, __m512 b) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
-// Everything that a whole panel with no activation but a ReLU at the end does not need.
-template <class T>
-FR_BF16 __attribute__((noinline)) void finish_all(const Tile &t, int pixels, const float *sums) {
-    for (int i = 0; i < pixels; i++, sums += 32)
-        finish_any<T>(t, i, _mm512_load_ps(sums), _mm512_load_ps(sums + 16));
-}
-
 template <class T, int M>
 FR_BF16 FR_INLINE void unit(__m512 (&sum)[M][2], const char *const (&at)[M], int byte,
                             const char *weights) {
@@ -80,10 +73,11 @@ FR_BF16 void tile(const Tile &t) {
     __m512 sum[M][2];
     // To float32 the bias comes last: were it first, every product would be rounded at its size.
     constexpr bool kBiasFirst = T::kind == FR_BFLOAT16;
+    const float *bias = (const float *)t.bias;
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
-        sum[i][0] = kBiasFirst ? _mm512_loadu_ps(t.bias) : _mm512_setzero_ps();
-        sum[i][1] = kBiasFirst ? _mm512_loadu_ps(t.bias + 16) : _mm512_setzero_ps();
+        sum[i][0] = kBiasFirst ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+        sum[i][1] = kBiasFirst ? _mm512_loadu_ps(bias + 16) : _mm512_setzero_ps();
     }
     if (t.residual)
         for (int i = 0; i < M; i++) {
@@ -121,20 +115,8 @@ FR_BF16 void tile(const Tile &t) {
         if (first) put_together<M>(sum, aside);
         if (end < t.step_count) put_aside<M>(sum, aside);
     }
-    if (!kBiasFirst) add_bias<M>(sum, t.bias);
-    if (is_plain(t)) {
-        const __m512 floor = floor_of(t);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; i++) finish_plain<T>(t, i, floor, sum[i][0], sum[i][1]);
-        return;
-    }
-    alignas(64) float sums[M][32];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; i++) {
-        _mm512_store_ps(sums[i], sum[i][0]);
-        _mm512_store_ps(sums[i] + 16, sum[i][1]);
-    }
-    finish_all<T>(t, M, sums[0]);
+    if (!kBiasFirst) add_bias<M>(sum, bias);
+    finish_sums<T>(t, sum);
 }
 
 template <class T, int UNITS>

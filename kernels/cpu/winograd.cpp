@@ -169,10 +169,11 @@ FR_BF16 void finish(const Work &work, const Block &b, int panel) {
     t.channels = std::min(32, op.output.channels - panel * 32);
     t.before = op.before;
     t.after = op.after;
+    t.slopes = op.slopes ? op.slopes + panel * 32 : nullptr;
     const bool plain = is_plain(t);
     const __m512 floor = floor_of(t);
-    const __m512 bias[2] = {_mm512_loadu_ps(op.bias + panel * 32),
-                            _mm512_loadu_ps(op.bias + panel * 32 + 16)};
+    const float *own = (const float *)op.bias + panel * 32;
+    const __m512 bias[2] = {_mm512_loadu_ps(own), _mm512_loadu_ps(own + 16)};
     char *output = work.at(op.output) + panel * kBlocks * op.output.plane;
     const char *residual =
         op.has_residual ? work.at(op.residual) + panel * kBlocks * op.residual.plane : nullptr;

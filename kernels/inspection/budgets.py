@@ -7,7 +7,11 @@ local memory           none: everything fits into registers; :data:`SECOND_PATH_
                        share a tile
 shared memory          within what one block may have, and at least one block fits
 matrix units           every product on them, by the architecture's own instruction (``HMMA``,
-                       ``HGMMA``, ``UTC*MMA``, ``v_mfma``). Full float32 on NVIDIA has none.
+                       ``HGMMA``, ``UTC*MMA``, ``v_mfma``; of int8 ``IMMA``, ``IGMMA``,
+                       ``v_mfma_i32``). Full float32 on NVIDIA has none.
+rounding               products of int8 have no fused multiply-adds behind them, which round once
+                       where the definition rounds twice. Divisions have some: those of hardswish,
+                       and of addresses of 64 bits, which AMD's compiler makes of floats.
 address arithmetic     in the main loop, integer instructions take at most :data:`INTEGER_SHARE` of
                        the issue slots that pass while the matrix units are busy; a little more
                        where tiles are narrow or channels straddle taps
@@ -28,9 +32,12 @@ from fastres.kernels.tuning.conv2d import on_matrix_units
 from fastres.kernels.tuning.gpus import Architecture
 from fastres.kernels.tuning.traffic import ELEMENT_BYTES
 
-INTEGER_SHARE = {"fp16": 0.6, "bf16": 0.6, "tf32": 1.1, "fp32": 0.6}
+INTEGER_SHARE = {"fp16": 0.6, "bf16": 0.6, "tf32": 1.1, "fp32": 0.6, "int8": 1.5}
 """Integer instructions per cycle in which a scheduler's matrix unit is busy, by precision: pixels
-are rounded to TF32 in the loop, by integer arithmetic."""
+are rounded to TF32 in the loop, and made signed for int8, by integer arithmetic. On sm_80 Triton
+takes bytes apart between steps and puts them together again: read there, 252 instructions in a loop
+of 32 products, and 284 (a share of 1.1) with the pixels made signed; 1.4 in steps of 64 channels.
+On sm_90 a share of 0.4."""
 
 NARROW_SHARE = 0.4
 """What is allowed beside that where a tile has 32 filters only, as in grouped convolutions: every
@@ -49,6 +56,7 @@ SECOND_PATH_SHARE = 0.2
 """What is allowed for address arithmetic beside the others there. Read on sm_90: 1.32."""
 
 _PREFIX = {"mma": "HMMA", "wgmma": "HGMMA", "tcgen05": "UTC", "mfma": "v_mfma"}
+_OF_INT8 = {"mma": "IMMA", "wgmma": "IGMMA", "tcgen05": "UTC", "mfma": "v_mfma_i32"}
 
 
 LARGE_TILE = 64 * 64
@@ -80,8 +88,10 @@ def violations(finding: Finding, architecture: Architecture, precision: str) -> 
         )
     if finding.occupancy.blocks == 0:
         found.append("not one block fits on a multiprocessor")
+    if precision == "int8" and _rounds_once(finding):
+        found.append(f"{finding.fused_multiply_adds} fused multiply-adds, which round only once")
     if finding.multiplies and on_matrix_units(precision, architecture):
-        found += _off_matrix_units(finding, architecture)
+        found += _off_matrix_units(finding, architecture, precision)
         share = finding.integer_share
         allowed = INTEGER_SHARE[precision]
         allowed += NARROW_SHARE if _is_narrow(finding) else 0.0
@@ -100,6 +110,11 @@ def spills(spill_bytes: int, local_instructions: int, constants: Mapping[str, An
     if _has_second_path(constants):
         return spill_bytes > SECOND_PATH_BYTES
     return local_instructions > 0  # AMD's compiler reserves some that it never uses
+
+
+def _rounds_once(finding: Finding) -> bool:
+    divides = "hardswish" in finding.constants.values() or finding.constants.get("INT64", False)
+    return finding.multiplies and not divides and finding.fused_multiply_adds > 0
 
 
 def _has_second_path(constants: Mapping[str, Any]) -> bool:
@@ -128,8 +143,8 @@ def _straddles(finding: Finding) -> bool:
     return taps > 1 and "CHUNK" not in constants and constants.get("C", step) % step != 0
 
 
-def _off_matrix_units(finding: Finding, architecture: Architecture) -> list[str]:
-    prefix = _PREFIX[architecture.tensor_core]
+def _off_matrix_units(finding: Finding, architecture: Architecture, precision: str) -> list[str]:
+    prefix = (_OF_INT8 if precision == "int8" else _PREFIX)[architecture.tensor_core]
     others = [name for name in finding.whole.opcodes if not name.startswith(prefix)]
     if others or not finding.whole.opcodes:
         return [f"products by {', '.join(others) or 'no matrix instruction'} instead of {prefix}"]

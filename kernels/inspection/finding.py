@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WITHOUT_RARE_LOOP = {"TOGETHER": 1}
 """Constants with which kernels are compiled without the loop that they hardly ever run."""
 
+_FUSED = re.compile(r"FFMA|v_(?:pk_)?(?:fma|mac|mad)\w*_f32")
+
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -57,6 +59,7 @@ class Finding:
         loop_copies: the same for the main loop.
         issue_ratio: see above; None where the code does not tell the products' sizes.
         integer_share: the same for integer instructions alone.
+        fused_multiply_adds: of float32, in the whole kernel beside matrix instructions.
     """
 
     kernel: str
@@ -77,6 +80,7 @@ class Finding:
     loop_copies: dict[str, dict[int, int]]
     issue_ratio: float | None
     integer_share: float | None
+    fused_multiply_adds: int = 0
 
     @property
     def multiplies(self) -> bool:
@@ -133,6 +137,7 @@ def inspect_call(call: KernelCall, architecture: Architecture) -> Finding:
         loop_copies=copies(body),
         issue_ratio=_per_busy_cycle(loop, loop.total - loop.of("tensor"), architecture),
         integer_share=_per_busy_cycle(loop, loop.of("integer"), architecture),
+        fused_multiply_adds=sum(bool(_FUSED.match(each.opcode)) for each in code),
     )
 
 
@@ -170,6 +175,8 @@ def rate(opcode: str, architecture: Architecture) -> float:
         precision = "tf32"
     elif re.search(r"mfma_f32_\w+f32$", opcode):
         precision = "fp32"
+    elif re.search(r"^(IMMA|IGMMA|UTCIMMA|v_mfma_i32)", opcode):
+        precision = "int8"
     return max(
         gpu.flops[precision] / (2 * gpu.multiprocessors * gpu.clock_hz * architecture.schedulers)
         for gpu in GPUS.values()

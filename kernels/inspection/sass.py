@@ -1,8 +1,9 @@
 """NVIDIA's machine code, from the text that ``nvdisasm -c`` prints.
 
 Opcodes are those of NVIDIA, "CUDA Binary Utilities", the tables of instruction sets. The shape of a
-matrix product is part of its name: ``HMMA.16816`` is 16x8x16, ``HGMMA.64x128x16`` what it says, by
-four warps together. ``UTCHMMA`` keeps its shape in a descriptor, where text does not show it.
+matrix product is part of its name: ``HMMA.16816`` is 16x8x16, and so of integers ``IMMA.16832``;
+``HGMMA.64x128x16`` what it says, by four warps together. ``UTCHMMA`` keeps its shape in a
+descriptor, where text does not show it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ _LINE = re.compile(
 )
 _LABEL = re.compile(r"^(?P<label>\.L_[\w.]+):")
 _JUMP = re.compile(r"`\((?P<label>\.L_[\w.]+)\)")
-_WARP_SHAPES = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
+_WARP_SHAPES = {
+    "16832": 16 * 8 * 32,
+    "16816": 16 * 8 * 16,
+    "1688": 16 * 8 * 8,
+    "1684": 16 * 8 * 4,
+}
 _GROUP_SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)")
 _WARPS_PER_GROUP = 4
 
@@ -107,7 +113,7 @@ def _width(suffixes: str) -> int:
 
 
 def _multiply_adds(base: str, opcode: str) -> int:
-    if base == "HMMA":
+    if base in ("HMMA", "IMMA"):
         return _WARP_SHAPES.get(opcode.split(".")[1], 0)
     shape = _GROUP_SHAPE.search(opcode)
     if base.endswith("GMMA") and shape:

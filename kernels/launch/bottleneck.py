@@ -29,11 +29,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.dtypes import PRECISIONS
+from fastres.dtypes import GPU_PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.checks import check_tensor, described, wide
@@ -43,6 +44,7 @@ from fastres.kernels.spec import BottleneckSpec, ConvSpec
 from fastres.kernels.triton.bottleneck import bottleneck_kernel
 from fastres.kernels.tuning.bottleneck import (
     BottleneckConfig,
+    block_chunk,
     block_shortcut,
     choose_bottleneck,
     chunks_of,
@@ -117,11 +119,11 @@ def bottleneck_calls(
     refusal = supports(spec)
     if refusal is not None:
         raise OptionError(f"{spec}: {refusal}; run its convolutions one by one")
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision not in GPU_PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(GPU_PRECISIONS)}")
     conv, images = spec.conv, (spec.conv.n, spec.expand_k, spec.conv.p, spec.conv.q)
     chunk = chunks_of(conv)
-    dtype = PRECISIONS[precision].dtype
+    dtype = GPU_PRECISIONS[precision].dtype
     shortcut_spec, next_k = spec.shortcut, spec.next_k
     identity = (
         images
@@ -147,11 +149,10 @@ def bottleneck_calls(
         ("out", out, images, dtype),
         ("next_out", next_out, None if next_k is None else (images[0], next_k, *images[2:]), dtype),
     ):
-        _check(name, tensor, x, shape, kind)
+        check_or_none(name, tensor, x, shape, kind)
     rows = images[0] * images[2] * images[3]
     if rows == 0:
         return []
-    step = (1, 1) if shortcut_spec is None else shortcut_spec.stride
     return [
         KernelCall(
             kernel=bottleneck_kernel,
@@ -177,38 +178,11 @@ def bottleneck_calls(
                 "RESIDUAL_W": identity[3],
             },
             constants={
-                "C": conv.c,
-                "CHUNK_C": chunk.channels,
-                "WIDTH": conv.k,
-                "CHUNK": chunk.filters,
-                "CHUNKS": chunk.count,
+                **geometry(spec, config, precision),
                 "TOGETHER": chunk.channels // (conv.c // conv.groups),
-                "K": spec.expand_k,
-                "SHORTCUT_C": 16 if shortcut_spec is None else shortcut_spec.c,
-                "NEXT_K": next_k or 16,
-                "R": conv.r,
-                "S": conv.s,
-                "STRIDE_H": conv.stride[0],
-                "STRIDE_W": conv.stride[1],
-                "PAD_TOP": conv.padding[0],
-                "PAD_LEFT": conv.padding[1],
-                "DILATION_H": conv.dilation[0],
-                "DILATION_W": conv.dilation[1],
-                "SHORTCUT_STRIDE_H": step[0],
-                "SHORTCUT_STRIDE_W": step[1],
                 "HAS_BIAS": bias is not None,
                 "HAS_EXPAND_BIAS": expand_bias is not None,
-                "HAS_SHORTCUT": shortcut_spec is not None,
-                "HAS_NEXT": next_k is not None,
                 "HAS_NEXT_BIAS": next_bias is not None,
-                "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
-                "BLOCK_SIZE_M": config.block_m,
-                "BLOCK_SIZE_K": config.block_k,
-                "BLOCK_SIZE_N": config.block_n,
-                "BLOCK_CHUNK": power_of_two_from(max(16, chunk.filters)),
-                "BLOCK_SHORTCUT": block_shortcut(spec, config, precision),
-                "BLOCK_NEXT": power_of_two_from(max(16, next_k or 16)),
-                "TAIL_STAGES": tail_stages(spec, config, precision),
                 "INT64": wide(
                     rows + config.block_m, x, packed, expand, residual, shortcut, out, next_out
                 ),
@@ -217,6 +191,43 @@ def bottleneck_calls(
             num_stages=config.num_stages,
         )
     ]
+
+
+def geometry(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> dict[str, Any]:
+    """The constants that say what is computed, and in which tiles."""
+    conv, shortcut, next_k = spec.conv, spec.shortcut, spec.next_k
+    chunk = chunks_of(conv)
+    step = (1, 1) if shortcut is None else shortcut.stride
+    return {
+        "C": conv.c,
+        "CHUNK_C": chunk.channels,
+        "WIDTH": conv.k,
+        "CHUNK": chunk.filters,
+        "CHUNKS": chunk.count,
+        "K": spec.expand_k,
+        "SHORTCUT_C": 16 if shortcut is None else shortcut.c,
+        "NEXT_K": next_k or 16,
+        "R": conv.r,
+        "S": conv.s,
+        "STRIDE_H": conv.stride[0],
+        "STRIDE_W": conv.stride[1],
+        "PAD_TOP": conv.padding[0],
+        "PAD_LEFT": conv.padding[1],
+        "DILATION_H": conv.dilation[0],
+        "DILATION_W": conv.dilation[1],
+        "SHORTCUT_STRIDE_H": step[0],
+        "SHORTCUT_STRIDE_W": step[1],
+        "HAS_SHORTCUT": shortcut is not None,
+        "HAS_NEXT": next_k is not None,
+        "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "BLOCK_SIZE_M": config.block_m,
+        "BLOCK_SIZE_K": config.block_k,
+        "BLOCK_SIZE_N": config.block_n,
+        "BLOCK_CHUNK": block_chunk(spec, precision),
+        "BLOCK_SHORTCUT": block_shortcut(spec, config, precision),
+        "BLOCK_NEXT": power_of_two_from(max(16, next_k or 16)),
+        "TAIL_STAGES": tail_stages(spec, config, precision),
+    }
 
 
 def bottleneck(
@@ -311,6 +322,7 @@ def bottleneck_spec(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    quantized: bool = False,
 ) -> BottleneckSpec:
     """The sizes of an operator's arguments, whose shapes are read and not checked.
 
@@ -355,21 +367,28 @@ def bottleneck_spec(
             stride=(shortcut_stride[0], shortcut_stride[1]),
         )
     next_k = None if next_weight is None else int(next_weight.shape[0])
-    return BottleneckSpec(conv, int(expand_weight.shape[0]), shortcut_spec, next_k)
+    return BottleneckSpec(conv, int(expand_weight.shape[0]), shortcut_spec, next_k, quantized)
 
 
 def _bias(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.float().contiguous()
 
 
-def _check(
+def check_or_none(
     name: str,
     tensor: Tensor | None,
     like: Tensor,
     shape: tuple[int, ...] | None,
     dtype: torch.dtype,
 ) -> None:
-    """``shape`` None: there must be no such tensor. Only biases may be missing where it is not."""
+    """Refuse a tensor unless it is of this shape and dtype, or there is none and should be none.
+
+    Args:
+        shape: None where there must be no such tensor. Only biases may be missing where it is not.
+
+    Raises:
+        InputError: as it says.
+    """
     if tensor is None:
         if shape is not None and not name.endswith("bias"):
             raise InputError(f"{name} is None: the spec says {list(shape)}")

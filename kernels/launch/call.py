@@ -29,6 +29,8 @@ class KernelCall:
         note: why it is this kernel and not the one asked for, if so; part of :attr:`name`.
         chained: whether its programs may start before the launch in front has ended; see
             :mod:`fastres.kernels.triton.chain`.
+        rounds_each: every product and every sum of floats is rounded by itself; no two become a
+            fused multiply-add, which rounds once.
     """
 
     kernel: Any = field(repr=False)
@@ -39,6 +41,7 @@ class KernelCall:
     num_stages: int = 3
     note: str = ""
     chained: bool = False
+    rounds_each: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -46,6 +49,8 @@ class KernelCall:
         found: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         if self.chained:
             found |= {"CHAINED": True, "launch_pdl": True}
+        if self.rounds_each:
+            found["enable_fp_fusion"] = False
         return found
 
     @property

@@ -61,15 +61,19 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise InputError(f"{name} of {tensor.dtype}: expected float16, bfloat16 or float32")
 
 
-def check_images(name: str, tensor: Tensor) -> None:
+def check_images(name: str, tensor: Tensor, *, uint8: bool = False) -> None:
     """Refuse what is not [N, C, H, W] in one of the kernels' dtypes.
+
+    Args:
+        uint8: whether that is one of them too.
 
     Raises:
         InputError: as it says.
     """
     if tensor.dim() != 4:
         raise InputError(f"{name} has {tensor.dim()} axes: expected four, [N, C, H, W]")
-    check_floating(name, tensor)
+    if not (uint8 and tensor.dtype == torch.uint8):
+        check_floating(name, tensor)
 
 
 def check_activation(name: str) -> None:

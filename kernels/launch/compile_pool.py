@@ -141,7 +141,7 @@ def _kind(value: Any) -> Any:
         return str(value.dtype)
     if isinstance(value, int):
         return "1" if value == 1 else (value % 16 == 0, value >= 2**31)
-    return value
+    return "float" if isinstance(value, float) else value
 
 
 def _rounding(descriptor: Any) -> tuple[Any, ...]:

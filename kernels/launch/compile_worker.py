@@ -28,6 +28,7 @@ def described(call: KernelCall, architecture: Architecture) -> dict[str, Any]:
         "num_warps": call.num_warps,
         "num_stages": call.num_stages,
         "chained": call.chained,
+        "rounds_each": call.rounds_each,
         "architecture": architecture,
     }
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.dtypes import BY_DTYPE, PRECISIONS
+from fastres.dtypes import BY_DTYPE, GPU_PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
-from fastres.kernels.launch.checks import check_activation, check_tensor, described, wide
+from fastres.kernels.launch.checks import check_activation, check_tensor, wide
 from fastres.kernels.launch.pointwise import pointwise_call, why_no_descriptors
-from fastres.kernels.launch.split_sums import partial_sums, sum_call
+from fastres.kernels.launch.split_sums import (
+    checked_counters,
+    partial_bytes,
+    partial_sums,
+    sum_call,
+)
 from fastres.kernels.launch.tiled import tiled_call, why_no_boxes
 from fastres.kernels.packing import pack_conv2d, packed_shape, super_groups
 from fastres.kernels.spec import ConvSpec, Padding, Pair
@@ -37,8 +43,7 @@ def precision_of(dtype: torch.dtype) -> str:
 def workspace_bytes(spec: ConvSpec, config: Conv2dConfig, precision: str) -> int:
     """Size of the float32 partial sums that ``conv2d_calls`` needs, 0 without split sums."""
     _check_precision(precision)
-    splits = used_splits(spec, config)
-    return splits * spec.n * spec.p * spec.q * spec.k * 4 if splits > 1 else 0
+    return partial_bytes(spec, config)
 
 
 def conv2d_calls(
@@ -127,11 +132,7 @@ def conv2d_calls(
         ]
     partial = partial_sums(workspace, out, splits)
     if config.fused_sum:
-        count = counters_of(spec, config)
-        if counters is None or counters.dim() != 1 or counters.numel() < count:
-            got = "None" if counters is None else described(counters)
-            raise InputError(f"counters is {got}: expected int32 [{count}] or longer, all zero")
-        check_tensor("counters", counters[:count], out, (count,), torch.int32)
+        counters = checked_counters(counters, out, counters_of(spec, config))
         return [
             _main_call(
                 x,
@@ -195,6 +196,45 @@ def conv2d(
     The others, and the result, are as in :func:`fastres.kernels.reference.conv2d`; tensors may
     have any strides. Errors are those of :func:`conv2d_calls`.
     """
+    spec = spec_of(x, weight, stride, padding, dilation, groups)
+    precision = precision or precision_of(x.dtype)
+    config = config or choose_conv2d(spec, precision, gpu or by_name("a100"))
+    out = x.new_empty(spec.n, spec.p, spec.q, spec.k).permute(0, 3, 1, 2)
+    size = workspace_bytes(spec, config, precision)
+    workspace = x.new_empty(size // 4, dtype=torch.float32) if size else None
+    count = counters_of(spec, config)
+    calls = conv2d_calls(
+        channels_last(x),
+        pack_conv2d(weight, groups, precision),
+        None if bias is None else bias.float().contiguous(),
+        None if residual is None else channels_last(residual),
+        out,
+        spec,
+        pre_activation,
+        activation,
+        config,
+        precision,
+        workspace,
+        x.new_zeros(count, dtype=torch.int32) if count else None,
+    )
+    for call in calls:
+        call.run()
+    return out
+
+
+def spec_of(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> ConvSpec:
+    """The geometry of a convolution of ``x`` [N, C, H, W] with ``weight`` [K, C / groups, R, S].
+
+    Raises:
+        InputError: the two do not fit together, or no window fits into the image.
+    """
     if x.dim() != 4 or weight.dim() != 4:
         raise InputError(
             f"x with {x.dim()} axes and weight with {weight.dim()}: expected four of each"
@@ -222,29 +262,7 @@ def conv2d(
             f"image of {spec.h}x{spec.w} pixels: too small for a {spec.r}x{spec.s} filter with "
             f"padding {spec.padding} and dilation {spec.dilation}; expected room for one window"
         )
-    precision = precision or precision_of(x.dtype)
-    config = config or choose_conv2d(spec, precision, gpu or by_name("a100"))
-    out = x.new_empty(spec.n, spec.p, spec.q, spec.k).permute(0, 3, 1, 2)
-    size = workspace_bytes(spec, config, precision)
-    workspace = x.new_empty(size // 4, dtype=torch.float32) if size else None
-    count = counters_of(spec, config)
-    calls = conv2d_calls(
-        channels_last(x),
-        pack_conv2d(weight, groups, precision),
-        None if bias is None else bias.float().contiguous(),
-        None if residual is None else channels_last(residual),
-        out,
-        spec,
-        pre_activation,
-        activation,
-        config,
-        precision,
-        workspace,
-        x.new_zeros(count, dtype=torch.int32) if count else None,
-    )
-    for call in calls:
-        call.run()
-    return out
+    return spec
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -290,20 +308,8 @@ def _main_call(
             "Q": spec.q,
         },
         constants={
-            "C": spec.c // groups,
-            "K": filters,
             "TOGETHER": spec.groups // groups,
-            "ALL_C": spec.c,
-            "ALL_K": spec.k,
-            "R": spec.r,
-            "S": spec.s,
-            "STRIDE_H": spec.stride[0],
-            "STRIDE_W": spec.stride[1],
-            "PAD_TOP": spec.padding[0],
-            "PAD_LEFT": spec.padding[1],
-            "DILATION_H": spec.dilation[0],
-            "DILATION_W": spec.dilation[1],
-            "PADDED": reaches_padding(spec),
+            **geometry(spec),
             "PRE_ACTIVATION": pre_activation,
             "ACTIVATION": activation,
             "HAS_BIAS": bias is not None,
@@ -323,6 +329,26 @@ def _main_call(
     )
 
 
+def geometry(spec: ConvSpec) -> dict[str, Any]:
+    """What kernels for a convolution have as constants; C and K are those of a super-group."""
+    groups = super_groups(spec.c, spec.k, spec.groups)
+    return {
+        "C": spec.c // groups,
+        "K": spec.k // groups,
+        "ALL_C": spec.c,
+        "ALL_K": spec.k,
+        "R": spec.r,
+        "S": spec.s,
+        "STRIDE_H": spec.stride[0],
+        "STRIDE_W": spec.stride[1],
+        "PAD_TOP": spec.padding[0],
+        "PAD_LEFT": spec.padding[1],
+        "DILATION_H": spec.dilation[0],
+        "DILATION_W": spec.dilation[1],
+        "PADDED": reaches_padding(spec),
+    }
+
+
 def reaches_padding(spec: ConvSpec) -> bool:
     """Whether some window covers pixels outside the image, so that loads need a mask."""
     last_row = (spec.p - 1) * spec.stride[0] + (spec.r - 1) * spec.dilation[0] - spec.padding[0]
@@ -331,8 +357,8 @@ def reaches_padding(spec: ConvSpec) -> bool:
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision not in GPU_PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(GPU_PRECISIONS)}")
 
 
 def _check(
@@ -345,7 +371,7 @@ def _check(
     precision: str,
 ) -> None:
     _check_precision(precision)
-    dtype = PRECISIONS[precision].dtype
+    dtype = GPU_PRECISIONS[precision].dtype
     images = (spec.n, spec.k, spec.p, spec.q)
     weight_shape = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
     check_tensor("x", x, x, (spec.n, spec.c, spec.h, spec.w), dtype)

@@ -48,7 +48,7 @@ def add_relu(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         InputError: shapes, dtypes or devices differ, or the dtype is not one of the kernels'.
     """
-    x, y = _dense(x), _dense(y)
+    x, y = dense(x), dense(y)
     out = torch.empty_like(x)
     for call in add_relu_calls(x, y, out):
         call.run()
@@ -143,7 +143,8 @@ def row_calls(
     ]
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
+    """``x``, or a copy without gaps: channels-last if it has four axes, else row-major."""
     if x.dim() == 4:
         return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return x.contiguous()

@@ -36,6 +36,23 @@ def why_not_aligned(x: Tensor, packed: Tensor, residual: Tensor | None, out: Ten
     return None
 
 
+def tiled(
+    tensor: Tensor, columns: int, block: list[int], rounded: bool = False
+) -> TensorDescriptor:
+    """A descriptor that copies tiles of ``block`` pixels times channels.
+
+    Args:
+        tensor: any dense channels-last one, whatever its image's height and width; or a weight.
+        columns: its channels.
+        rounded: to TF32 on the way, where descriptors can.
+    """
+    matrix = tensor.as_strided((tensor.numel() // columns, columns), (columns, 1))
+    shape = list(matrix.shape)
+    if not (rounded and descriptors_round()):
+        return TensorDescriptor(matrix, shape, [columns, 1], block)
+    return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=True)
+
+
 def pointwise_call(
     x: Tensor,
     packed: Tensor,
@@ -54,16 +71,6 @@ def pointwise_call(
     """
     rows = spec.n * spec.p * spec.q
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k
-
-    def tiled(
-        tensor: Tensor, columns: int, block: list[int], rounded: bool = False
-    ) -> TensorDescriptor:
-        # Pixels times channels: any channels-last tensor, whatever its image's height and width.
-        matrix = tensor.as_strided((tensor.numel() // columns, columns), (columns, 1))
-        shape = list(matrix.shape)
-        if not (rounded and descriptors_round()):
-            return TensorDescriptor(matrix, shape, [columns, 1], block)
-        return TensorDescriptor(matrix, shape, [columns, 1], block, round_f32_to_tf32=True)
 
     grid = math.ceil(rows / block_m) * math.ceil(spec.k / block_n)
     out_block = [block_m, block_n]

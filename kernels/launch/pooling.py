@@ -36,7 +36,7 @@ def max_pool2d_calls(
     """The launch of ``reference.max_pool2d`` into ``out``; none for an empty one.
 
     Args:
-        x: [N, C, H, W], channels-last and dense; float16, bfloat16 or float32.
+        x: [N, C, H, W], channels-last and dense; float16, bfloat16, float32 or uint8.
         out: [N, C, P, Q] likewise, P and Q as :func:`pooled_size` says.
         kernel, stride, padding, dilation, ceil_mode: as in ``reference.max_pool2d``; an empty
             stride is the kernel's size, as in ATen.
@@ -240,7 +240,7 @@ def _window_calls(
     constants: dict[str, Any],
     config: PoolConfig | None,
 ) -> list[KernelCall]:
-    check_images("x", x)
+    check_images("x", x, uint8=kernel is max_pool2d_kernel)
     n, c, h, w = x.shape
     p, q = window.output(h, w)
     check_tensor("x", x, x, x.shape)
@@ -277,7 +277,7 @@ def _window_calls(
 
 
 def _inputs_and_output(x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-    check_images("x", x)
+    check_images("x", x, uint8=True)
     n, c, h, w = x.shape
     p, q = window.output(h, w)
     return channels_last(x), x.new_empty(n, p, q, c).permute(0, 3, 1, 2)

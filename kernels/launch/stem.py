@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.dtypes import PRECISIONS
+from fastres.dtypes import GPU_PRECISIONS
 from fastres.errors import InputError, OptionError
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.launch.checks import check_activation, check_tensor, described, wide
@@ -84,14 +85,14 @@ def stem_calls(
     refusal = supports(spec)
     if refusal is not None:
         raise OptionError(f"{spec}: {refusal}; run convolution and pool one by one")
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision not in GPU_PRECISIONS:
+        raise OptionError(f"precision={precision!r}: expected one of {', '.join(GPU_PRECISIONS)}")
     check_activation(activation)
     if {scale is not None, shift is not None} != {spec.uint8}:
         raise InputError(
             "scale and shift: expected both for a stem of bytes (spec.uint8), else neither"
         )
-    conv, dtype = spec.conv, PRECISIONS[precision].dtype
+    conv, dtype = spec.conv, GPU_PRECISIONS[precision].dtype
     layout = row_layout(spec, image_bytes(spec, dtype.itemsize))
     if spec.uint8:
         if x.dtype != torch.uint8 or tuple(x.shape) != (conv.n, conv.h, conv.w, conv.c):
@@ -114,12 +115,10 @@ def stem_calls(
             check_tensor(name, vector, x, (size,), torch.float32)
     if out.numel() == 0:
         return []
-    down, across = tiles(spec, config)
-    beyond = (conv.n * down + 1) * config.tile_h * (across + 1) * config.tile_w
     return [
         KernelCall(
             kernel=stem_kernel,
-            grid=(conv.n * down * across, math.ceil(conv.k / config.block_n), 1),
+            grid=grid(spec, config),
             arguments={
                 "x_ptr": x,
                 "weight_ptr": packed,
@@ -127,44 +126,76 @@ def stem_calls(
                 "scale_ptr": scale,
                 "shift_ptr": shift,
                 "out_ptr": out,
-                "H": conv.h,
-                "W": conv.w,
-                "P": conv.p,
-                "Q": conv.q,
-                "POOLED_P": spec.p,
-                "POOLED_Q": spec.q,
-                "TILES_H": down,
-                "TILES_W": across,
+                **sizes(spec, config),
             },
             constants={
-                "C": conv.c,
-                "K": conv.k,
-                "R": conv.r,
-                "S": conv.s,
-                "ROW": layout.size,
-                "LEAD": layout.lead,
-                "ALIGNMENT": layout.alignment,
-                "STRIDE_H": conv.stride[0],
-                "STRIDE_W": conv.stride[1],
-                "PAD_TOP": conv.padding[0],
-                "PAD_LEFT": conv.padding[1],
-                "POOL_R": spec.pool_kernel[0],
-                "POOL_S": spec.pool_kernel[1],
-                "POOL_PAD_H": spec.pool_padding[0],
-                "POOL_PAD_W": spec.pool_padding[1],
+                **geometry(spec, config, dtype.itemsize),
                 "ACTIVATION": activation,
                 "HAS_BIAS": bias is not None,
                 "NORMALISE": spec.uint8,
                 "INPUT_PRECISION": "tf32" if precision == "tf32" else "ieee",
-                "TILE_H": config.tile_h,
-                "TILE_W": config.tile_w,
-                "BLOCK_SIZE_N": config.block_n,
-                "INT64": wide(beyond, x, packed, out),
+                "INT64": wide(last_pixel(spec, config), x, packed, out),
             },
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
     ]
+
+
+def sizes(spec: StemSpec, config: StemConfig) -> dict[str, int]:
+    """The arguments that say how large images are, and how many tiles each has."""
+    down, across = tiles(spec, config)
+    return {
+        "H": spec.conv.h,
+        "W": spec.conv.w,
+        "P": spec.conv.p,
+        "Q": spec.conv.q,
+        "POOLED_P": spec.p,
+        "POOLED_Q": spec.q,
+        "TILES_H": down,
+        "TILES_W": across,
+    }
+
+
+def geometry(spec: StemSpec, config: StemConfig, element_bytes: int) -> dict[str, Any]:
+    """The constants that say what is computed, and in which tiles.
+
+    Args:
+        element_bytes: of a number of the weight.
+    """
+    conv, layout = spec.conv, row_layout(spec, image_bytes(spec, element_bytes))
+    return {
+        "C": conv.c,
+        "K": conv.k,
+        "R": conv.r,
+        "S": conv.s,
+        "ROW": layout.size,
+        "LEAD": layout.lead,
+        "ALIGNMENT": layout.alignment,
+        "STRIDE_H": conv.stride[0],
+        "STRIDE_W": conv.stride[1],
+        "PAD_TOP": conv.padding[0],
+        "PAD_LEFT": conv.padding[1],
+        "POOL_R": spec.pool_kernel[0],
+        "POOL_S": spec.pool_kernel[1],
+        "POOL_PAD_H": spec.pool_padding[0],
+        "POOL_PAD_W": spec.pool_padding[1],
+        "TILE_H": config.tile_h,
+        "TILE_W": config.tile_w,
+        "BLOCK_SIZE_N": config.block_n,
+    }
+
+
+def grid(spec: StemSpec, config: StemConfig) -> tuple[int, int, int]:
+    """Programs: one for each tile of each image, and each block of filters."""
+    down, across = tiles(spec, config)
+    return (spec.conv.n * down * across, math.ceil(spec.conv.k / config.block_n), 1)
+
+
+def last_pixel(spec: StemSpec, config: StemConfig) -> int:
+    """A number that no pixel's, counted in whole tiles, is beyond."""
+    down, across = tiles(spec, config)
+    return (spec.conv.n * down + 1) * config.tile_h * (across + 1) * config.tile_w
 
 
 def conv2d_max_pool2d(
@@ -196,11 +227,53 @@ def conv2d_max_pool2d(
     tensors may have any strides. Errors are those of :func:`stem_calls`, and OptionError where no
     configuration fits the GPU.
     """
+    uint8 = scale is not None
+    pool = (pool_kernel, pool_stride, pool_padding)
+    spec = stem_spec(x, weight, stride, padding, *pool, uint8=uint8)
+    precision = precision or precision_of(weight.dtype)
+    gpu = gpu or by_name("a100")
+    config = config or choose_stem(spec, precision, gpu)
+    if config is None:
+        refusal = supports(spec) or f"nothing fits {gpu.name} in {precision}"
+        raise OptionError(f"{spec}: {refusal}; run convolution and pool one by one")
+    out = weight.new_empty(spec.conv.n, spec.p, spec.q, spec.conv.k).permute(0, 3, 1, 2)
+    for call in stem_calls(
+        x.contiguous() if uint8 else channels_last(x),
+        pack_stem(weight, spec, precision),
+        None if bias is None else bias.float().contiguous(),
+        out,
+        spec,
+        activation,
+        config,
+        precision,
+        None if scale is None else scale.float().contiguous(),
+        None if shift is None else shift.float().contiguous(),
+    ):
+        call.run()
+    return out
+
+
+def stem_spec(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    pool_kernel: Sequence[int],
+    pool_stride: Sequence[int],
+    pool_padding: Sequence[int],
+    *,
+    uint8: bool = False,
+    quantized: bool = False,
+) -> StemSpec:
+    """The sizes of an operator's arguments.
+
+    Raises:
+        InputError: they do not go together, or no window fits.
+    """
     if x.dim() != 4 or weight.dim() != 4:
         raise InputError(
             f"x with {x.dim()} axes and weight with {weight.dim()}: expected four of each"
         )
-    uint8 = scale is not None
     n, c, h, w = (int(size) for size in (x.permute(0, 3, 1, 2) if uint8 else x).shape)
     k, channels, r, s = (int(size) for size in weight.shape)
     if channels != c:
@@ -223,30 +296,11 @@ def conv2d_max_pool2d(
         (pool_stride[0], pool_stride[1]),
         (pool_padding[0], pool_padding[1]),
         uint8,
+        quantized,
     )
     if min(conv.p, conv.q) < 1 or min(spec.p, spec.q) < 1:
         raise InputError(
             f"image of {h}x{w} pixels: too small for a {r}x{s} filter with padding {conv.padding} "
             f"and a pool of {spec.pool_kernel}; expected room for one window"
         )
-    precision = precision or precision_of(weight.dtype)
-    gpu = gpu or by_name("a100")
-    config = config or choose_stem(spec, precision, gpu)
-    if config is None:
-        refusal = supports(spec) or f"nothing fits {gpu.name} in {precision}"
-        raise OptionError(f"{spec}: {refusal}; run convolution and pool one by one")
-    out = weight.new_empty(n, spec.p, spec.q, k).permute(0, 3, 1, 2)
-    for call in stem_calls(
-        x.contiguous() if uint8 else channels_last(x),
-        pack_stem(weight, spec, precision),
-        None if bias is None else bias.float().contiguous(),
-        out,
-        spec,
-        activation,
-        config,
-        precision,
-        None if scale is None else scale.float().contiguous(),
-        None if shift is None else shift.float().contiguous(),
-    ):
-        call.run()
-    return out
+    return spec

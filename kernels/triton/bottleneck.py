@@ -48,6 +48,7 @@ def add_products(
     acc,
     step,
     x_ptrs,
+    fill,
     weight_ptrs,
     rows_inside,
     columns_inside,
@@ -70,6 +71,7 @@ def add_products(
 ):
     """``acc`` and one step of the convolution: a tap's block of channels times a chunk's weights.
 
+    ``fill`` is what pixels of the padding hold.
     ONLY_ONE: of the groups of GROUP_C channels, ``only`` counts, and the others' are read as zero.
     """
     BLOCKS_PER_TAP: tl.constexpr = (CHUNK_C + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
@@ -87,7 +89,7 @@ def add_products(
         inside = inside & in_c[None, :]
     if ONLY_ONE:
         inside = inside & ((c + offs_k) // GROUP_C == only)[None, :]
-    a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=0.0)
+    a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=fill)
     b = load(
         weight_ptrs + (tap * CHUNK_C + c),
         in_c[:, None] & in_chunk[None, :],
@@ -193,6 +195,7 @@ def bottleneck_kernel(
                 acc,
                 step,
                 x_ptrs,
+                0.0,
                 weight_ptrs,
                 rows_inside,
                 columns_inside,
@@ -227,6 +230,7 @@ def bottleneck_kernel(
                     before,
                     again % STEPS,
                     x_ptrs,
+                    0.0,
                     weight_ptrs,
                     rows_inside,
                     columns_inside,

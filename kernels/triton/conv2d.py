@@ -17,7 +17,7 @@ import triton.language as tl
 
 from fastres.kernels.triton.activations import activate
 from fastres.kernels.triton.chain import await_inputs, let_next_start
-from fastres.kernels.triton.dot import dot
+from fastres.kernels.triton.dot import dot, zero_sums
 
 
 @triton.jit
@@ -78,6 +78,7 @@ def sum_of_products(
     begin,
     end,
     only,
+    fill,
     H,
     W,
     C: tl.constexpr,
@@ -96,10 +97,11 @@ def sum_of_products(
 ):
     """The one loop: ``x @ weight`` over the steps from ``begin`` to ``end``.
 
+    ``fill`` stands for pixels of the padding. Sums are float32, or int32 of integers.
     ONLY_ONE: of the groups of GROUP_C channels, ``only`` counts, and the others' are read as zero.
     """
     ALL_TAPS: tl.constexpr = R * S * C
-    acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    acc = zero_sums(x_ptr, BLOCK_SIZE_M, BLOCK_SIZE_N)
     for step in tl.range(begin, end, num_stages=1 if ONLY_ONE else None):
         if C % BLOCK_SIZE_K == 0:  # all of a block of k belongs to one tap: scalar arithmetic
             tap = step // (C // BLOCK_SIZE_K)
@@ -124,14 +126,14 @@ def sum_of_products(
                 inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
         if ALL_TAPS % BLOCK_SIZE_K == 0:
             b = tl.load(weight_ptrs + step * BLOCK_SIZE_K)
-            a = tl.load(x_ptrs, mask=inside, other=0.0) if PADDED else tl.load(x_ptrs)
+            a = tl.load(x_ptrs, mask=inside, other=fill) if PADDED else tl.load(x_ptrs)
         else:
             rest = ALL_TAPS - step * BLOCK_SIZE_K
             b = tl.load(weight_ptrs + step * BLOCK_SIZE_K, mask=offs_k[:, None] < rest, other=0.0)
             there = offs_k[None, :] < rest
             if PADDED:
                 there = there & inside
-            a = tl.load(x_ptrs, mask=there, other=0.0)
+            a = tl.load(x_ptrs, mask=there, other=fill)
         if ONLY_ONE:
             own = (channel + offs_k[None, :] if C % BLOCK_SIZE_K == 0 else channel) // GROUP_C
             a = tl.where(own == only, a, 0.0)
@@ -171,6 +173,26 @@ def store_tile(
 
 
 @triton.jit
+def is_last_split(counter_ptr, SPLIT_K: tl.constexpr):
+    """Count this program's partial sums as stored: whether they are the last of their tile's."""
+    # All warps have stored before one thread counts; counting releases and acquires.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
+    return arrived == SPLIT_K - 1
+
+
+@triton.jit
+def sum_of_stored(partial_ptr, offsets, stored, size, SPLIT_K: tl.constexpr):
+    """Add the splits' partial sums in their order; each split's are ``size`` numbers further."""
+    # Past the first-level cache, which may hold what was there before others stored.
+    acc = tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
+    for _ in tl.static_range(SPLIT_K - 1):
+        partial_ptr += size
+        acc += tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
+    return acc
+
+
+@triton.jit
 def add_splits_if_last(
     partial_ptr,
     counter_ptr,
@@ -198,17 +220,10 @@ def add_splits_if_last(
         partial_ptr: the first split's sums; those of the next are ``size`` numbers further.
         counter_ptr: the tile's.
     """
-    # All warps have stored before one thread counts; counting releases and acquires.
-    tl.debug_barrier()
-    arrived = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu")
-    if arrived == SPLIT_K - 1:
+    if is_last_split(counter_ptr, SPLIT_K):
         offsets = offs_m[:, None] * ALL_K + filters[None, :]
         stored = in_m[:, None] & in_n[None, :]
-        # Past the first-level cache, which may hold what was there before others stored.
-        acc = tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
-        for _ in tl.static_range(SPLIT_K - 1):
-            partial_ptr += size
-            acc += tl.load(partial_ptr + offsets, mask=stored, other=0.0, cache_modifier=".cg")
+        acc = sum_of_stored(partial_ptr, offsets, stored, size, SPLIT_K)
         store_tile(
             acc,
             bias_ptr,
@@ -226,6 +241,104 @@ def add_splits_if_last(
             1,
         )
         tl.store(counter_ptr, 0)
+
+
+@triton.jit
+def operands_of_tile(
+    x_ptr,
+    weight_ptr,
+    M,
+    H,
+    W,
+    P,
+    Q,
+    C: tl.constexpr,
+    K: tl.constexpr,
+    ALL_C: tl.constexpr,
+    ALL_K: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK_SIZE_M: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+    BLOCK_SIZE_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """What this program multiplies: its group, split, pixels and filters, and where they lie.
+
+    Letters as in :func:`conv2d_kernel`; the others, from ``x_ptr`` on, are for
+    :func:`sum_of_products`.
+    """
+    # Super-groups of the same pixels one after the other: their channels share cache lines.
+    group = tl.program_id(0) % (ALL_K // K)
+    tile = tl.program_id(0) // (ALL_K // K)
+    pid_m, pid_n = tile_of_program(tile, M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M)
+    split = tl.program_id(1)
+    if INT64:
+        pid_m = pid_m.to(tl.int64)
+        split = split.to(tl.int64)
+        group = group.to(tl.int64)
+    offs_m = pid_m * BLOCK_SIZE_M + tl.arange(0, BLOCK_SIZE_M)
+    offs_n = pid_n * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
+    offs_k = tl.arange(0, BLOCK_SIZE_K)
+
+    # Beyond the last pixel and the last filter, the last is computed again and not stored.
+    row = tl.minimum(offs_m, M - 1)
+    top, left, outside = row, row, row  # where nothing is padded, nothing asks
+    if R == 1 and S == 1 and STRIDE_H == 1 and STRIDE_W == 1 and not PADDED:
+        first = row * ALL_C
+    else:
+        top = (row // Q) % P * STRIDE_H - PAD_TOP
+        left = row % Q * STRIDE_W - PAD_LEFT
+        image = row // Q // P
+        first = ((image * H + top) * W + left) * ALL_C
+    if PADDED and R <= 15 and S <= 15:
+        outside = taps_outside(top, left, H, W, R, S, DILATION_H, DILATION_W)
+
+    ALL_TAPS: tl.constexpr = R * S * C
+    column = tl.minimum(offs_n, K - 1)
+    if INT64:
+        column = column.to(tl.int64)
+    x_ptr += group * C
+    weight_ptr += group * K * ALL_TAPS
+    weight_ptrs = weight_ptr + column[None, :] * ALL_TAPS + offs_k[:, None]
+
+    row_distance = W * (DILATION_H * ALL_C)
+    if INT64:
+        row_distance = tl.cast(W, tl.int64) * (DILATION_H * ALL_C)
+
+    STEPS: tl.constexpr = (ALL_TAPS + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
+    STEPS_PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
+    if SPLIT_K == 1:
+        begin = 0
+        end = STEPS
+    else:
+        begin = split.to(tl.int32) * STEPS_PER_SPLIT
+        end = tl.minimum(begin + STEPS_PER_SPLIT, STEPS)
+    return (
+        group,
+        split,
+        offs_m,
+        offs_n,
+        x_ptr,
+        first,
+        top,
+        left,
+        outside,
+        weight_ptrs,
+        offs_k,
+        row_distance,
+        begin,
+        end,
+    )
 
 
 @triton.jit
@@ -280,53 +393,49 @@ def conv2d_kernel(
     Program axis 0 is tile and super-group, axis 1 the split. PADDED: whether some window reaches
     into the padding.
     """
-    # Super-groups of the same pixels one after the other: their channels share cache lines.
-    group = tl.program_id(0) % (ALL_K // K)
-    tile = tl.program_id(0) // (ALL_K // K)
-    pid_m, pid_n = tile_of_program(tile, M, K, BLOCK_SIZE_M, BLOCK_SIZE_N, GROUP_M=GROUP_M)
-    split = tl.program_id(1)
-    if INT64:
-        pid_m = pid_m.to(tl.int64)
-        split = split.to(tl.int64)
-        group = group.to(tl.int64)
-    offs_m = pid_m * BLOCK_SIZE_M + tl.arange(0, BLOCK_SIZE_M)
-    offs_n = pid_n * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
-    offs_k = tl.arange(0, BLOCK_SIZE_K)
-
-    # Beyond the last pixel and the last filter, the last is computed again and not stored.
-    row = tl.minimum(offs_m, M - 1)
-    top, left, outside = row, row, row  # where nothing is padded, nothing asks
-    if R == 1 and S == 1 and STRIDE_H == 1 and STRIDE_W == 1 and not PADDED:
-        first = row * ALL_C
-    else:
-        top = (row // Q) % P * STRIDE_H - PAD_TOP
-        left = row % Q * STRIDE_W - PAD_LEFT
-        image = row // Q // P
-        first = ((image * H + top) * W + left) * ALL_C
-    if PADDED and R <= 15 and S <= 15:
-        outside = taps_outside(top, left, H, W, R, S, DILATION_H, DILATION_W)
-
-    ALL_TAPS: tl.constexpr = R * S * C
-    column = tl.minimum(offs_n, K - 1)
-    if INT64:
-        column = column.to(tl.int64)
-    x_ptr += group * C
-    weight_ptr += group * K * ALL_TAPS
-    weight_ptrs = weight_ptr + column[None, :] * ALL_TAPS + offs_k[:, None]
-
-    row_distance = W * (DILATION_H * ALL_C)
-    if INT64:
-        row_distance = tl.cast(W, tl.int64) * (DILATION_H * ALL_C)
-
-    STEPS: tl.constexpr = (ALL_TAPS + BLOCK_SIZE_K - 1) // BLOCK_SIZE_K
-    STEPS_PER_SPLIT: tl.constexpr = (STEPS + SPLIT_K - 1) // SPLIT_K
-    if SPLIT_K == 1:
-        begin = 0
-        end = STEPS
-    else:
-        begin = split.to(tl.int32) * STEPS_PER_SPLIT
-        end = tl.minimum(begin + STEPS_PER_SPLIT, STEPS)
-
+    (
+        group,
+        split,
+        offs_m,
+        offs_n,
+        x_ptr,
+        first,
+        top,
+        left,
+        outside,
+        weight_ptrs,
+        offs_k,
+        row_distance,
+        begin,
+        end,
+    ) = operands_of_tile(
+        x_ptr,
+        weight_ptr,
+        M,
+        H,
+        W,
+        P,
+        Q,
+        C,
+        K,
+        ALL_C,
+        ALL_K,
+        R,
+        S,
+        STRIDE_H,
+        STRIDE_W,
+        PAD_TOP,
+        PAD_LEFT,
+        DILATION_H,
+        DILATION_W,
+        PADDED,
+        BLOCK_SIZE_M,
+        BLOCK_SIZE_N,
+        BLOCK_SIZE_K,
+        GROUP_M,
+        SPLIT_K,
+        INT64,
+    )
     GROUP_C: tl.constexpr = C // TOGETHER
     await_inputs(CHAINED)
     acc = sum_of_products(
@@ -341,6 +450,7 @@ def conv2d_kernel(
         begin,
         end,
         0,
+        0.0,
         H,
         W,
         C,
@@ -383,6 +493,7 @@ def conv2d_kernel(
                 begin,
                 end,
                 only,
+                0.0,
                 H,
                 W,
                 C,

@@ -52,12 +52,18 @@ def max_pool2d_kernel(
     INT64: tl.constexpr,
     CHAINED: tl.constexpr = False,
 ):
-    """Largest value under each window of R x S pixels; NaN where the window holds one."""
+    """Largest value under each window of R x S pixels; NaN where the window holds one.
+
+    Of uint8 as it is, whose least value every window may have beside its own.
+    """
+    IS_BYTE: tl.constexpr = x_ptr.dtype.element_ty == tl.uint8
+    LEAST: tl.constexpr = 0 if IS_BYTE else float("-inf")
+    COMPARED: tl.constexpr = tl.int32 if IS_BYTE else tl.float32
     await_inputs(CHAINED)
     offs_m, offs_c, n, p, q = tile_of_windows(M, P, Q, C, BLOCK_SIZE_M, BLOCK_SIZE_C, INT64)
     top = p * STRIDE_H - PAD_H
     left = q * STRIDE_W - PAD_W
-    best = tl.full((BLOCK_SIZE_M, BLOCK_SIZE_C), float("-inf"), tl.float32)
+    best = tl.full((BLOCK_SIZE_M, BLOCK_SIZE_C), LEAST, COMPARED)
     for tap in tl.range(0, R * S, loop_unroll_factor=UNROLL):
         y = top + tap // S * DILATION_H
         x = left + tap % S * DILATION_W
@@ -65,8 +71,8 @@ def max_pool2d_kernel(
         value = tl.load(
             x_ptr + ((n * H + y) * W + x)[:, None] * C + offs_c[None, :],
             mask=inside[:, None] & (offs_c < C)[None, :],
-            other=float("-inf"),
-        ).to(tl.float32)
+            other=LEAST,
+        ).to(COMPARED)
         # NaN is larger than everything, and once it is the best nothing is larger than it.
         best = tl.where((value > best) | (value != value), value, best)
     let_next_start(CHAINED)

@@ -41,6 +41,128 @@ def pooled_pairs(x, A: tl.constexpr, B: tl.constexpr, TAPS: tl.constexpr):
 
 
 @triton.jit
+def operands_of_rows(
+    x_ptr,
+    weight_ptr,
+    H,
+    W,
+    P,
+    Q,
+    TILES_H,
+    TILES_W,
+    C: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    ROW: tl.constexpr,
+    LEAD: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr,
+    PAD_TOP: tl.constexpr,
+    PAD_LEFT: tl.constexpr,
+    POOL_R: tl.constexpr,
+    POOL_S: tl.constexpr,
+    POOL_PAD_H: tl.constexpr,
+    POOL_PAD_W: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+    INT64: tl.constexpr,
+):
+    """Where this program's operands lie.
+
+    Returns, in this order: the image's number, the tile's, down and across; which pixels there are
+    [TILE_H * TILE_W]; which rows of the filter lie in the image there, a bit each; which numbers of
+    a row do [TILE_H * TILE_W, ROW]; pointers to those of the first row; how many numbers a row of
+    the image has; places in a row [ROW]; the filters [BLOCK_SIZE_N], and pointers to the first row
+    of their weights.
+    """
+    pid = tl.program_id(0)
+    tile_h = pid // TILES_W % TILES_H
+    tile_w = pid % TILES_W
+    image = pid // TILES_W // TILES_H
+    if INT64:
+        image = image.to(tl.int64)
+    WINDOWS_H: tl.constexpr = TILE_H // 2 - (POOL_R - 2)
+    WINDOWS_W: tl.constexpr = TILE_W // 2 - (POOL_S - 2)
+    BLOCK_SIZE_M: tl.constexpr = TILE_H * TILE_W
+
+    offs_m = tl.arange(0, BLOCK_SIZE_M)
+    p = tile_h * (2 * WINDOWS_H) - POOL_PAD_H + offs_m // TILE_W
+    q = tile_w * (2 * WINDOWS_W) - POOL_PAD_W + offs_m % TILE_W
+    exists = (p >= 0) & (p < P) & (q >= 0) & (q < Q)
+    top = p * STRIDE_H - PAD_TOP
+    rows_inside = tl.where(exists, taps_inside(top, H, 1, R), 0)
+
+    # Exact: multiplied by ALIGNMENT last, so that the compiler knows what divides them.
+    row_length = W * C // ALIGNMENT * ALIGNMENT
+    left = (q * (STRIDE_W * C) - (PAD_LEFT * C + LEAD)) // ALIGNMENT * ALIGNMENT
+    j = tl.arange(0, ROW)
+    ROW_END: tl.constexpr = (LEAD + S * C + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    column = left[:, None] + j[None, :]
+    columns_inside = (column >= 0) & (column < row_length) & (j < ROW_END)[None, :]
+    x_ptrs = x_ptr + (((image * H + top) * row_length + left)[:, None] + j[None, :])
+
+    offs_n = tl.program_id(1) * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
+    weight_ptrs = weight_ptr + (offs_n * (R * ROW))[None, :] + j[:, None]
+    return (
+        image,
+        tile_h,
+        tile_w,
+        exists,
+        rows_inside,
+        columns_inside,
+        x_ptrs,
+        row_length,
+        j,
+        offs_n,
+        weight_ptrs,
+    )
+
+
+@triton.jit
+def store_pooled(
+    tile,
+    out_ptr,
+    image,
+    tile_h,
+    tile_w,
+    offs_n,
+    in_n,
+    POOLED_P,
+    POOLED_Q,
+    K: tl.constexpr,
+    POOL_R: tl.constexpr,
+    POOL_S: tl.constexpr,
+    TILE_H: tl.constexpr,
+    TILE_W: tl.constexpr,
+    BLOCK_SIZE_N: tl.constexpr,
+):
+    """The largest under each window in a tile [TILE_H * TILE_W, BLOCK_SIZE_N], into ``out``."""
+    WINDOWS_H: tl.constexpr = TILE_H // 2 - (POOL_R - 2)
+    WINDOWS_W: tl.constexpr = TILE_W // 2 - (POOL_S - 2)
+    HALF_H: tl.constexpr = TILE_H // 2
+    HALF_W: tl.constexpr = TILE_W // 2
+    tile = pooled_pairs(
+        tl.reshape(tile, [TILE_H, TILE_W * BLOCK_SIZE_N]), HALF_H, TILE_W * BLOCK_SIZE_N, POOL_R
+    )
+    tile = pooled_pairs(
+        tl.reshape(tile, [HALF_H * TILE_W, BLOCK_SIZE_N]), HALF_H * HALF_W, BLOCK_SIZE_N, POOL_S
+    )
+
+    offs_pooled = tl.arange(0, HALF_H * HALF_W)
+    row = offs_pooled // HALF_W
+    window = offs_pooled % HALF_W
+    pooled_p = tile_h * WINDOWS_H + row
+    pooled_q = tile_w * WINDOWS_W + window
+    pixel = (image * POOLED_P + pooled_p) * POOLED_Q + pooled_q
+    stored = (pooled_p < POOLED_P) & (pooled_q < POOLED_Q)
+    stored = stored & (row < WINDOWS_H) & (window < WINDOWS_W)
+    out_offsets = (pixel * K)[:, None] + offs_n[None, :]
+    tl.store(out_ptr + out_offsets, tile, mask=stored[:, None] & in_n[None, :])
+
+
+@triton.jit
 def stem_kernel(
     x_ptr,
     weight_ptr,
@@ -86,42 +208,55 @@ def stem_kernel(
     NORMALISE: ``x`` is uint8, and what is convolved is ``x * scale + shift`` per channel, rounded
     to the weight's dtype, with zeros around it. R is at most 32.
     """
-    pid = tl.program_id(0)
     dtype = out_ptr.dtype.element_ty
-    tile_h = pid // TILES_W % TILES_H
-    tile_w = pid % TILES_W
-    image = pid // TILES_W // TILES_H
-    if INT64:
-        image = image.to(tl.int64)
-    WINDOWS_H: tl.constexpr = TILE_H // 2 - (POOL_R - 2)
-    WINDOWS_W: tl.constexpr = TILE_W // 2 - (POOL_S - 2)
-    BLOCK_SIZE_M: tl.constexpr = TILE_H * TILE_W
-
-    offs_m = tl.arange(0, BLOCK_SIZE_M)
-    p = tile_h * (2 * WINDOWS_H) - POOL_PAD_H + offs_m // TILE_W
-    q = tile_w * (2 * WINDOWS_W) - POOL_PAD_W + offs_m % TILE_W
-    exists = (p >= 0) & (p < P) & (q >= 0) & (q < Q)
-    top = p * STRIDE_H - PAD_TOP
-    rows_inside = tl.where(exists, taps_inside(top, H, 1, R), 0)
-
-    # Exact: multiplied by ALIGNMENT last, so that the compiler knows what divides them.
-    row_length = W * C // ALIGNMENT * ALIGNMENT
-    left = (q * (STRIDE_W * C) - (PAD_LEFT * C + LEAD)) // ALIGNMENT * ALIGNMENT
-    j = tl.arange(0, ROW)
+    (
+        image,
+        tile_h,
+        tile_w,
+        exists,
+        rows_inside,
+        columns_inside,
+        x_ptrs,
+        row_length,
+        j,
+        offs_n,
+        weight_ptrs,
+    ) = operands_of_rows(
+        x_ptr,
+        weight_ptr,
+        H,
+        W,
+        P,
+        Q,
+        TILES_H,
+        TILES_W,
+        C,
+        R,
+        S,
+        ROW,
+        LEAD,
+        ALIGNMENT,
+        STRIDE_H,
+        STRIDE_W,
+        PAD_TOP,
+        PAD_LEFT,
+        POOL_R,
+        POOL_S,
+        POOL_PAD_H,
+        POOL_PAD_W,
+        TILE_H,
+        TILE_W,
+        BLOCK_SIZE_N,
+        INT64,
+    )
     used = (j >= LEAD) & (j < LEAD + S * C)
     ROW_END: tl.constexpr = (LEAD + S * C + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-    column = left[:, None] + j[None, :]
-    columns_inside = (column >= 0) & (column < row_length) & (j < ROW_END)[None, :]
-    x_ptrs = x_ptr + (((image * H + top) * row_length + left)[:, None] + j[None, :])
     if NORMALISE:
         channel = (j + (C - LEAD % C)) % C
         scale = tl.load(scale_ptr + channel)
         shift = tl.load(shift_ptr + channel)
-
-    offs_n = tl.program_id(1) * BLOCK_SIZE_N + tl.arange(0, BLOCK_SIZE_N)
     in_n = offs_n < K
-    weight_ptrs = weight_ptr + (offs_n * (R * ROW))[None, :] + j[:, None]
-    acc = tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_N), tl.float32)
+    acc = tl.zeros((TILE_H * TILE_W, BLOCK_SIZE_N), tl.float32)
     await_inputs(CHAINED)
     for r in range(R):
         inside = columns_inside & (((rows_inside >> r) & 1) != 0)[:, None]
@@ -141,23 +276,20 @@ def stem_kernel(
         acc += tl.load(bias_ptr + offs_n, mask=in_n, other=0.0)[None, :]
     acc = activate(acc, ACTIVATION)
     tile = tl.where(exists[:, None], acc, -float("inf")).to(dtype)
-
-    HALF_H: tl.constexpr = TILE_H // 2
-    HALF_W: tl.constexpr = TILE_W // 2
-    tile = pooled_pairs(
-        tl.reshape(tile, [TILE_H, TILE_W * BLOCK_SIZE_N]), HALF_H, TILE_W * BLOCK_SIZE_N, POOL_R
+    store_pooled(
+        tile,
+        out_ptr,
+        image,
+        tile_h,
+        tile_w,
+        offs_n,
+        in_n,
+        POOLED_P,
+        POOLED_Q,
+        K,
+        POOL_R,
+        POOL_S,
+        TILE_H,
+        TILE_W,
+        BLOCK_SIZE_N,
     )
-    tile = pooled_pairs(
-        tl.reshape(tile, [HALF_H * TILE_W, BLOCK_SIZE_N]), HALF_H * HALF_W, BLOCK_SIZE_N, POOL_S
-    )
-
-    offs_pooled = tl.arange(0, HALF_H * HALF_W)
-    row = offs_pooled // HALF_W
-    window = offs_pooled % HALF_W
-    pooled_p = tile_h * WINDOWS_H + row
-    pooled_q = tile_w * WINDOWS_W + window
-    pixel = (image * POOLED_P + pooled_p) * POOLED_Q + pooled_q
-    stored = (pooled_p < POOLED_P) & (pooled_q < POOLED_Q)
-    stored = stored & (row < WINDOWS_H) & (window < WINDOWS_W)
-    out_offsets = (pixel * K)[:, None] + offs_n[None, :]
-    tl.store(out_ptr + out_offsets, tile, mask=stored[:, None] & in_n[None, :])

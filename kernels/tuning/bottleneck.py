@@ -178,7 +178,8 @@ def _fitting(
         widths, warps, stages = [width for width in widths if width <= 64], [4], [2]
     channels = chunks_of(spec.conv).channels
     depths = [depth for depth in depths if depth == depths[0] or channels % depth == 0]
-    widths = [width for width in widths if width < 2 * spec.expand_k] or [16]
+    least = least_depth(precision)
+    widths = [width for width in widths if width < 2 * max(spec.expand_k, least - 1)] or [least]
     for block_m, block_k, block_n, num_warps, num_stages in itertools.product(
         heights, depths, widths, warps, stages
     ):
@@ -196,11 +197,21 @@ def _fitting(
             yield config
 
 
+def least_depth(precision: str) -> int:
+    """Products that matrix units add at once, which are the least that a step can have."""
+    return 32 if precision == "int8" else 16
+
+
+def block_chunk(spec: BottleneckSpec, precision: str) -> int:
+    """Filters of a chunk, filled up to what can be multiplied."""
+    return power_of_two_from(max(least_depth(precision), chunks_of(spec.conv).filters))
+
+
 def block_shortcut(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> int:
     """Channels of the shortcut that are multiplied at a time; all, if they fit into 128 bytes."""
     if spec.shortcut is None:
-        return 16
-    whole = max(16, power_of_two_from(spec.shortcut.c))
+        return least_depth(precision)
+    whole = power_of_two_from(max(least_depth(precision), spec.shortcut.c))
     if precision == "fp32":  # without matrix units a deep step takes too many registers
         return min(whole, config.block_k)
     return whole if whole * ELEMENT_BYTES[precision] <= 128 else config.block_k
@@ -236,16 +247,15 @@ class _Tiles:
 
 
 def _tiles(spec: BottleneckSpec, config: BottleneckConfig, precision: str) -> _Tiles:
-    chunks = chunks_of(spec.conv)
-    block_chunk = power_of_two_from(max(16, chunks.filters))
-    narrow = block_chunk * chunks.count
+    chunk = block_chunk(spec, precision)
+    narrow = chunk * chunks_of(spec.conv).count
     shortcut = block_shortcut(spec, config, precision) if spec.shortcut else 0
     m, k, n = config.block_m, config.block_k, config.block_n
     loops = has_shortcut_loop(spec, config, precision)
     return _Tiles(
-        chunk=m * block_chunk,
+        chunk=m * chunk,
         pixels=m * k,
-        weights=k * block_chunk,
+        weights=k * chunk,
         narrow=m * narrow,
         expand=n * (narrow + (0 if loops else shortcut)),
         wide=m * n,
@@ -265,7 +275,8 @@ def shared_bytes(
     head = config.block_n * tiles.head
     convolution = buffers * (tiles.pixels + tiles.weights)
     if architecture.backend == "hip":  # the pipeline passes through registers
-        tail = max(tiles.expand + head + 2 * tiles.wide, tiles.step + tiles.expand)
+        moved = 4 if precision == "int8" else 2  # sums of 32 bits change places too
+        tail = max(tiles.expand + head + moved * tiles.wide, tiles.step + tiles.expand)
         return max(convolution, tail, tiles.chunk) * ELEMENT_BYTES[precision] + 1024
     if chunks_of(spec.conv).count > 1:
         convolution += tiles.narrow
@@ -286,12 +297,19 @@ def registers(
     threads = config.num_warps * architecture.warp_size
     size = ELEMENT_BYTES[precision] / 4
     chunks = chunks_of(spec.conv)
+    asynchronous = multiplies_asynchronously(precision, architecture)
     earlier = tiles.narrow * (chunks.count - 1) / chunks.count / threads * size
-    convolution = tiles.chunk / threads + earlier + 100
+    # Bytes are taken apart and put together again between steps on sm_80 and sm_89: as many
+    # registers as `cost.registers` has for them (64 sums beside 16 of an earlier chunk spill).
+    shuffled = precision == "int8" and not asynchronous
+    sums = tiles.chunk / threads
+    convolution = earlier + (48 + 3.0 * sums if shuffled else 100 + sums)
     # Warps beside each other hold the same rows of narrow.
     copies = max(1.0, config.num_warps * 16 / config.block_m)
-    base = {0.5: 50, 1.0: 90}[size] + (50 if tiles.step and precision != "fp32" else 0)
-    base += 6 * (chunks.count - 1)
+    base = {0.25: 75 if shuffled else 60, 0.5: 50, 1.0: 90}[size] + (
+        50 if tiles.step and precision != "fp32" else 0
+    )
+    base += (40 if precision == "int8" else 6) * (chunks.count - 1)
     tail = tiles.narrow / threads * size * copies + 2.5 * tiles.wide / threads + base
     return math.ceil(max(convolution, tail + config.block_m * tiles.head / threads))
 

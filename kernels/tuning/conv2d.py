@@ -316,6 +316,7 @@ def estimate_conv2d(
             gathered=not is_pointwise(spec),
             descriptors=config.descriptors,
             residual=residual,
+            rescaled=precision == "int8",
             narrow_copies=narrow,
         ),
     )
@@ -391,7 +392,10 @@ def _depths(spec: ConvSpec, precision: str, target: Architecture) -> list[int]:
     if not on_matrix_units(precision, target):
         return [16]
     channels = spec.c // super_groups(spec.c, spec.k, spec.groups)
-    deep = powers_of_two(spec.r * spec.s * channels, 128 // ELEMENT_BYTES[precision])[-2:]
+    size = ELEMENT_BYTES[precision]
+    least = 32 // size  # matrix units multiply 32 bytes at once
+    deep = powers_of_two(max(spec.r * spec.s * channels, least), 128 // size)[-2:]
+    deep = [depth for depth in deep if depth >= least]
     whole = [size for size in deep if channels % size == 0]
     return [size for size in deep if size not in whole] + whole
 

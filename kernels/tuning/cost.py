@@ -247,7 +247,8 @@ def registers(
             and a result of its own (read on sm_80: 64 sums and 48 loads of two bytes, 236).
 
     ``mma`` keeps operands beside the sums (read on sm_80: 16 sums 72-80, 32 sums 110-128, 64 sums
-    142-219, 128 sums 254). ``wgmma`` reads them from shared memory, and needs most where a residual
+    142-219, 128 sums 254; in int8 16 sums 111, 32 sums 161-202, 64 sums 236-250, and 128 spill).
+    ``wgmma`` reads them from shared memory, and needs most where a residual
     is added (sm_90, 128 sums: 170 in the loop, 244 with a residual of 16 bits, spills with one of
     32; sm_100 spills with either). The result may exceed what a thread can have: such a kernel
     would spill, and is not chosen.
@@ -255,6 +256,8 @@ def registers(
     per_sum = {"wgmma": 1.6, "tcgen05": 1.8, "mfma": 1.1}.get(architecture.tensor_core, 1.9)
     if element_bytes == 4 and architecture.tensor_core in ("wgmma", "tcgen05"):
         per_sum = 2.1
+    if element_bytes == 1 and architecture.tensor_core == "mma":
+        per_sum = 3.0
     return round(48 + per_sum * accumulators + 1.5 * narrow_copies)
 
 
@@ -280,7 +283,8 @@ def loop_instructions(
     Read on sm_80, as m, n, k, warps: instructions. 128, 128, 64, 8: 121. 128, 64, 64, 4: 166. 64,
     128, 64, 4: 138. 64, 64, 64, 4: 113. 64, 32, 64, 4: 108. On sm_90: 128, 128, 32, 4: 119. 128,
     64, 64, 4: 154, by descriptors 88, by boxes 88 to 97. Loops that the compiler unrolls as a
-    whole take a third of that, which is not counted on.
+    whole take a third of that, which is not counted on. In int8 on sm_80: 128, 128, 128, 8: 447.
+    64, 64, 128, 4: 320. 64, 32, 128, 4: 266. On sm_90: 128, 128, 64, 4: 135.
     """
     m, n, k = tile
     by_descriptor, by_box = 80.0, 90.0
@@ -295,6 +299,10 @@ def loop_instructions(
         # share of the tile, which is about square.
         side = math.sqrt(m * n / num_warps)
         fixed, loads = 45.0, 2 * side / 16 * (k * element_bytes / 32)
+        if element_bytes == 1:  # and are made signed there, some of them byte by byte
+            fixed += 1.6 * side * k / 32
+    elif element_bytes == 1:  # pixels go through registers, where four at a time are made signed
+        fixed += m * k / (4.0 * num_warps * architecture.warp_size)
     if element_bytes == 4:  # pixels are rounded to TF32 on their way
         fixed += 4.0 * m * k / (num_warps * architecture.warp_size)
     if copy_bytes < 16:  # each with an address and a mask of its own
@@ -308,12 +316,14 @@ def instructions_around(
     gathered: bool,
     descriptors: bool = False,
     residual: bool = False,
+    rescaled: bool = False,
     narrow_copies: float = 0.0,
 ) -> float:
     """Instructions of one warp of a matrix product before and after its loop.
 
     Addresses and masks of rows, filling the pipeline, and per sum: bias, activation, rounding, its
-    way through shared memory, storing. Arguments are as in :func:`registers`.
+    way through shared memory, storing. Arguments are as in :func:`registers`; ``rescaled`` is of
+    int8, whose sums are converted, multiplied, rounded and cut off: not measured.
 
     Read as: sums of a thread: instructions. Gathered, sm_86 and sm_89: 32: 644-831, 64: 972-1183;
     sm_90: 128: 1189-1648. With a residual 100 to 350 more. By descriptors, sm_90: 32: 542, 128:
@@ -324,4 +334,5 @@ def instructions_around(
         around = 400 + 4.0 * accumulators
     else:
         around = (400 if gathered else 250) + 8.0 * accumulators
+    around += 5.0 * accumulators if rescaled else 0.0
     return around + (2.5 * accumulators if residual else 0.0) + 27.0 * narrow_copies

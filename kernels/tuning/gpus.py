@@ -11,7 +11,8 @@ sheets; Hopper H100 and H200; Blackwell HGX B200 and RTX GB202; Instinct MI210, 
 
 FLOP/s are dense, never the "with sparsity" figures, and with float32 accumulation, which on
 GeForce cards is half the headline figure. A precision that a chip's matrix units lack has the
-rate of what runs instead: plain float32 arithmetic.
+rate of what runs instead: plain float32 arithmetic; of fp8, fp16 products. Those of int8 are
+operations on integers, with int32 accumulation.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from dataclasses import dataclass, field
 
 from fastres.errors import OptionError
 
-PRECISIONS: tuple[str, ...] = ("fp16", "bf16", "tf32", "fp32")
+PRECISIONS: tuple[str, ...] = ("fp16", "bf16", "tf32", "fp32", "int8")
 """What kernels compute in; tf32 and fp32 both have float32 tensors."""
+
+FIGURES: tuple[str, ...] = (*PRECISIONS, "fp8")
+"""What the data sheets' peaks are given for; why no kernel computes in fp8 (e4m3) is in
+``docs/decisions/no-fp8.md``."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Gpu:
         clock_hz: the boost clock at which the matrix units reach ``flops``.
         memory_bytes_per_s: peak memory bandwidth.
         l2_bytes: last-level cache.
-        flops: dense peak FLOP/s, by precision: ``fp16``, ``bf16``, ``tf32``, ``fp32``.
+        flops: dense peak FLOP/s, by precision: those of :data:`FIGURES`.
         title: what the maker calls it; part of the device's name as the driver tells it.
     """
 
@@ -194,7 +199,7 @@ def _gpu(
     mhz: float,
     gbytes_per_s: float,
     l2_mib: float,
-    tflops: tuple[float, float, float, float],
+    tflops: tuple[float, float, float, float, float, float],
 ) -> Gpu:
     return Gpu(
         name=name,
@@ -203,7 +208,7 @@ def _gpu(
         clock_hz=mhz * 1e6,
         memory_bytes_per_s=gbytes_per_s * 1e9,
         l2_bytes=int(l2_mib * _MIB),
-        flops=dict(zip(PRECISIONS, (t * 1e12 for t in tflops), strict=True)),
+        flops=dict(zip(FIGURES, (t * 1e12 for t in tflops), strict=True)),
         title=title,
     )
 
@@ -212,34 +217,58 @@ GPUS: dict[str, Gpu] = {
     each.name: each
     for each in (
         # name, title, architecture, multiprocessors, MHz, GB/s, L2 in MiB,
-        # TFLOP/s in fp16, bf16, tf32, fp32
-        _gpu("t4", "Tesla T4", "sm_75", 40, 1590, 320, 4, (65, 8.1, 8.1, 8.1)),
-        _gpu("a10", "A10", "sm_86", 72, 1695, 600, 6, (125, 125, 62.5, 31.2)),
-        _gpu("a100", "A100-SXM4-80GB", "sm_80", 108, 1410, 2039, 40, (312, 312, 156, 19.5)),
-        _gpu("a100-40gb", "A100-SXM4-40GB", "sm_80", 108, 1410, 1555, 40, (312, 312, 156, 19.5)),
-        _gpu("rtx3090", "GeForce RTX 3090", "sm_86", 82, 1695, 936, 6, (71, 71, 35.6, 35.6)),
-        _gpu("l4", "L4", "sm_89", 58, 2040, 300, 48, (121, 121, 60.5, 30.3)),
-        _gpu("l40s", "L40S", "sm_89", 142, 2520, 864, 96, (362, 362, 183, 91.6)),
+        # TFLOP/s in fp16, bf16, tf32, fp32, int8, fp8
+        _gpu("t4", "Tesla T4", "sm_75", 40, 1590, 320, 4, (65, 8.1, 8.1, 8.1, 130, 65)),
+        _gpu("a10", "A10", "sm_86", 72, 1695, 600, 6, (125, 125, 62.5, 31.2, 250, 125)),
+        _gpu(
+            *("a100", "A100-SXM4-80GB", "sm_80", 108, 1410, 2039, 40),
+            (312, 312, 156, 19.5, 624, 312),
+        ),
+        _gpu(
+            *("a100-40gb", "A100-SXM4-40GB", "sm_80", 108, 1410, 1555, 40),
+            (312, 312, 156, 19.5, 624, 312),
+        ),
+        _gpu(
+            *("rtx3090", "GeForce RTX 3090", "sm_86", 82, 1695, 936, 6),
+            (71, 71, 35.6, 35.6, 284, 71),
+        ),
+        _gpu("l4", "L4", "sm_89", 58, 2040, 300, 48, (121, 121, 60.5, 30.3, 242.5, 242.5)),
+        _gpu("l40s", "L40S", "sm_89", 142, 2520, 864, 96, (362, 362, 183, 91.6, 733, 733)),
         _gpu(
             *("rtx4090", "GeForce RTX 4090", "sm_89", 128, 2520, 1008, 72),
-            (165.2, 165.2, 82.6, 82.6),
+            (165.2, 165.2, 82.6, 82.6, 660.6, 330.3),
         ),
         # The float32 figure of these three holds at 1980 MHz (H100, H200) and 1965 MHz (B200).
-        _gpu("h100", "H100 80GB HBM3", "sm_90", 132, 1830, 3350, 50, (989.4, 989.4, 494.7, 66.9)),
-        _gpu("h200", "H200", "sm_90", 132, 1830, 4800, 50, (989.4, 989.4, 494.7, 66.9)),
-        _gpu("b200", "B200", "sm_100", 148, 1855, 8000, 126, (2250, 2250, 1125, 75)),
-        _gpu("h100-pcie", "H100 PCIe", "sm_90", 114, 1620, 2000, 50, (756, 756, 378, 51.2)),
+        _gpu(
+            *("h100", "H100 80GB HBM3", "sm_90", 132, 1830, 3350, 50),
+            (989.4, 989.4, 494.7, 66.9, 1978.9, 1978.9),
+        ),
+        _gpu(
+            *("h200", "H200", "sm_90", 132, 1830, 4800, 50),
+            (989.4, 989.4, 494.7, 66.9, 1978.9, 1978.9),
+        ),
+        _gpu("b200", "B200", "sm_100", 148, 1855, 8000, 126, (2250, 2250, 1125, 75, 4500, 4500)),
+        _gpu(
+            *("h100-pcie", "H100 PCIe", "sm_90", 114, 1620, 2000, 50),
+            (756, 756, 378, 51.2, 1513, 1513),
+        ),
         _gpu(
             *("rtx5090", "GeForce RTX 5090", "sm_120", 170, 2407, 1792, 96),
-            (209.5, 209.5, 104.8, 104.8),
+            (209.5, 209.5, 104.8, 104.8, 838, 419),
         ),
         # Float32 on these runs on the matrix units, in full precision.
-        _gpu("mi210", "Instinct MI210", "gfx90a", 104, 1700, 1638, 8, (181, 181, 45.3, 45.3)),
+        _gpu(
+            *("mi210", "Instinct MI210", "gfx90a", 104, 1700, 1638, 8),
+            (181, 181, 45.3, 45.3, 181, 181),
+        ),
         # One of the two dies of an MI250X, which is what a program sees as one device.
-        _gpu("mi250x", "Instinct MI250X", "gfx90a", 110, 1700, 1638, 8, (191.5, 191.5, 47.9, 47.9)),
+        _gpu(
+            *("mi250x", "Instinct MI250X", "gfx90a", 110, 1700, 1638, 8),
+            (191.5, 191.5, 47.9, 47.9, 191.5, 191.5),
+        ),
         _gpu(
             *("mi300x", "Instinct MI300X", "gfx942", 304, 2100, 5300, 256),
-            (1307.4, 1307.4, 653.7, 163.4),
+            (1307.4, 1307.4, 653.7, 163.4, 2614.9, 2614.9),
         ),
     )
 }

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from fastres.errors import OptionError
 from fastres.kernels.spec import StemSpec
+from fastres.kernels.tuning.bottleneck import least_depth
 from fastres.kernels.tuning.conv2d import multiplies_asynchronously, on_matrix_units
 from fastres.kernels.tuning.cost import NOTHING, Estimate, Loop, Work, estimate, longer
 from fastres.kernels.tuning.elementwise import power_of_two_from
@@ -102,12 +103,13 @@ def row_layout(spec: StemSpec, element_bytes: int) -> RowLayout:
     ]
     alignment = max(exact if exact and element_bytes > 1 else found)
     lead = -before % alignment
-    return RowLayout(power_of_two_from(max(16, lead + numbers)), lead, alignment)
+    least = least_depth("int8") if spec.quantized else 16
+    return RowLayout(power_of_two_from(max(least, lead + numbers)), lead, alignment)
 
 
 def image_bytes(spec: StemSpec, element_bytes: int) -> int:
     """Of one of the image's numbers, where others take ``element_bytes``."""
-    return 1 if spec.uint8 else element_bytes
+    return 1 if spec.uint8 or spec.quantized else element_bytes
 
 
 def supports(spec: StemSpec) -> str | None:
@@ -163,7 +165,7 @@ def candidates(spec: StemSpec, precision: str, gpu: Gpu) -> Iterator[StemConfig]
         pixels = tile_h * tile_w
         sums = pixels * block_n // (num_warps * target.warp_size)
         lowest = 64 if multiplies_asynchronously(precision, target) else 32
-        most = 64 if precision in ("fp16", "bf16") else 32
+        most = 64 if precision in ("fp16", "bf16", "int8") else 32
         if (
             lowest <= pixels <= 256
             and 8 <= sums <= most
@@ -214,7 +216,7 @@ def estimate_stem(spec: StemSpec, config: StemConfig, precision: str, gpu: Gpu) 
     per_row = 55 + 8 * numbers / layout.alignment
     if spec.uint8:
         per_row += 8 * numbers
-    elif layout.lead or (layout.lead + conv.s * conv.c) % layout.alignment:
+    elif (not spec.quantized and layout.lead) or (layout.lead + conv.s * conv.c) % layout.alignment:
         per_row += 2.3 * numbers
     down, across = tiles(spec, config)
     loops = (

@@ -49,6 +49,7 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:not everything was optimised")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
@@ -61,7 +62,7 @@ def test_norms_of_channels_last_images(engine: str, norm: str) -> None:
     assert_accurate(model.eval(), x, x.to(memory_format=torch.channels_last), engine=engine)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.campaign
 @pytest.mark.filterwarnings("ignore:not everything was optimised")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_gated_product_minus_its_input(engine: str) -> None:

@@ -47,6 +47,7 @@ def fast(untouched: Any) -> Any:
     return copy.deepcopy(untouched)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("engine", ["onednn", "eager"])
 def test_a_good_model_passes(model: Any, precision: str, engine: str) -> None:
@@ -64,6 +65,7 @@ def test_a_good_model_passes(model: Any, precision: str, engine: str) -> None:
     assert "first layer that drifts: none" in str(result)
 
 
+@pytest.mark.campaign
 def test_a_deeper_model_passes_quietly(capsys: pytest.CaptureFixture[str]) -> None:
     model = measured(ResBlkNetwork(), torch.randn(4, 3, 48, 48))
     fast = optimize(model, torch.randn(2, 3, 48, 48))
@@ -89,6 +91,7 @@ def weights(fast: Any) -> dict[str, Tensor]:
     return dict(fast.graph_module.named_buffers())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("buffer", "module"),
     [

@@ -191,3 +191,50 @@ def test_reference_models_are_not_trivial_for_the_check() -> None:
     after = gate.float64_outputs(fresh, pool()).first_choice
     assert before is not None and after is not None
     assert len(set(after.tolist())) > len(set(before.tolist()))
+
+
+def int8(error: float, definitions_error: float | None = None, **more: bool) -> gate.Verdict:
+    """The verdict on answers that are off by a share, beside a definition's that are, too."""
+    truth = Outputs(torch.ones(4, 10, dtype=torch.float64), None)
+
+    def off(share: float) -> Outputs:
+        return Outputs(truth.values * (1 + share), None)
+
+    definition = None if definitions_error is None else off(definitions_error)
+    return gate.judge(
+        off(error),
+        truth,
+        precision="int8",
+        eager_error=None,
+        bound=peer.FASTRES_BOUND,
+        definition=definition,
+        **more,
+    )
+
+
+def test_in_int8_peers_are_held_to_an_absolute_error() -> None:
+    assert "int8" in gate.ABSOLUTE
+    good, bad = int8(0.2), int8(0.6)
+    assert good.reason is None
+    assert good.ratio is bad.ratio is None
+    assert gate.finite(good.ratio) is None
+    assert bad.reason == "error 6.0e-01, at most 0.5 is accepted in int8"
+    assert int8(math.nan).reason is not None
+
+
+def test_in_int8_ours_are_the_definitions_bit_for_bit() -> None:
+    same, other = int8(0.2, 0.2, is_exact=True), int8(0.2, 0.2000001, is_exact=True)
+    assert (same.ratio, same.reason) == (1.0, None)
+    assert other.reason == (
+        "40 of 40 answers differ from int8's definition, whose every bit is expected"
+    )
+    assert int8(0.6, 0.6, is_exact=True).reason is not None, "of noise, the right one is noise"
+
+
+def test_what_is_partly_float_is_held_to_multiples_of_the_definitions_error() -> None:
+    near, far = int8(0.15, 0.1), int8(0.25, 0.1)
+    assert near.reason is None
+    assert near.ratio == pytest.approx(1.5)
+    assert far.reason == (
+        "error 2.5e-01 is 2.5 times that of its definition in int8, at most 2 times is accepted"
+    )

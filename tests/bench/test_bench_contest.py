@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,23 @@ from torch import nn
 
 from fastres import bench
 from fastres.bench import compare, gate, settings
-from fastres.bench.peers import catalogue, export_peer, fastres_peer, onnxruntime_peer, torch_peers
-from fastres.bench.peers.peer import FASTRES_BOUND, PEER_BOUND, Job, Peer, Ready
+from fastres.bench.peers import (
+    catalogue,
+    export_peer,
+    fastres_peer,
+    nncf_peer,
+    onnxruntime_peer,
+    torch_peers,
+)
+from fastres.bench.peers.peer import (
+    FASTRES_BOUND,
+    FLOATING,
+    PEER_BOUND,
+    QUANTIZED,
+    Job,
+    Peer,
+    Ready,
+)
 from fastres.bench.record import Batch, Row
 from fastres.errors import ModelError
 from fastres.system import target
@@ -59,7 +75,8 @@ def run_batch(folder: Path, batch: int = 4, words: str = "--precision fp32") -> 
     pool = inputs.synthetic_images(16, 3, 32, seed=0)
     inputs.calibrate_random_weights(model, pool, seed=0)
     truth = gate.float64_outputs(model, pool)
-    stage = compare.Setup(given, model, pool, truth, folder)
+    others = inputs.synthetic_images(8, 3, 32, seed=1)
+    stage = compare.Setup(given, model, pool, truth, folder, others)
     return compare.run_batch(stage, compare.entries(given), batch, cold=False, progress=Progress())
 
 
@@ -104,6 +121,7 @@ def test_both_engines_stand_in_one_table(tmp_path: Path) -> None:
         assert half.reason == "oneDNN has no float16 kernels on this machine"
 
 
+@pytest.mark.campaign
 def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, stub_peer("honest", right, "in its own way"))
     batch = run_batch(tmp_path)
@@ -117,6 +135,7 @@ def test_who_answers_rightly_is_timed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert honest.top1 == 1.0
 
 
+@pytest.mark.campaign
 def test_who_answers_wrongly_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only(monkeypatch, stub_peer("liar", wrong), stub_peer("bomb", explodes))
     found = rows(run_batch(tmp_path))
@@ -130,6 +149,7 @@ def test_who_answers_wrongly_is_not_timed(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["eager-fp32"].status == found["fastres-fp32"].status == "timed"
 
 
+@pytest.mark.campaign
 def test_fastres_is_held_to_its_own_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slightly_off(model: nn.Module, images: torch.Tensor) -> object:
         return model(images) * (1 + 2.5e-6)  # about five times eager's error
@@ -147,6 +167,7 @@ def test_fastres_is_held_to_its_own_bound(tmp_path: Path, monkeypatch: pytest.Mo
     assert FASTRES_BOUND < ratio < PEER_BOUND
 
 
+@pytest.mark.campaign
 def test_the_exit_status_is_1_when_fastres_answers_wrongly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,3 +325,203 @@ def test_the_row_of_fastres_in_tf32_leaves_the_precision_to_torchs_flags(
         with pytest.raises(RuntimeError, match="seen"):
             fastres_peer.prepare(job(tmp_path, precision))
     assert asked == [None, "fp32", "fp16"]
+
+
+def test_int8_has_rows_of_its_own_and_eager_has_none() -> None:
+    given = settings.parse("--precision int8 fp32".split())  # noqa: SIM905
+    keys = [f"{one.name}-{precision}" for one, precision in compare.entries(given)]
+    assert keys[0] == "eager-fp32"
+    assert "openvino-fp32" in keys
+    assert keys[-3:] == ["onnxruntime-qdq-int8", "openvino-nncf-int8", "fastres-int8"]
+    assert [key for key in keys if key.endswith("-int8")] == keys[-3:]
+    assert compare.needs_calibration(compare.entries(given))
+    floating = settings.parse(["--precision", "fp32"])
+    assert not compare.needs_calibration(compare.entries(floating))
+    for name, peer in catalogue.PEERS.items():
+        assert peer.precisions in (FLOATING, QUANTIZED), name
+
+
+def quantized_stub(name: str, answer: Answer, seen: list[Job]) -> Peer:
+    """A peer for int8 that keeps its job."""
+    stub = stub_peer(name, answer)
+
+    def prepare(job: Job) -> Ready:
+        seen.append(job)
+        return stub.prepare(job)
+
+    return replace(stub, prepare=prepare, precisions=QUANTIZED)
+
+
+@pytest.mark.campaign
+def test_who_quantises_gets_calibration_images_and_is_held_to_an_absolute_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def coarse(model: nn.Module, images: torch.Tensor) -> object:
+        return model(images) * 1.2
+
+    def far_off(model: nn.Module, images: torch.Tensor) -> object:
+        return model(images) * 1.7
+
+    seen: list[Job] = []
+    only(
+        monkeypatch,
+        quantized_stub("coarse", coarse, seen),
+        quantized_stub("far", far_off, seen),
+        ours=quantized_stub("fastres", right, seen),
+    )
+    found = rows(run_batch(tmp_path, words="--precision fp32 int8"))
+    assert set(found) == {
+        *("eager-fp32", "fastres-fp32"),
+        *("coarse-int8", "far-int8", "fastres-int8"),
+    }
+    assert found["coarse-int8"].status == "timed"
+    assert found["coarse-int8"].error == pytest.approx(0.2)
+    assert found["coarse-int8"].error_ratio is None
+    assert found["far-int8"].status == "failed"
+    for job in seen:
+        if job.precision == "int8":
+            assert job.calibration is not None
+            assert job.calibration.shape == (8, 3, 32, 32)
+        else:
+            assert job.calibration is None
+    assert {job.precision for job in seen} == {"fp32", "int8"}
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize(("off", "status"), [(0.0, "timed"), (1e-9, "failed")])
+def test_fastres_in_int8_is_held_to_its_definition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: float, status: str
+) -> None:
+    def prepare(job: Job) -> Ready:
+        def definition(images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                answer: torch.Tensor = job.model(images) * 1.1
+            return answer
+
+        return Ready(
+            lambda images: definition(images).double() + off, definition=definition, is_exact=True
+        )
+
+    only(monkeypatch, ours=Peer("fastres", "fastres", prepare, precisions=QUANTIZED))
+    ours = rows(run_batch(tmp_path, words="--precision int8"))["fastres-int8"]
+    assert ours.status == status
+    assert ours.error == pytest.approx(0.1)
+    assert ours.error_ratio == pytest.approx(1.0)
+    assert (ours.reason is None) == (status == "timed")
+
+
+def quantizing_job(tmp_path: Path) -> Job:
+    """A network of one convolution and a classifier, and images for it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).eval()
+    calibration = inputs.synthetic_images(5, 3, 12, seed=1)
+    example = inputs.synthetic_images(2, 3, 12, seed=0)
+    return Job(model, example, "int8", 1, tmp_path, tmp_path / "cache", calibration)
+
+
+def error_of(ready: Ready, job: Job) -> float:
+    truth = gate.float64_outputs(job.model, job.example)
+    return gate.relative_error(gate.collect(ready.call, [job.example]), truth)
+
+
+@pytest.mark.campaign
+def test_fastres_in_int8_brings_its_definition(tmp_path: Path) -> None:
+    asked = quantizing_job(tmp_path)
+    ready = fastres_peer.prepare(asked)
+    assert ready.notes[0].startswith("engine ")
+    assert ready.is_exact
+    assert ready.definition is not None
+    ours, defined = (
+        gate.collect(call, [asked.example]).values for call in (ready.call, ready.definition)
+    )
+    assert torch.equal(ours, defined)
+    assert 0 < error_of(ready, asked) < 0.05
+    wider = fastres_peer.prepare(job(tmp_path, "fp32"))
+    assert (wider.definition, wider.is_exact) == (None, False)
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("peer", ["onnxruntime-qdq", "openvino-nncf"])
+def test_peers_quantise_by_their_own_tools(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], peer: str
+) -> None:
+    needs = catalogue.PEERS[peer].missing("cpu")
+    if needs is not None:
+        pytest.skip(needs)
+    asked = quantizing_job(tmp_path)
+    ready = catalogue.PEERS[peer].prepare(asked)
+    assert 1e-4 < error_of(ready, asked) < 0.05
+    assert any("quantised by" in note for note in ready.notes)
+    assert ready.export_seconds is not None
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", ""), "the table is all that the bench prints"
+    assert "NNCF_CI" not in os.environ
+    assert next(asked.model.parameters()).dtype == torch.float32
+    if peer == "onnxruntime-qdq":
+        import onnx
+
+        graph = onnx.load(tmp_path / "quantized.onnx").graph
+        kinds = {node.op_type for node in graph.node}
+        assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+        assert "BatchNormalization" not in kinds
+        (filters,) = (each for each in graph.initializer if list(each.dims) == [16, 3, 3, 3])
+        assert filters.data_type == onnx.TensorProto.INT8
+        assert any(list(each.dims) == [16] for each in graph.initializer if "scale" in each.name)
+
+
+@pytest.mark.campaign
+def test_without_instructions_for_bytes_onnx_runtime_gets_seven_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    monkeypatch.setattr(onnxruntime_peer, "can_sum_bytes", lambda: False)
+    ready = onnxruntime_peer.prepare_quantized(quantizing_job(tmp_path))
+    assert "weights of seven bits, without instructions for eight" in ready.notes
+    graph = onnx.load(tmp_path / "quantized.onnx").graph
+    (filters,) = (each for each in graph.initializer if list(each.dims) == [16, 3, 3, 3])
+    assert abs(numpy_helper.to_array(filters)).max() <= 64
+
+
+@pytest.mark.parametrize(
+    ("architecture", "isa", "can"),
+    [
+        ("x86_64", ("avx2",), False),
+        ("x86_64", ("avx2", "avx512f"), False),
+        ("x86_64", ("avx2", "avx_vnni"), True),
+        ("x86_64", ("avx512f", "avx512_vnni"), True),
+        ("aarch64", (), True),
+    ],
+)
+def test_who_can_sum_bytes(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, isa: tuple[str, ...], can: bool
+) -> None:
+    cpu = SimpleNamespace(architecture=architecture, isa=isa)
+    monkeypatch.setattr(target, "cpu", lambda: cpu)
+    assert onnxruntime_peer.can_sum_bytes() is can
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(1, 5), (2, 3), (8, 1)])
+def test_calibration_images_come_in_whole_batches(tmp_path: Path, batch: int, batches: int) -> None:
+    asked = quantizing_job(tmp_path)
+    asked = replace(asked, example=asked.example[:1].repeat(batch, 1, 1, 1))
+    assert asked.calibration is not None
+    found = onnxruntime_peer.calibration_batches(asked)
+    assert [len(each) for each in found] == [batch] * batches
+    assert torch.equal(torch.cat(found)[:5], asked.calibration)
+    assert torch.equal(torch.cat(found)[5:], asked.calibration[: batch * batches - 5])
+
+
+def test_without_nncf_its_row_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nncf_peer, "find_spec", lambda name: None)
+    assert catalogue.PEERS["openvino-nncf"].missing("cpu") == "pip install nncf openvino"
+    monkeypatch.setattr(nncf_peer, "find_spec", lambda name: None if name == "nncf" else name)
+    assert nncf_peer.missing("cpu") == "pip install nncf"

@@ -88,6 +88,13 @@ def test_who_takes_part_on_a_gpu() -> None:
     assert found[-1] == ("fastres", "fp16")
 
 
+@pytest.mark.usefixtures("two_gpus")
+def test_int8_on_a_gpu_is_fastres_alone() -> None:
+    given = settings.parse(["--device", "cuda", "--precision", "int8"])
+    names = [entry.name for entry, precision in compare.entries(given) if precision == "int8"]
+    assert names == ["fastres"]
+
+
 def test_tf32_is_for_gpus() -> None:
     with pytest.raises(OptionError, match="--precision tf32: only GPUs have it; see --device"):
         settings.parse(["--precision", "tf32"])
@@ -129,6 +136,7 @@ def test_on_the_cpu_nothing_is_added() -> None:
     assert device.synchronized(call, "fp32", torch.device("cpu")) is call
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_file_in_another_precision_takes_and_gives_float32(
     tmp_path: Path, precision: str

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastres import bench
-from fastres.bench import cold_start, cpu_load, process_memory, record
+from fastres.bench import cold_start, cpu_load, gate, process_memory, record, run, settings
 from fastres.bench.peers.peer import Job
 from fastres.workload import model_source
 
@@ -54,6 +54,7 @@ def test_a_small_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "fastres against others in fp32" in said.out
 
 
+@pytest.mark.campaign
 def test_a_fresh_process_that_fails_says_why(tmp_path: Path) -> None:
     model = model_source.build(model_source.parse("cifar_resnet20"), 0)
     images = torch.zeros(1, 3, 32, 32)
@@ -131,3 +132,70 @@ def test_requests_are_plain_json(tmp_path: Path) -> None:
         model, model_source.parse("cifar_resnet20"), torch.zeros(1, 3, 8, 8), 3, tmp_path
     )
     assert json.loads(json.dumps(vars(request)))["seed"] == 3
+
+
+@pytest.mark.campaign
+def test_a_small_bench_in_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "record.json"
+    words = f"""--model resnet18 --size 64 --batch 2 --precision int8 --threads 1 --seconds 0.2
+        --json {path}"""
+    status = bench.main(words.split())
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert said.err == ""
+    found = record.read(path)
+    (batch,) = found.batches
+    assert [row.key for row in batch.rows] == [
+        *("eager-fp32", "onnxruntime-qdq-int8", "openvino-nncf-int8", "fastres-int8")
+    ]
+    for row in batch.rows[1:]:
+        if row.status == "unavailable":
+            assert row.reason is not None
+            assert row.reason.startswith("pip install")
+            continue
+        assert row.status == "timed"
+        assert row.error is not None
+        assert 1e-3 < row.error < gate.ABSOLUTE["int8"]
+        assert row.fresh is not None
+        assert row.fresh.cold_seconds > 0
+        assert row.error_ratio == (1.0 if row.name == "fastres" else None)
+    assert found.model["calibration"] == "32 other synthetic images"
+    assert "int8: quantised with 32 other synthetic images" in said.out
+    assert "Statistics collection" not in said.out
+
+
+def test_calibration_images_are_others_than_those_that_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Conv2d(3, 4, 3)
+    given = settings.parse("--size 8 --batch 4 --precision int8".split())  # noqa: SIM905
+    pool, others, told = run._pool(given, model, 5)
+    assert others is not None
+    assert (len(pool), len(others)) == (16, 5)
+    assert not any(torch.equal(one, other) for one in pool for other in others)
+    again = run._pool(given, model, 5)[1]
+    assert again is not None
+    assert torch.equal(others, again)
+    assert told == {
+        "images": "16 synthetic ones, seed 0",
+        "calibration": "5 other synthetic images",
+    }
+    alone, none, told = run._pool(given, model, 0)
+    assert torch.equal(alone, pool)
+    assert none is None
+    assert told == {"images": "16 synthetic ones, seed 0"}
+
+    given = replace(given, images=tmp_path)
+    for distinct, same in ((30, ""), (18, ", 3 of them of those that are timed")):
+
+        def photographs(
+            folder: Path, count: int, size: int, distinct: int = distinct
+        ) -> tuple[torch.Tensor, int]:
+            return torch.arange(distinct).repeat(count)[:count], distinct
+
+        monkeypatch.setattr("fastres.workload.inputs.photographs", photographs)
+        pool, others, told = run._pool(given, model, 5)
+        assert pool.tolist() == list(range(16))
+        assert others is not None
+        assert others.tolist()[:2] == [16, 17]
+        assert told == {"images": "16 photographs", "calibration": f"5 photographs{same}"}

@@ -290,3 +290,26 @@ def test_the_revision_is_that_of_fastres(tmp_path: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{40,64}", clean)
     (package / "__init__.py").write_text("changed = True\n")
     assert revision.of_fastres(package) == f"{clean}+changes"
+
+
+def quantized_sample() -> record.Record:
+    """A record with int8: a peer without a multiple of an error, and ours."""
+    whole = sample()
+    ours = next(row for row in whole.batches[0].rows if row.name == "fastres")
+    peer = replace(
+        ours, name="openvino-nncf", title="OpenVINO (NNCF)", precision="int8", error_ratio=None
+    )
+    rows = (*whole.batches[0].rows, peer, replace(ours, precision="int8"))
+    model = {**whole.model, "calibration": "32 other synthetic images"}
+    return replace(whole, model=model, batches=(replace(whole.batches[0], rows=rows),))
+
+
+def test_int8_is_explained_where_it_is_shown() -> None:
+    found = record.from_json(record.to_json(quantized_sample()))
+    said = table.markdown(found, "eager-fp32")
+    assert "| OpenVINO (NNCF) | int8 |" in said
+    assert "| 5.0e-07 | 100% |" in said, "no multiple of what is not there"
+    assert "int8: quantised with 32 other synthetic images, by each contender's own tools" in said
+    assert "int8's definition, bit for bit" in said
+    assert "pass up to an error of 0.5." in said
+    assert "int8" not in table.markdown(sample(), "eager-fp32")

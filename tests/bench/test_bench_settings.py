@@ -29,7 +29,9 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given.size == 224
     assert given.threads == 3
     assert given.device == torch.device("cpu")
-    assert (*given.peers, "fastres-onednn") == tuple(catalogue.peers("cpu"))
+    quantizing = ("onnxruntime-qdq", "openvino-nncf")
+    floating = [name for name in catalogue.peers("cpu") if name not in quantizing]
+    assert [*given.peers, "fastres-onednn"] == floating
     assert given.reference == "eager-fp32"
     assert given.precisions[0] == "fp32"
     assert ("bf16" in given.precisions) == target.onednn_supports(torch.bfloat16)
@@ -70,6 +72,8 @@ def test_everything_given(tmp_path: Path) -> None:
         ("--precision fp32 fp32", "--precision: fp32 is there twice"),
         ("--peers tensorrt", f"none, all or some of {', '.join(catalogue.peers('cpu'))}"),
         ("--peers none eager", "none stands alone"),
+        ("--precision fp32 --peers openvino-nncf", "it computes in int8, and --precision has fp32"),
+        ("--precision int8 --peers openvino", "computes in fp32, tf32, bf16, fp16, and"),
         ("--peers eager eager", "--peers: eager is there twice"),
         ("--images no/such/folder", "expected a directory of images"),
         ("--json no/such/folder/r.json", "there is no directory no/such/folder"),
@@ -216,3 +220,13 @@ def test_a_module_that_fails_to_import_something_says_so(
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ModuleNotFoundError, match="surely_not_installed"):
         model_source.build(model_source.parse("half_there:make"), 0)
+
+
+def test_int8_is_measured_where_it_is_asked_for() -> None:
+    assert "int8" not in settings.parse([]).precisions
+    given = settings.parse(["--precision", "int8"])
+    assert given.precisions == ("int8",)
+    assert given.peers == ("onnxruntime-qdq", "openvino-nncf")
+    assert settings.parse(["--precision", "int8", "--peers", "all"]).peers == given.peers
+    both = settings.parse(["--precision", "int8", "fp32"])
+    assert {"eager", "openvino", *given.peers} <= set(both.peers)

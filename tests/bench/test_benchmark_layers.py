@@ -17,6 +17,7 @@ from benchmarks import layers, native, openvino_layers
 from fastres import models
 from fastres.bench import measure
 from fastres.bench.peers import openvino_peer
+from fastres.runtime.native.library import load
 from fastres.workload import inputs, model_source
 
 WORDS = "--model resnet18 --size 64 --batch 2 --threads 1 --seconds 0 --precision fp32".split()  # noqa: SIM905
@@ -66,6 +67,35 @@ def test_every_convolution_has_its_row_and_its_place_in_the_record(
         assert str(found["openvino"]) in said
     if not with_openvino:
         assert found["openvino"] == "OpenVINO is not here: pip install openvino"
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(
+    native.why_unavailable("int8") is not None, reason=str(native.why_unavailable("int8"))
+)
+def test_int8_has_its_share_of_the_peak_beside_openvino(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "layers.json"
+    words = [*WORDS[:-1], "int8", "--json", str(path)]
+    assert layers.main(words) == 0
+    (found,) = json.loads(path.read_text(encoding="utf-8"))["precisions"]
+    assert (found["precision"], found["openvino"]) == (
+        "int8",
+        openvino_layers.why_unavailable("int8"),
+    )
+    library = load()
+    assert not isinstance(library, str)
+    assert found["isa"] == native.instruction_set(library, "int8")
+    rounds = len(found["peak"])
+    assert min(found["peak"]) > 0
+    for row in found["convolutions"]:
+        assert row["kind"] == "convolution"
+        assert row["onednn_ns"] == []
+        assert len(row["native_ns"]) == rounds
+        if found["openvino"] is None:
+            assert len(row["openvino_ns"]) == rounds, row["module"]
+    assert "int8: the peak of 1 thread" in capsys.readouterr().out
 
 
 def test_without_the_engine_there_is_no_table(
@@ -124,10 +154,32 @@ def test_nodes_are_matched_by_the_users_modules() -> None:
         node("Multiply_5466", convolution, 351),
         node("x_abcd_acdb___module.conv1/aten::_convolution/Convolution", "Reorder", 61),
     ]
-    assert openvino_layers.by_module(nodes) == {
-        "layer1.0.conv1": 20_000,
-        "layer1.0.conv2": 7_000,
-    }
+    found = {"layer1.0.conv1": 20_000, "layer1.0.conv2": 7_000}
+    assert openvino_layers.by_module(nodes, {}) == found
+    quantized = {"Multiply_5466": "layer1.0.conv3", "__module.x/Convolution": "y"}
+    assert openvino_layers.by_module(nodes, quantized) == {**found, "layer1.0.conv3": 351_000}
+
+
+def test_a_quantised_convolutions_module_is_that_of_the_node_it_was_made_of() -> None:
+    class Text(str):
+        def astype(self, kind: type) -> str:
+            return str(self)
+
+    def node(name: str, kind: str, made_of: str) -> SimpleNamespace:
+        info = {"layerType": Text(kind), "originalLayersNames": Text(made_of)}
+        return SimpleNamespace(get_friendly_name=lambda: name, get_rt_info=lambda: info)
+
+    first, second = (
+        f"__module.layer1.0.{name}/aten::_convolution/Convolution" for name in ("conv1", "conv2")
+    )
+    nodes = [
+        node("Multiply_1", "Convolution", f"{first},__module.layer1.0.relu/aten::relu_/Relu"),
+        node("Multiply_2", "Convolution", f"{first},{second}"),
+        node("Multiply_3", "Convolution", "Multiply_3"),
+        node("Multiply_4", "Reorder", second),
+        SimpleNamespace(get_friendly_name=lambda: "bare", get_rt_info=dict),
+    ]
+    assert openvino_layers.modules_of(nodes) == {"Multiply_1": "layer1.0.conv1"}
 
 
 def test_folding_keeps_the_answer_and_the_model() -> None:

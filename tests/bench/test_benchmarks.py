@@ -53,11 +53,11 @@ def climb(path: Path) -> int:
 def test_every_rung_of_the_ladder_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert climb(tmp_path / "ladder.json") == 0
     (batch,) = record.read(tmp_path / "ladder.json").batches
-    reasons = [native.why_unavailable(precision) for precision in ("fp32", "fp32", "bf16")]
+    reasons = [native.why_unavailable(precision) for precision in ("fp32", "fp32", "bf16", "int8")]
     assert [row.reason for row in batch.rows] == [None] * 6 + reasons
     timed = [row for row in batch.rows if row.status == "timed"]
     assert len(timed) == 6 + reasons.count(None)
-    assert len({row.key for row in batch.rows}) == 9
+    assert len({row.key for row in batch.rows}) == 10
     assert capsys.readouterr().out.count("the row above") == len(timed) - 1
 
 
@@ -69,7 +69,7 @@ def test_without_the_library_its_rungs_say_so(
     monkeypatch.setattr(ladder, "RUNGS", (ladder.RUNGS[0], *ladder.RUNGS[6:]))
     assert climb(tmp_path / "ladder.json") == 0
     (batch,) = record.read(tmp_path / "ladder.json").batches
-    assert [row.status for row in batch.rows] == ["timed", *["unavailable"] * 3]
+    assert [row.status for row in batch.rows] == ["timed", *["unavailable"] * 4]
     assert {row.reason for row in batch.rows[1:]} == {"no native engine: its library is elsewhere"}
 
 

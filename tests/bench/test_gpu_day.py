@@ -244,6 +244,7 @@ def test_records_hold_no_absolute_paths(path: Path) -> None:
         assert anonymous_record(kept) == kept
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", ["2026-11-28a", "2026-11-28b"])
 def test_earlier_records_are_shown(name: str) -> None:
     lines = page.page(RECORDS / name)

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastres import kernels
+from fastres.dtypes import ROWS
 from fastres.runtime.native import library
 from fastres.runtime.native.abi import ISAS
 
@@ -20,9 +22,13 @@ def native() -> library.Library:
     return found
 
 
+KERNELS = [(isa, row.dtype) for row in ROWS for isa in row.instruction_sets]
+"""What there are kernels for."""
+
+
 def test_a_peak_for_every_instruction_set_that_is_here(native: library.Library) -> None:
-    for isa in ISAS:
-        speed = native.peak(isa, threads=1, milliseconds=2)
+    for isa, dtype in KERNELS:
+        speed = native.peak(isa, dtype, threads=1, milliseconds=2)
         if isa in native.isas:
             assert 1e8 < speed < 1e13, isa  # one core's, in any decade
         else:
@@ -30,23 +36,32 @@ def test_a_peak_for_every_instruction_set_that_is_here(native: library.Library) 
 
 
 def test_the_peak_of_two_threads(native: library.Library) -> None:
-    for isa in native.isas:
-        assert 1e8 < native.peak(isa, threads=2, milliseconds=2) < 2e13
+    for isa, dtype in KERNELS:
+        if isa in native.isas:
+            assert 1e8 < native.peak(isa, dtype, threads=2, milliseconds=2) < 2e13
+
+
+def test_what_has_no_kernels_has_no_peak(native: library.Library) -> None:
+    for isa in ISAS:
+        assert native.peak(isa, torch.float16, threads=1, milliseconds=1) == 0
+    assert native.peak("avx512_bf16", torch.float32, threads=1, milliseconds=1) == 0
 
 
 def test_what_is_masked_has_no_peak(
     native: library.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTRES_NATIVE_ISA", "avx2")
-    assert native.peak("avx512", threads=1, milliseconds=1) == 0
-    assert (native.peak("avx2", threads=1, milliseconds=1) > 0) == ("avx2" in native.isas)
+    assert native.peak("avx512", torch.float32, threads=1, milliseconds=1) == 0
+    speed = native.peak("avx2", torch.float32, threads=1, milliseconds=1)
+    assert (speed > 0) == ("avx2" in native.isas)
 
 
 def test_arguments_that_cannot_be_have_no_peak(native: library.Library) -> None:
     peak = native._functions.fr_peak
-    assert peak(-1, 1, 1) == peak(len(ISAS), 1, 1) == peak(0, 0, 1) == peak(0, -2, 1) == 0
+    assert peak(-1, 0, 1, 1) == peak(len(ISAS), 0, 1, 1) == peak(0, 3, 1, 1) == 0
+    assert peak(0, 0, 0, 1) == peak(0, 0, -2, 1) == 0
     if "avx2" in native.isas:
-        assert peak(0, 1, -5) > 0, "as short as can be"
+        assert peak(0, 0, 1, -5) > 0, "as short as can be"
 
 
 def test_the_library_is_found_where_fastres_is_installed(

@@ -50,6 +50,7 @@ def test_a_resnet_that_saw_32_pixels() -> None:
         captured.contract.check([torch.zeros(1, 3, *size)])
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("example", [(6, 16), (16, 6), (14, 18), (40, 40)])
 def test_a_size_that_was_one_by_coincidence(example: tuple[int, int]) -> None:
     def function(m: Any, x: Tensor) -> Any:
@@ -135,6 +136,7 @@ def test_what_an_operator_needs_is_located_at_the_models_call_of_it() -> None:
     assert locations == {"test_captured_sizes.py", "linear.py"}
 
 
+@pytest.mark.campaign
 def test_attention_in_blocks_gives_up_early() -> None:
     class Blocks(nn.Module):
         """Sizes that are quotients of height times width."""

@@ -36,6 +36,7 @@ def around(block: Callable[[], Any]) -> nn.Module:
     return measured(Net(function, **parts()))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "block",
     [

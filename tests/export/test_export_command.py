@@ -69,6 +69,7 @@ def test_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "output float32 [batch, 7]" in capsys.readouterr().out
 
 
+@pytest.mark.campaign
 def test_depth_and_float16(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +92,7 @@ def test_depth_and_float16(
         ("--labels none.txt", "none.txt"),
         ("--opset 3", "opset: got 3, expected an integer from 13 to 23"),
         ("--size 0", "--size 0"),
+        ("--precision int8", "fastres.optimize(model, precision='int8', calibration=...)"),
     ],
 )
 def test_what_cannot_be(
@@ -116,6 +118,7 @@ def test_a_file_that_differs_is_status_1(
     assert "fastres export: the exported file differs" in capsys.readouterr().err
 
 
+@pytest.mark.campaign
 def test_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastres.export", "--help"], capture_output=True, text=True

@@ -137,6 +137,7 @@ def test_a_fault_leaves_no_file_and_names_the_tensor(
     assert path.read_bytes() == b"what was there before"
 
 
+@pytest.mark.campaign
 def test_a_lost_batch_norm_that_stood_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

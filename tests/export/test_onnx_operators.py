@@ -26,7 +26,7 @@ from tests.support.small import Net, conv, net
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed size", "any size"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_results_are_the_models(name: str, dynamic: bool, tmp_path: Path) -> None:
@@ -146,6 +146,7 @@ class GeM(nn.Module):
         return F.avg_pool2d(powers, powers.shape[2:]).pow(1.0 / self.p).flatten(1)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_an_embedding_by_powers_that_are_learned(count: int, dynamic: bool, tmp_path: Path) -> None:

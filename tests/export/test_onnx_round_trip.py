@@ -43,7 +43,7 @@ def round_trip(model: nn.Module, images: torch.Tensor, path: Path, **options: An
     return report
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reference_families(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -101,7 +101,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.campaign
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_resnets(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

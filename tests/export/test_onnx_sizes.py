@@ -58,6 +58,7 @@ NETWORKS = {f.__name__: f for f in FUNCTIONS}
 SHAPES = ((2, 4, 32, 40), (3, 4, 50, 41), (1, 4, 64, 30), (2, 4, 35, 35), (1, 4, 33, 47))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_square_example(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

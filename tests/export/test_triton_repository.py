@@ -232,6 +232,7 @@ def test_bad_arguments(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("fault", ["syntax", "name", "shape"])
 def test_a_configuration_that_does_not_fit_is_not_written(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,16 @@ import torch
 from torch import fx
 
 from fastres.ir import ops
-from fastres.ir.views import VIEWS, Bottleneck, Conv2d, Linear, Stem, View
+from fastres.ir.views import (
+    VIEWS,
+    Bottleneck,
+    Conv2d,
+    Linear,
+    QuantizedBottleneck,
+    QuantizedStem,
+    Stem,
+    View,
+)
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, StemSpec
 
 
@@ -84,6 +93,19 @@ def test_geometry_of_fused_blocks() -> None:
         shortcut=ConvSpec(2, 8, 8, 8, 16, 1, 1, (2, 2)),
         next_k=6,
     )
+    graph, (x_, w_, ws, b_, expand_, es, eb, r_, s_, ss, sb, n_, ns, nb) = nodes(*"abcdefghijklmn")
+    tail = QuantizedBottleneck.of(
+        graph.call_function(
+            ops.quantized_bottleneck,
+            (
+                *(x_, w_, ws, b_, expand_, es, eb, r_, s_, ss, sb, [2, 2], n_, ns, nb),
+                *([2, 2], [1, 1, 1, 1], [1, 1], 1, [0.1] * 6, [0] * 6),
+            ),
+        )
+    )
+    same = (x, weight, expand, residual, shortcut, following)
+    known = dict(zip((x_, w_, expand_, r_, s_, n_), map(facts.__getitem__, same), strict=True))
+    assert tail.spec(known) == replace(block.spec(facts), quantized=True)
     alone = replace(block, shortcut_weight=None, next_weight=None)
     assert (alone.spec(facts).shortcut, alone.spec(facts).next_k) == (None, None)
     graph, (x, weight, scale, shift) = nodes(*"abcd")
@@ -97,3 +119,11 @@ def test_geometry_of_fused_blocks() -> None:
         pool_padding=(1, 1),
         uint8=True,
     )
+    graph, (x, weight, weight_scale, bias) = nodes(*"abcd")
+    geometry = ([2, 2], [3, 3, 3, 3], "relu", [3, 3], [2, 2], [1, 1], 0.1, 131, 0.2, 0)
+    node = graph.call_function(
+        ops.quantized_conv2d_max_pool2d, (x, weight, weight_scale, bias, *geometry)
+    )
+    known = {x: tensor(2, 3, 32, 30), weight: tensor(8, 3, 7, 7)}
+    wanted = replace(stem.spec(facts), uint8=False, quantized=True)
+    assert QuantizedStem.of(node).spec(known) == wanted

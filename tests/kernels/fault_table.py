@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -23,6 +24,10 @@ from tests.kernels import test_pixels_engine as pixels_engine
 from tests.kernels import test_pointwise_kernel as pointwise
 from tests.kernels import test_pool_linear_kernel as classifier
 from tests.kernels import test_pooling_kernel as pooling
+from tests.kernels import test_quantized_bottleneck_kernel as int8_block
+from tests.kernels import test_quantized_conv2d_kernel as int8
+from tests.kernels import test_quantized_simple_kernel as int8_simple
+from tests.kernels import test_quantized_stem_kernel as int8_stem
 from tests.kernels import test_stem_kernel as stem
 from tests.kernels import test_tiled_kernel as tiled
 from tests.kernels.faults import Fault, Replacements, in_network, with_patch
@@ -147,9 +152,7 @@ def classes(name: str) -> partial[None]:
 
 pool_of_nan = partial(pooling.check_special_numbers, math.nan, "fp32", CPU)
 
-MAX_LOOP = (
-    'tl.full((BLOCK_SIZE_M, BLOCK_SIZE_C), float("-inf"), tl.float32)\n    for tap in tl.range(0, '
-)
+MAX_LOOP = "tl.full((BLOCK_SIZE_M, BLOCK_SIZE_C), LEAST, COMPARED)\n    for tap in tl.range(0, "
 BEST = "best.to(out_ptr.dtype.element_ty),\n        mask=(offs_m < M)[:, None] & "
 AVG_LOOP = "tl.zeros((BLOCK_SIZE_M, BLOCK_SIZE_C), tl.float32)\n    for tap in tl.range(0, "
 TOP = "top = p * STRIDE_H - PAD_H\n    left = q * STRIDE_W - PAD_W\n    "
@@ -169,13 +172,13 @@ POOLING: Replacements = [
     ),
     (
         "padded with zero",
-        'other=float("-inf"),',
+        "other=LEAST,",
         "other=0.0,",
         partial(pooling.test_negative_images_are_not_padded_with_zero, CPU),
     ),
     (
         "a masked load without other",
-        '            other=float("-inf"),\n',
+        "            other=LEAST,\n",
         "",
         max_pool("3x3, stride 2"),
     ),
@@ -405,13 +408,13 @@ CONV2D: Replacements = [
     ("filters of the first group", "filters = group * K + offs_n", "filters = offs_n", groups),
     (
         "a masked load without other",
-        "a = tl.load(x_ptrs, mask=there, other=0.0)",
+        "a = tl.load(x_ptrs, mask=there, other=fill)",
         "a = tl.load(x_ptrs, mask=there)",
         partial_tiles,
     ),
     (
         "an unmasked load without other",
-        "a = tl.load(x_ptrs, mask=inside, other=0.0)",
+        "a = tl.load(x_ptrs, mask=inside, other=fill)",
         "a = tl.load(x_ptrs, mask=inside)",
         conv("whole tiles"),
     ),
@@ -719,7 +722,7 @@ BOTTLENECK: Replacements = [
     ),
     (
         "pixels in the padding without other",
-        "a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=0.0)",
+        "a = tl.load(x_ptrs + (distance * C + c), mask=inside, other=fill)",
         "a = tl.load(x_ptrs + (distance * C + c), mask=inside)",
         block("whole tiles"),
     ),
@@ -1123,6 +1126,408 @@ STEM: Replacements = [
     ),
 ]
 
+
+def bytes_of(name: str, scales: tuple[object, ...] = int8.MIDDLE) -> partial[torch.Tensor]:
+    return partial(int8.check, conv2d.SHAPES[name], CPU, scales=scales)
+
+
+int8_tiles = bytes_of("several tiles, all partial")
+int8_split = partial(
+    int8.test_answers_with_split_sums, conv2d.SHAPES["several tiles, all partial"], False, CPU
+)
+int8_counted = partial(
+    int8.test_answers_with_split_sums, conv2d.SHAPES["several tiles, all partial"], True, CPU
+)
+int8_ties = partial(int8.test_ties_go_to_the_even_one, "none", CPU)
+int8_activated = partial(int8.test_activations, "hardswish", "relu6", 1, CPU)
+int8_add = partial(
+    int8_simple.check_add, (2, 37, 3, 5), "relu", int8_simple.ADDITIONS["plain"], CPU
+)
+int8_mean = partial(int8_simple.check_mean, (2, 37, 3, 5), 131, CPU)
+int8_bytes = partial(int8_simple.test_quantize_and_back, (2, 37, 3, 5), torch.float32, 100, CPU)
+int8_special = partial(int8_simple.check_special, CPU)
+
+int8_recounted = partial(int8.test_into_the_residual_itself_and_counters_zero_again, CPU)
+
+QUANTIZED: Replacements = [
+    ("half away from zero", "y + WHOLE +", "tl.floor(y + 0.5) + WHOLE +", int8_ties),
+    ("cut off", "y + WHOLE +", "y.to(tl.int32).to(tl.float32) + WHOLE +", int8_ties),
+    (
+        "rounded behind the zero point",
+        "y + WHOLE + zero_point",
+        "y + zero_point + WHOLE",
+        int8_ties,
+    ),
+    ("no zero point", "y + WHOLE + zero_point", "y + WHOLE", int8_tiles),
+    (
+        "wrapped around below",
+        "tl.maximum(y + WHOLE + zero_point, WHOLE)",
+        "y + WHOLE",
+        int8_special,
+    ),
+    ("256 let in", "WHOLE + 255.0", "WHOLE + 256.0", int8_special),
+    ("residual not centred", "q.to(tl.float32) - zero_point", "q.to(tl.float32)", int8_tiles),
+    ("residual of another scale", "* residual_ratio", "* 1.0", int8_tiles),
+    ("residual left out", "if HAS_RESIDUAL:\n        y +=", "if False:\n        y +=", int8_tiles),
+    ("bias left out", "(acc + bias)", "acc", int8_tiles),
+    ("first activation left out", ", PRE_ACTIVATION)\n", ', "none")\n', int8_activated),
+    (
+        "last activation left out",
+        "return activate_exactly(y, ACTIVATION)",
+        "return y",
+        int8_tiles,
+    ),
+    ("hardswish without the sixth", "tl.div_rn(y * gate, 6.0)", "y * gate", int8_activated),
+    ("hardswish without its upper end", "gate > 6.0, 6.0", "gate > 9.0, 6.0", int8_activated),
+]
+
+DOT += [
+    (
+        "bytes taken as they are",
+        "(q ^ 0x80).to(tl.int8, bitcast=True)",
+        "q.to(tl.int8, bitcast=True)",
+        int8_tiles,
+    ),
+    (
+        "sums of bytes in float32",
+        "== tl.uint8:\n        return",
+        "== tl.int8:\n        return",
+        partial(int8.test_sums_that_float32_would_round, CPU),
+    ),
+]
+
+QUANTIZED_CONV2D: Replacements = [
+    (
+        "the wrong padding",
+        "tl.cast(x_zero_point, tl.uint8)",
+        "0",
+        bytes_of("padding of four sizes"),
+    ),
+    (
+        "zeros for any padding",
+        "if not PADDING_IS_0:",
+        "if False:",
+        bytes_of("padding of four sizes"),
+    ),
+    (
+        "one multiplier for all filters",
+        "multiplier_ptr + filters",
+        "multiplier_ptr + filters * 0",
+        int8_tiles,
+    ),
+    ("bias of the next filter", "bias_ptr + filters", "bias_ptr + (filters + 1)", int8_tiles),
+    ("residual of the next", "residual_ptr + offsets", "residual_ptr + offsets + 1", int8_tiles),
+    ("not counted in the result's unit", "rounded(y * ratio,", "rounded(y,", int8_activated),
+    ("filters of the first group", "(group * K + offs_n)", "(offs_n)", bytes_of("ResNeXt 32x4d")),
+    (
+        "one pixel too many",
+        "(offs_m < M)[:, None]",
+        "(offs_m <= M)[:, None]",
+        partial(int8.test_nothing_is_written_around_the_output, 1, CPU),
+    ),
+    (
+        "one filter too many",
+        "(offs_n < K)[None, :]",
+        "(offs_n <= K)[None, :]",
+        partial(int8.test_nothing_is_written_around_the_output, 1, CPU),
+    ),
+    ("splits on top of each other", "split * M * ALL_K", "0", int8_split),
+    ("counters left as they are", "tl.store(counter_ptr, 0)", "pass", int8_recounted),
+    (
+        "a split's counter",
+        "counter_ptr += tl.program_id(0)",
+        "counter_ptr += tl.program_id(1)",
+        int8_counted,
+    ),
+    (
+        "sum beyond the output",
+        "stored = offs < SIZE",
+        "stored = offs <= SIZE",
+        partial(int8.test_nothing_is_written_around_the_output, 3, CPU),
+    ),
+    ("bias of another filter in the sum", "offs % ALL_K", "(offs + 1) % ALL_K", int8_split),
+]
+
+int8_pointwise = partial(int8.check_pointwise, "several tiles, all partial", int8.MIDDLE, True, CPU)
+
+QUANTIZED_POINTWISE: Replacements = [
+    (
+        "tiles of the first channels",
+        "a = x_desc.load([first_m, step * BLOCK_SIZE_K])",
+        "a = x_desc.load([first_m, 0])",
+        int8_pointwise,
+    ),
+    (
+        "weights of the first filters",
+        "weight_desc.load([first_n,",
+        "weight_desc.load([0,",
+        int8_pointwise,
+    ),
+    ("a step too few", "tl.cdiv(C, BLOCK_SIZE_K)", "C // BLOCK_SIZE_K", int8_pointwise),
+    (
+        "bias of the first filters",
+        "bias_ptr + offs_n",
+        "bias_ptr + offs_n - first_n",
+        int8_pointwise,
+    ),
+    (
+        "multiplier of the first filters",
+        "multiplier_ptr + offs_n",
+        "multiplier_ptr + offs_n - first_n",
+        int8_pointwise,
+    ),
+    (
+        "residual of other filters",
+        "residual_desc.load([first_m, first_n])",
+        "residual_desc.load([first_m, 0])",
+        int8_pointwise,
+    ),
+    ("no zero point", "rounded(y * ratio, zero_point)", "rounded(y * ratio, 0.0)", int8_pointwise),
+    (
+        "not in the result's unit",
+        "rounded(y * ratio,",
+        "rounded(y,",
+        partial(int8.check_pointwise, "whole tiles", int8.MIDDLE, True, CPU),
+    ),
+]
+
+
+def bytes_of_block(name: str) -> partial[list[torch.Tensor]]:
+    return partial(int8_block.check, int8_block.BLOCKS[name], CPU)
+
+
+def bytes_inside(name: str) -> partial[None]:
+    return partial(int8_block.check_inside, name, CPU)
+
+
+QUANTIZED_BOTTLENECK: Replacements = [
+    (
+        "bias left out",
+        "bias_ptr + filters, mask=in_n, other=0)[None, :]",
+        "bias_ptr + filters, mask=in_n, other=0)[None, :] * 0",
+        bytes_of_block("plain"),
+    ),
+    (
+        "one multiplier for all filters",
+        "multiplier_ptr + filters,",
+        "multiplier_ptr + filters * 0,",
+        bytes_of_block("plain"),
+    ),
+    (
+        "not rounded to bytes of a zero point",
+        "rounded(y, zero_point)",
+        "rounded(y, 0.0)",
+        bytes_of_block("plain"),
+    ),
+    (
+        "zeros for any padding",
+        "if not PADDING_IS_0:",
+        "if False:",
+        bytes_of_block("padding of four sizes"),
+    ),
+    (
+        "another number for the padding",
+        "tl.cast(x_zero_point, tl.uint8)",
+        "tl.cast(x_zero_point + 1.0, tl.uint8)",
+        bytes_of_block("padding of four sizes"),
+    ),
+    (
+        "channels of the first group",
+        "first_c = chunk * CHUNK_C if CHUNK_C < C else 0",
+        "first_c = 0",
+        bytes_of_block("groups in two chunks"),
+    ),
+    (
+        "weights of the first chunk",
+        "weight_rows = narrow_filters\n",
+        "weight_rows = offs_chunk\n",
+        bytes_of_block("groups in two chunks"),
+    ),
+    (
+        "the first tap dropped",
+        "range(STEPS)",
+        "range(1, STEPS)",
+        bytes_of_block("plain"),
+    ),
+    (
+        "narrow of another zero point",
+        "            narrow_zero_point,\n            acc,",
+        "            zero_point,\n            acc,",
+        bytes_of_block("plain"),
+    ),
+    (
+        "no ReLU behind narrow",
+        'identity_ratio,\n            "relu",\n            False,\n        )\n        narrows',
+        'identity_ratio,\n            "none",\n            False,\n        )\n        narrows',
+        bytes_of_block("plain"),
+    ),
+    (
+        "chunks of narrow mixed up",
+        "dot(narrows[chunk], expand",
+        "dot(narrows[0], expand",
+        bytes_of_block("groups in two chunks"),
+    ),
+    (
+        "the shortcut's stride",
+        "p * SHORTCUT_STRIDE_H) * RESIDUAL_W",
+        "p) * RESIDUAL_W",
+        bytes_of_block("stride 2"),
+    ),
+    (
+        "the shortcut's first channels again",
+        "tl.load(pixel_ptrs + first_s,",
+        "tl.load(pixel_ptrs,",
+        bytes_of_block("shortcut in steps"),
+    ),
+    (
+        "a ReLU behind the shortcut",
+        '                "none",\n                False,',
+        '                "relu",\n                False,',
+        bytes_of_block("shortcut"),
+    ),
+    (
+        "the shortcut's bias for the expansion's",
+        "            expand_bias_ptr,\n            expand_multiplier_ptr,",
+        "            shortcut_bias_ptr,\n            expand_multiplier_ptr,",
+        bytes_of_block("shortcut"),
+    ),
+    (
+        "residual left out",
+        '            identity_ratio,\n            "relu",\n            True,',
+        '            identity_ratio,\n            "relu",\n            False,',
+        bytes_of_block("plain"),
+    ),
+    (
+        "residual of another zero point",
+        "            identity,\n            identity_zero_point,",
+        "            identity,\n            zero_point,",
+        bytes_of_block("plain"),
+    ),
+    (
+        "next head of the wrong zero point",
+        "            next_zero_point,\n",
+        "            zero_point,\n",
+        bytes_of_block("next"),
+    ),
+    (
+        "next head on another block's bytes",
+        "dot(wide, next_weight, next_acc",
+        "dot(identity, next_weight, next_acc",
+        bytes_of_block("next"),
+    ),
+    ("one pixel too many", "in_m = offs_m < M", "in_m = offs_m <= M", bytes_inside("next")),
+    ("one filter too many", "in_n = filters < K", "in_n = filters <= K", bytes_inside("next")),
+    (
+        "one filter of the head too many",
+        "in_next = offs_next < NEXT_K",
+        "in_next = offs_next <= NEXT_K",
+        bytes_inside("next"),
+    ),
+    (
+        "64 bits of the program's number",
+        "        pid_m = pid_m.to(tl.int64)",
+        "        pid_m = pid_m",
+        int8_block.test_offsets_of_more_than_32_bits,
+    ),
+]
+
+
+def bytes_of_stem(name: str, *units: Any) -> partial[torch.Tensor]:
+    return partial(int8_stem.check, stem.STEMS[name], CPU, *units)
+
+
+QUANTIZED_STEM: Replacements = [
+    (
+        "bias left out",
+        "bias_ptr + offs_n, mask=in_n, other=0)[None, :]",
+        "bias_ptr + offs_n, mask=in_n, other=0)[None, :] * 0",
+        bytes_of_stem("ResNet's"),
+    ),
+    (
+        "one multiplier for all filters",
+        "multiplier_ptr + offs_n,",
+        "multiplier_ptr + offs_n * 0,",
+        bytes_of_stem("ResNet's"),
+    ),
+    ("padded with bytes of 0", "other=fill)", "other=0)", bytes_of_stem("ResNet's")),
+    (
+        "the first row of the filter dropped",
+        "for r in range(R)",
+        "for r in range(1, R)",
+        bytes_of_stem("ResNet's"),
+    ),
+    (
+        "rows above the image",
+        "((rows_inside >> r) & 1) != 0",
+        "rows_inside != 0",
+        bytes_of_stem("ResNet's"),
+    ),
+    (
+        "pixels that there are not",
+        "tl.where(exists[:, None], rounded(y * ratio, zero_point), 0)",
+        "rounded(y * ratio, zero_point)",
+        bytes_of_stem("2x2 pool, padded"),
+    ),
+    (
+        "the zero point left out",
+        "rounded(y * ratio, zero_point)",
+        "rounded(y * ratio, 0.0)",
+        bytes_of_stem("ResNet's"),
+    ),
+    (
+        "not in the result's unit",
+        "rounded(y * ratio,",
+        "rounded(y,",
+        bytes_of_stem("ResNet's", int8_stem.ANY, "relu6"),
+    ),
+    (
+        "one filter too many",
+        "in_n = offs_n < K",
+        "in_n = offs_n <= K",
+        partial(int8_stem.check_inside, "ResNet's", CPU),
+    ),
+    (
+        "weights beyond the last filter",
+        "b = tl.load(weight_ptrs + r * ROW, mask=in_n[None, :], other=0)",
+        "b = tl.load(weight_ptrs + r * ROW)",
+        partial(int8_stem.test_no_address_is_outside, "ResNet's"),
+    ),
+]
+
+QUANTIZED_SIMPLE: Replacements = [
+    (
+        "a multiplication by the inverse",
+        "tl.div_rn(tl.load(x_ptr + offs, mask=exists, other=0.0).to(tl.float32), scale)",
+        "tl.load(x_ptr + offs, mask=exists, other=0.0).to(tl.float32) * (1.0 / scale)",
+        int8_special,
+    ),
+    ("NaN let in", "tl.where(y == y, y, 0.0)", "tl.where(y == y, y, 1.0)", int8_special),
+    ("not scaled back", "centred(x, zero_point) * scale", "centred(x, zero_point)", int8_bytes),
+    ("first summand twice", "centred(y, y_zero_point)", "centred(x, y_zero_point)", int8_add),
+    ("summands of one scale", "* y_ratio", "* x_ratio", int8_add),
+    ("sum not activated", "activate_exactly(total, ACTIVATION)", "total", int8_add),
+    (
+        "mean of the first pixels",
+        "range(0, PIXELS, BLOCK",
+        "range(0, BLOCK_SIZE_P, BLOCK",
+        partial(int8_simple.check_mean, (2, 5, 13, 17), 131, CPU),
+    ),
+    (
+        "zero point counted once",
+        "tl.cast(x_zero_point, tl.int32) * PIXELS",
+        "tl.cast(x_zero_point, tl.int32)",
+        int8_mean,
+    ),
+    (
+        "divided first",
+        "sums.to(tl.float32) * ratio, tl.cast(PIXELS, tl.float32))",
+        "sums.to(tl.float32), tl.cast(PIXELS, tl.float32)) * ratio",
+        partial(int8_simple.test_mean_is_divided_last, CPU),
+    ),
+    ("one pixel too many", "(offs_p < PIXELS)", "(offs_p <= PIXELS)", int8_mean),
+    ("one channel too many", "mask=offs_c < C)", "mask=offs_c <= C)", int8_mean),
+]
+
 TABLE = {
     "elementwise": ELEMENTWISE,
     "activations": ACTIVATIONS,
@@ -1133,6 +1538,12 @@ TABLE = {
     "tiled": TILED,
     "bottleneck": BOTTLENECK,
     "stem": STEM,
+    "quantized": QUANTIZED,
+    "quantized_bottleneck": QUANTIZED_BOTTLENECK,
+    "quantized_conv2d": QUANTIZED_CONV2D,
+    "quantized_pointwise": QUANTIZED_POINTWISE,
+    "quantized_simple": QUANTIZED_SIMPLE,
+    "quantized_stem": QUANTIZED_STEM,
 }
 
 FAULTS = [Fault(module, *fault) for module, faults in TABLE.items() for fault in faults]

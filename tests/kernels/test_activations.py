@@ -111,9 +111,7 @@ def test_native_codes_are_those_of_the_header() -> None:
     (listed,) = re.findall(r"enum fr_activation \{(.*?)\}", header, re.DOTALL)
     codes = dict(re.findall(r"FR_(\w+) = (\d+)", listed))
     assert {name.upper(): str(code) for name, code in abi.ACTIVATIONS.items()} == codes
-    for row in ACTIVATIONS.values():
-        if isinstance(row.native_code, str):
-            assert len(row.native_code.split()) > 3  # why not
+    assert set(ACTIVATIONS) <= set(abi.ACTIVATIONS)
 
 
 def test_the_triton_function_has_a_branch_for_each() -> None:

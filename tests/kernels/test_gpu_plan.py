@@ -46,7 +46,7 @@ def moved(plan: Plan, *stages: str) -> int:
     return sum(plan.bytes_moved(step) for step in plan.steps if step.module.split(".")[0] in stages)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.campaign
 @pytest.mark.parametrize("gpu", ["a100", "h100"])
 @pytest.mark.parametrize("batch", [32, 256])
 def test_resnet50_in_few_launches(resnet50: fx.GraphModule, gpu: str, batch: int) -> None:

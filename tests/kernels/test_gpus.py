@@ -7,7 +7,7 @@ import pytest
 from fastres.errors import OptionError
 from fastres.kernels.tuning import gpus
 from fastres.kernels.tuning.conv2d import on_matrix_units
-from fastres.kernels.tuning.gpus import ARCHITECTURES, GPUS, PRECISIONS, Gpu
+from fastres.kernels.tuning.gpus import ARCHITECTURES, FIGURES, GPUS, Gpu
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_peak_is_whole_work_per_cycle(gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=list(GPUS))
 def test_facts_are_in_order(gpu: Gpu) -> None:
-    assert set(gpu.flops) == set(PRECISIONS)
+    assert set(gpu.flops) == set(FIGURES)
     assert gpu.flops["fp16"] >= gpu.flops["tf32"] >= gpu.flops["fp32"] > 0
     assert gpu.architecture is ARCHITECTURES[gpu.architecture.name]
     target = gpu.architecture
@@ -143,3 +143,27 @@ def test_part_of_a_gpu_has_part_of_its_bandwidth() -> None:
 
 def test_products_can_be_keys() -> None:
     assert len({gpu: name for name, gpu in GPUS.items()}) == len(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("name", "int8"),
+    [
+        *(("t4", 130), ("a10", 250), ("a100", 624), ("rtx3090", 284), ("l4", 242.5)),
+        *(("l40s", 733), ("rtx4090", 660.6), ("h100", 1978.9), ("h200", 1978.9)),
+        *(("b200", 4500), ("h100-pcie", 1513), ("rtx5090", 838), ("mi210", 181)),
+        *(("mi250x", 191.5), ("mi300x", 2614.9)),
+    ],
+)
+def test_peaks_of_int8(name: str, int8: float) -> None:
+    """As printed, without sparsity: twice or four times that of fp16, on AMD's older chips once."""
+    gpu = gpus.by_name(name)
+    assert gpu.flops["int8"] == pytest.approx(int8 * 1e12)
+    assert gpu.flops["int8"] / gpu.flops["fp16"] == pytest.approx(
+        min((1, 2, 4), key=lambda n: abs(n - gpu.flops["int8"] / gpu.flops["fp16"])), rel=0.02
+    )
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=list(GPUS))
+def test_fp8_is_nowhere_faster_than_int8(gpu: Gpu) -> None:
+    """If one joins where it is, docs/decisions/no-fp8.md is to be thought over."""
+    assert gpu.flops["fp8"] <= gpu.flops["int8"]

@@ -346,6 +346,7 @@ def test_command_says_that_kernels_are_interpreted(capsys: pytest.CaptureFixture
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
+@pytest.mark.campaign
 def test_what_is_named_twice_is_compiled_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

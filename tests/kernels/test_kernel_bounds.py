@@ -102,7 +102,7 @@ def check_conv2d(spec: ConvSpec, split_k: int) -> None:
     assert_within_bounds(calls, "out_ptr")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("split_k", [1, 3])
 @pytest.mark.parametrize("spec", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_conv2d(spec: ConvSpec, split_k: int) -> None:
@@ -145,6 +145,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name, spec in BLOCKS.items() if spec.conv.groups == 1])
 def test_bottleneck(name: str) -> None:
     spec = BLOCKS[name]

@@ -50,6 +50,7 @@ def check_shuffled(precision: str) -> None:
     assert fast(images(0)).shape == (0, 8, 9, 8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_nchw_between_two_steps(precision: str, transposed: list[tuple[int, ...]]) -> None:
     check_shuffled(precision)

@@ -103,6 +103,7 @@ def check_border(precision: str, device: str) -> None:
     assert fast(pixels(0, 35, 31, 3).to(device)).shape == (0, 8, 9, 8)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_every_pixel(precision: str, device: str) -> None:
     check_border(precision, device)

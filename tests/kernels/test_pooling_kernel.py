@@ -90,18 +90,21 @@ def check_avg_pool2d(
     check_pool(avg_pool2d_calls, reference.avg_pool2d, x, arguments, precision)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", STORED)
 @pytest.mark.parametrize("name", [*WINDOWS, *DILATED])
 def test_max_pool2d(name: str, precision: str, device: str) -> None:
     check_max_pool2d({**WINDOWS, **DILATED}[name], precision, device)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", STORED)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_avg_pool2d(name: str, precision: str, device: str) -> None:
     check_avg_pool2d(WINDOWS[name], True, None, precision, device)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("include_pad", "divisor"), [(False, None), (True, 5), (False, -3)])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_divisors(name: str, include_pad: bool, divisor: int | None, device: str) -> None:

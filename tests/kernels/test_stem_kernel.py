@@ -124,6 +124,7 @@ def test_answers(spec: StemSpec, precision: str, device: str) -> None:
     check(spec, precision, device)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("spec", STEMS.values(), ids=STEMS)
 def test_without_activation_padding_is_less_than_everything(spec: StemSpec, device: str) -> None:
     """With all answers far below zero, a padding of zeros would show."""
@@ -140,6 +141,7 @@ def test_activations(activation: str, device: str) -> None:
     check(STEMS["2x3 pool"], "fp16", device, activation=activation)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "config",
     [
@@ -156,6 +158,7 @@ def test_answers_with_other_tiles(config: StemConfig, name: str, device: str) ->
     check(STEMS[name], "fp16", device, config)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_answers_of_the_configuration_that_is_chosen(precision: str, device: str) -> None:
     check(STEMS["ResNet's"], precision, device, config=None)

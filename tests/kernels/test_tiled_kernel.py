@@ -110,14 +110,14 @@ def hardware_with_descriptors(device: str) -> None:
         pytest.skip("this GPU does not copy by tensor descriptor")
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "tf32", "fp32"])
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_answers(spec: ConvSpec, precision: str, device: str) -> None:
     check(spec, precision, device)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     "config",
     [
@@ -141,7 +141,7 @@ def test_optional_tensors(has_bias: bool, has_residual: bool, device: str) -> No
     check(SHAPES["7x7"], "fp16", device, SMALL, has_bias, has_residual)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pre_activation", ACTIVATIONS)
 @pytest.mark.parametrize("value", [1.0, float("nan"), float("inf"), float("-inf")])
@@ -260,7 +260,7 @@ def test_more_boxes_than_32_bits_count() -> None:
     assert call.constants["INT64"] is True
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("config", [SMALL, boxes(4, 1, 4), boxes(2, 2, 8)], ids=str)
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_nothing_outside_is_touched_and_all_is_written_once(

@@ -147,6 +147,7 @@ def test_float64_is_not_for_the_kernels() -> None:
 # What it computes.
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_small_network_in_every_precision(model: nn.Module, precision: str) -> None:
     fast = optimize(model, images(2), engine="triton", precision=precision)
@@ -158,6 +159,7 @@ def test_a_small_network_in_every_precision(model: nn.Module, precision: str) ->
     ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["a100", "h100", "b200", "mi300x"])
 def test_configurations_of_every_gpu_compute_the_same(model: nn.Module, name: str) -> None:
     graph = graph_of(model, "fp16")

@@ -93,6 +93,7 @@ def test_same_weights_give_bitwise_the_same_output(name: str) -> None:
     assert torch.equal(mine, reference)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_weights_go_both_ways(name: str) -> None:
     ours, other = models.build(name), theirs(name)
@@ -110,6 +111,7 @@ def test_weights_go_both_ways(name: str) -> None:
     assert torch.equal(after, before_ours)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 def test_same_seed_gives_the_same_initial_weights(name: str) -> None:
     torch.manual_seed(7)

@@ -11,16 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fastres.ir import ops
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native import pack, packed_weights, plan_builder, schedule
+from fastres.runtime.native import pack, pack_groups, packed_weights, plan_builder, schedule
 from fastres.runtime.native.library import Library
 from fastres.runtime.nonfinite import NonFinite
 from tests.support.cxx import COMPILER, SOURCES, settings
@@ -28,6 +30,9 @@ from tests.support.native import by_hand, emulator
 from tests.support.native.by_hand import SETS, Convolution, arguments_of, check, subgraph
 from tests.support.native.examined import Examined
 from tests.support.oracle import PRECISIONS, assert_as_accurate
+from tests.support.separate import separately
+
+aten = torch.ops.aten
 
 AROUND = (1, 1, 1, 1)
 
@@ -91,17 +96,18 @@ FAULTS = [
         *("addend + y * op.residual.row", "addend + 0 * op.residual.row"),
     ),
     Fault(
-        *("elementwise_rows.h", "a pooling that sees the border"),
+        *("pooling_rows.h", "a pooling that sees the border"),
         *("x >= op.input.width", "x > op.input.width"),
         ROWS,
     ),
     Fault(
-        *("elementwise_rows.h", "a mean over one pixel less"),
-        *("(float)op.input.height * (float)op.input.width", "(float)op.input.height"),
+        *("pooling_rows.h", "a mean over one pixel less"),
+        "(float)op.input.height * (float)op.input.width;\n    for (int v = 0; v < kVectors<DTYPE>;",
+        "(float)op.input.height;\n    for (int v = 0; v < kVectors<DTYPE>;",
         ROWS,
     ),
     Fault(
-        *("elementwise_rows.h", "all blocks imported into the first"),
+        *("edge_rows.h", "all blocks imported into the first"),
         *("line + channel / N::kLanes * to.plane", "line"),
         ROWS,
     ),
@@ -119,8 +125,114 @@ FAULTS = [
     ),
     Fault(
         *("finish_avx512.h", "lanes without a channel not cleared"),
-        *("_mm512_maskz_mov_ps(low_lanes, activate(low, t.after))", "activate(low, t.after)"),
+        *(
+            "_mm512_maskz_mov_ps(low_lanes, activate(t, t.after, 0, low))",
+            "activate(t, t.after, 0, low)",
+        ),
         ("tiles_avx512.cpp",),
+    ),
+    Fault(
+        *("tiles_depthwise_avx512.cpp", "the first line in both halves of a panel"),
+        *("t.channels > 16 ? t.input_plane : 0", "0"),
+    ),
+    Fault(
+        *("tiles_depthwise_avx512.cpp", "two taps of pairs exchanged"),
+        *("(__m512bh)_mm512_unpackhi_epi16(a, b)", "(__m512bh)_mm512_unpackhi_epi16(b, a)"),
+    ),
+    Fault(
+        *("tiles_depthwise_avx512.cpp", "parts of a sum forgotten"),
+        *("            if (first) {\n", "            if (false) {\n"),
+    ),
+    Fault(
+        *("tiles_grouped_avx512.cpp", "one unit for all"),
+        *("_mm512_permutexvar_epi32(index[u], line)", "_mm512_permutexvar_epi32(index[0], line)"),
+    ),
+    Fault(
+        *("tiles_grouped_avx512.cpp", "products counted twice"),
+        *("                    sum[i] = T::zero();\n", ""),
+    ),
+    Fault(
+        *("tiles_grouped_avx512.cpp", "the second vector reads what the first does"),
+        *(
+            "const char *input = t.input + (int64_t)*read * 4;",
+            "const char *input = t.input + (int64_t)t.reads[r] * 4;",
+        ),
+    ),
+    Fault(
+        *("tiles_depthwise_avx2.cpp", "the second half of a panel forgotten"),
+        *("line < (t.channels > 16 ? 2 : 1)", "line < 1"),
+    ),
+    Fault(
+        *("tiles_grouped_avx2.cpp", "the bias of the first vector for all"),
+        *(
+            "_mm256_loadu_ps((const float *)t.bias + v * 8)",
+            "_mm256_loadu_ps((const float *)t.bias)",
+        ),
+    ),
+    Fault(
+        *("map_rows.h", "a summand's factor forgotten"),
+        *("other * op.residual_multiplier", "other"),
+        ROWS,
+    ),
+    Fault(
+        *("map_rows.h", "one channel for the first lane only"),
+        *("if (one_channel) to = Lanes{} + to[0];", ""),
+        ROWS,
+    ),
+    Fault(
+        *("map_rows.h", "one row read as many"),
+        *("if (tensor.height > 1) line", "line"),
+        ROWS,
+    ),
+    Fault(
+        *("map_rows.h", "numbers in lanes without a channel"),
+        *("            keep_first(present - 16 * v, value);\n", ""),
+        ROWS,
+    ),
+    Fault(
+        *("map_rows.h", "a shift forgotten"),
+        *("__builtin_fmaf(numbers[i], scale[i], shift[i])", "numbers[i] * scale[i]"),
+        ROWS,
+    ),
+    Fault(
+        *("functions.h", "the far part of a function for all"),
+        *("x = size < one ? near : beyond;", "x = beyond;"),
+        ROWS,
+    ),
+    Fault(
+        *("functions.h", "half of a power of two forgotten"),
+        *("x = (p + 1.0f) * first * second;", "x = (p + 1.0f) * first * first;"),
+        ROWS,
+    ),
+    Fault(
+        *("pooling_rows.h", "the padding counted"),
+        *("op.counts_padding ? last - first : end - begin", "last - first"),
+        ROWS,
+    ),
+    Fault(
+        *("pooling_rows.h", "even windows that end early"),
+        *("(index + 1) * size + outputs - 1", "(index + 1) * size"),
+        ROWS,
+    ),
+    Fault(
+        *("moving_rows.h", "rows' shares for columns"),
+        *("across = op.column_shares[column]", "across = down"),
+        ROWS,
+    ),
+    Fault(
+        *("moving_rows.h", "what lies around the image for zeros"),
+        *("is_outside || left < 0", "false"),
+        ROWS,
+    ),
+    Fault(
+        *("moving_rows.h", "every copy to the beginning"),
+        *("copy(to + written + x", "copy(to + x"),
+        ROWS,
+    ),
+    Fault(
+        *("moving_rows.h", "neighbours on one side"),
+        *("channel + k - op.padding[0]", "channel + k"),
+        ROWS,
     ),
 ]
 
@@ -140,14 +252,28 @@ def _late_block(conv: Any, *_: Any) -> Any:
     return spread, firsts.flip(0)
 
 
+def _in_order(unit: int) -> Tensor:
+    return torch.arange(pack.PANEL, dtype=torch.int64)
+
+
+def _one_tap_later(taps: list[int], unit: int) -> list[int]:
+    return _steps(taps[1:] + taps[:1], unit)
+
+
+_steps = pack_groups.steps
 _border, _pack, _spread_groups = plan_builder._border, pack.pack, pack.spread_groups
 
 PLANNER_FAULTS: dict[str, tuple[Any, str, Any]] = {
     "planner.py: a border too small": (plan_builder, "_border", _short_border),
     "weights.py: pairs of channels swapped": (pack, "pack", _swapped_pairs),
     "weights.py: blocks of groups in another order": (pack, "spread_groups", _late_block),
+    "pack_groups.py: pairs of taps for channels in order": (pack_groups, "interleaved", _in_order),
+    "pack_groups.py: taps in another order": (pack_groups, "steps", _one_tap_later),
+    "pack_groups.py: every vector reads the first piece": (
+        pack_groups.Reads, "offsets", lambda self, plane: np.zeros(self.piece.size, np.int64),
+    ),
     "packed.py: no bias": (
-        packed_weights.PackedWeights, "bias", lambda self, bias, k: pack.pack_bias(None, k),
+        packed_weights.PackedWeights, "bias", lambda self, bias, k: pack.pack_vector(None, k),
     ),
 }  # fmt: skip
 """What is wrong -> (owner, attribute, its replacement)."""
@@ -167,11 +293,16 @@ def run_checks() -> None:
             ConvSpec(2, 33, 5, 7, 32, 3, 3, padding=AROUND),
             ConvSpec(1, 3, 7, 9, 8, 3, 3, (2, 2), AROUND),
             ConvSpec(1, 96, 3, 5, 96, 1, 1, groups=3),
+            ConvSpec(1, 40, 5, 6, 40, 3, 3, padding=AROUND, groups=40),
+            ConvSpec(1, 4, 17, 18, 4, 17, 17, padding=(8, 8, 8, 8), groups=4),
+            ConvSpec(1, 66, 5, 4, 88, 3, 3, (2, 1), AROUND, groups=22),
+            ConvSpec(1, 48, 10, 9, 48, 9, 9, padding=(4, 4, 4, 4), groups=12),
         ):
             check(spec, precision, isa, residual=True, after="relu")
             _check_memory(spec, precision, isa)
         check(ConvSpec(1, 20, 4, 5, 17, 1, 1), precision, isa, before="relu6", residual=True)
         _check_network(precision, isa)
+        _check_operators(precision, isa)
         _check_overflow(precision, isa)
 
 
@@ -196,6 +327,48 @@ def _check_network(precision: str, isa: str) -> None:
     given = image.to(PRECISIONS[precision])
     run = subgraph(module, module.graph, [given], isa)
     assert_as_accurate(module, lambda _: run(given), image, precision=precision)
+
+
+def _check_operators(precision: str, isa: str) -> None:
+    """One of each kind that is no convolution, side by side."""
+    root, graph = nn.Module(), fx.Graph()
+    x, gate, pixels = (graph.placeholder(name) for name in ("x", "gate", "pixels"))
+
+    def constant(name: str, value: Tensor) -> fx.Node:
+        root.register_buffer(name, value)
+        return graph.get_attr(name)
+
+    def call(target: Any, *args: Any, **named: Any) -> fx.Node:
+        return graph.call_function(target, args, named)
+
+    scale, shift = constant("scale", torch.rand(40)), constant("shift", torch.rand(40))
+    product = call(aten.mul.Tensor, call(aten.gelu.default, x), gate)
+    vector = call(aten.reshape.default, gate, [2, 1, 40])
+    graph.output((
+        call(aten.add.Tensor, product, x, alpha=-0.5),
+        call(aten.mul.Tensor, call(aten.sigmoid.default, x), pixels),
+        call(ops.scale_shift, x, scale, shift, "none"),
+        call(aten.avg_pool2d.default, x, [3, 3], [2, 2], [1, 1], False, False),
+        call(aten.adaptive_avg_pool2d.default, x, [4, 5]),
+        call(aten.upsample_bilinear2d.vec, x, [9, 11], False, None),
+        call(aten.constant_pad_nd.default, x, [1, 0, 2, 1], 0.0),
+        call(aten.cat.default, [x, product, x], 1),
+        call(aten.slice.Tensor, x, 1, 3, 20),
+        call(aten.channel_shuffle.default, x, 4),
+        call(aten.conv1d.default, vector, constant("taps", torch.randn(1, 1, 3)), None, [1], [1]),
+    ))  # fmt: skip
+    dtype = PRECISIONS[precision]
+    sizes = ((2, 40, 6, 7), (2, 40, 1, 1), (2, 1, 6, 7))
+    inputs = [torch.randn(size).bfloat16().float() for size in sizes]
+    for name, value in root.named_buffers():
+        root.register_buffer(name, value.bfloat16().float())
+    module = fx.GraphModule(root, graph)
+    given = [each.to(dtype) for each in inputs]
+    native = subgraph(fx.GraphModule(root, graph).to(dtype), graph, given, isa)
+    assert_as_accurate(module.float(), lambda *_: native(*given), *inputs, precision=precision)
+    examined = Examined(native, 1)
+    examined.check(given)
+    examined.close()
 
 
 def _check_overflow(precision: str, isa: str) -> None:
@@ -246,6 +419,28 @@ def compiled(faults: list[Fault], folder: Path) -> dict[str, Path]:
     return libraries
 
 
+def outcomes_of(module: str, faults: list[Fault], folder: Path) -> dict[str, str]:
+    """What the checks of a module of faults say of each, and of "none".
+
+    Args:
+        module: its ``main`` takes ``name=library`` pairs and prints ``name=outcome`` lines.
+        folder: for the libraries.
+    """
+    emulator.loaded()
+    pairs = [f"{name}={path}" for name, path in compiled(faults, folder).items()]
+    said = separately(f"from {module} import main; main({pairs!r})").splitlines()
+    return {name: text for name, _, text in (line.partition("=") for line in said)}
+
+
+def untrue_texts(faults: list[Fault]) -> dict[str, int]:
+    """How often each text that is to be replaced is there, where that is not once."""
+    counts = {
+        fault.name: (SOURCES / fault.file).read_text(encoding="utf-8").count(fault.old)
+        for fault in faults
+    }
+    return {name: count for name, count in counts.items() if count != 1}
+
+
 def _compile(source: Path) -> None:
     flags = [flag for flag in settings()["extra-compile-args"] if not flag.startswith("-O")]
     _call(*flags, "-O1", "-w", "-fPIC", "-c", str(source), "-o", str(source.with_suffix(".o")))
@@ -263,8 +458,18 @@ def _call(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def outcome(name: str, library: Path) -> str:
-    """What the checks say in a child: "passed", or how they noticed the fault."""
+def outcome(
+    name: str,
+    library: Path,
+    planner_faults: Mapping[str, tuple[Any, str, Any]] = PLANNER_FAULTS,
+    checks: Callable[[], None] = run_checks,
+    users: Sequence[Any] = (by_hand, emulator),
+) -> str:
+    """What the checks say in a child: "passed", or how they noticed the fault.
+
+    Args:
+        users: modules that ask for the library by the name ``loaded``.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -272,12 +477,12 @@ def outcome(name: str, library: Path) -> str:
         try:
             torch.manual_seed(0)
             here = Library(library)
-            for module in (by_hand, emulator):
+            for module in users:
                 module.__dict__["loaded"] = lambda: here
             schedule.__dict__["winograd_pays"] = lambda spec, itemsize: True
-            if name in PLANNER_FAULTS:
-                setattr(*PLANNER_FAULTS[name])
-            run_checks()
+            if name in planner_faults:
+                setattr(*planner_faults[name])
+            checks()
         except (AssertionError, NonFinite) as error:
             said = f"noticed: {(str(error) or type(error).__name__).splitlines()[0]}"
         except BaseException as error:  # noqa: BLE001 - the child must not go on as its parent

@@ -15,8 +15,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.runtime.native import library
-from fastres.runtime.native.abi import ACTIVATIONS
 from tests.support import ROOT
 from tests.support.cxx import tool
 from tests.support.native.awkward_cases import CASES
@@ -115,7 +115,8 @@ def innermost_loops(listing: str, holding: str) -> list[list[str]]:
     return [names[loop.start : loop.stop] for loop in dict.fromkeys(loops)]
 
 
-def test_main_loop() -> None:
+@pytest.mark.parametrize("product", ["tdpbf16ps", "tdpbusd"])
+def test_main_loop(product: str) -> None:
     """A step is four products and four loads, of one half two and three, and nothing of vectors.
 
     The loop that measures the peak has eight products and loads nothing.
@@ -127,8 +128,8 @@ def test_main_loop() -> None:
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "__asan" in listing:
         pytest.skip("this library was built with other flags, and checks each access")
-    loops = innermost_loops(listing, "tdpbf16ps")
-    assert {(loop.count("tdpbf16ps"), loop.count("tileloadd")) for loop in loops} == {
+    loops = innermost_loops(listing, product)
+    assert {(loop.count(product), loop.count("tileloadd")) for loop in loops} == {
         (4, 4),
         (2, 3),
         (8, 0),

@@ -173,6 +173,10 @@ def asked(sets: str) -> set[str]:
     made = in_sources(rf"#define (\w+) FR_WITH_(?:{sets})\b")
     both = "|".join([f"FR_WITH_(?:{sets})", *made])
     names = in_sources(rf"(?<!define )\b(?:{both})\b[^(;{{]*?(\w+)\s*\(")
+    # Functions that a macro makes, which is given what they ask for and their name.
+    endings = ["", *in_sources(r"\bTARGET\s[^(;{]*?NAME##(\w+)\(")]
+    for name in in_sources(rf"\b[A-Z_]+\(\s*(?:{both})\s*,\s*(\w+)"):
+        names.update(name + ending for ending in endings)
     for path in SOURCES.glob("*.cpp"):  # the functions of a part of a file
         code = re.sub(r'#include "(.*)"', lambda name: text(SOURCES / name[1]), text(path))
         for part in re.findall(rf"^FR_BEGIN_(?:{sets})$(.*?)^FR_END$", code, re.M | re.S):
@@ -181,8 +185,8 @@ def asked(sets: str) -> set[str]:
 
 
 AMX = "AMX"
-AVX512 = f"AVX512|AVX512_BF16|{AMX}"
-AVX2 = f"AVX2|{AVX512}"
+AVX512 = f"AVX512|AVX512_VNNI|AVX512_BF16|{AMX}"
+AVX2 = f"AVX2|AVX_VNNI|{AVX512}"
 
 
 @pytest.mark.campaign

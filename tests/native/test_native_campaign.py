@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
 
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.abi import ACTIVATIONS
 from tests.networks.test_properties import build
 from tests.support.native.by_hand import SETS, check, inputs_of, subgraph
 from tests.support.native.emulator import loaded

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
-from fastres.runtime.native.abi import ACTIVATIONS
 from fastres.runtime.native.library import Library
 from fastres.runtime.native.plan_builder import uses_winograd
 from fastres.runtime.native.subgraph import NativeSubgraph
@@ -73,6 +73,25 @@ SHAPES = {
     "groups of 6 and 7": ConvSpec(1, 66, 4, 3, 77, 1, 1, groups=11),
     "groups of 24": ConvSpec(1, 72, 3, 3, 36, 1, 1, groups=3),
     "groups larger than a panel": ConvSpec(1, 80, 3, 4, 90, 3, 3, padding=AROUND, groups=2),
+    "depthwise": ConvSpec(2, 72, 6, 7, 72, 3, 3, padding=AROUND, groups=72),
+    "depthwise, 5x5, stride 2": ConvSpec(1, 40, 9, 10, 40, 5, 5, (2, 2), (2, 2, 2, 2), groups=40),
+    "depthwise, 7x7, dilated": ConvSpec(
+        1, 33, 9, 15, 33, 7, 7, (1, 2), (6, 3, 4, 5), (2, 1), groups=33
+    ),
+    "depthwise, more taps than a sum has": ConvSpec(
+        1, 49, 18, 17, 49, 17, 17, padding=(8, 8, 8, 8), groups=49
+    ),
+    "depthwise, one tap": ConvSpec(2, 20, 4, 5, 20, 1, 1, groups=20),
+    "depthwise, one pixel": ConvSpec(3, 100, 1, 1, 100, 1, 1, groups=100),
+    "depthwise of two channels": ConvSpec(1, 2, 5, 6, 2, 3, 2, padding=AROUND, groups=2),
+    "three filters a channel": ConvSpec(1, 30, 5, 6, 90, 3, 3, padding=AROUND, groups=30),
+    "40 filters a channel": ConvSpec(1, 3, 5, 6, 120, 3, 3, padding=AROUND, groups=3),
+    "two channels a group": ConvSpec(2, 70, 5, 4, 70, 3, 3, (2, 1), AROUND, groups=35),
+    "three channels a group": ConvSpec(1, 99, 5, 4, 132, 3, 2, padding=AROUND, groups=33),
+    "five channels a group, one filter": ConvSpec(1, 165, 4, 3, 33, 3, 3, groups=33),
+    "groups that no line begins with": ConvSpec(1, 84, 4, 5, 84, 3, 3, padding=AROUND, groups=7),
+    "groups of 4, 9x9": ConvSpec(1, 16, 9, 10, 16, 9, 9, padding=(4, 4, 4, 4), groups=4),
+    "RegNet, groups of 16": ConvSpec(1, 96, 5, 5, 96, 3, 3, (2, 2), AROUND, groups=6),
     "groups of few channels": ConvSpec(1, 8, 5, 5, 10, 3, 3, padding=AROUND, groups=2),
 }
 
@@ -89,7 +108,31 @@ WINOGRAD = {
 @pytest.mark.parametrize("spec", SHAPES.values(), ids=SHAPES)
 def test_answers(spec: ConvSpec, precision: str, isa: str) -> None:
     check(spec, precision, isa)
-    check(spec, precision, isa, residual=True, after="relu")
+    check(spec, precision, isa, residual=True, after="relu", guarded=True)
+
+
+def test_which_form_groups_take() -> None:
+    """The one that multiplies least: dense panels only where there are few zeros in them."""
+    for per_group, form in ((1, "depthwise"), (2, "grouped"), (8, "grouped"), (16, "grouped")):
+        for unit, isa in ((1, "avx2"), (1, "avx512"), (2, "amx_bf16"), (4, "avx512_vnni")):
+            spec = ConvSpec(1, 128, 9, 9, 128, 3, 3, padding=AROUND, groups=128 // per_group)
+            assert schedule.form(spec, unit, isa) == form
+    for groups in (1, 2, 4):
+        spec = ConvSpec(1, 128, 9, 9, 128, 3, 3, padding=AROUND, groups=groups)
+        assert schedule.form(spec, 2, "avx512_bf16") == "panels"
+    assert schedule.form(ConvSpec(1, 8, 9, 9, 16, 3, 3, groups=8), 1, "avx2") == "grouped"
+
+
+@each_set
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "none"])
+@pytest.mark.parametrize("k", [32, 40])
+def test_activations_of_groups(precision: str, isa: str, activation: str, k: int) -> None:
+    for groups in (k, k // 4):
+        spec = ConvSpec(1, k, 3, 4, k, 3, 3, padding=AROUND, groups=groups)
+        check(spec, precision, isa, after=activation, weight_scale=4.0)
+        check(
+            spec, precision, isa, residual=True, before=activation, after="relu", weight_scale=4.0
+        )
 
 
 @each_set
@@ -152,6 +195,7 @@ def test_batches_and_threads(precision: str, isa: str, batch: int, threads: int)
         check(spec, precision, isa, threads, residual=True, after="relu")
 
 
+@pytest.mark.sampled(3)
 @each_set
 @pytest.mark.parametrize(
     ("before", "after", "residual"), [*itertools.product(ACTIVATIONS, ACTIVATIONS, [False, True])]

@@ -55,7 +55,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.campaign
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_same_bits(
     threads: int, image: Callable[[int], Tensor], request: pytest.FixtureRequest

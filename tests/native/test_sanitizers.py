@@ -130,11 +130,20 @@ def test_the_address_sanitizer_notices(checked: Path) -> None:
     assert "heap-buffer-overflow" in reports(checked)
 
 
-def test_the_tests_of_the_engine_under_the_address_sanitizer(checked: Path) -> None:
+@pytest.mark.parametrize(("quantized", "lane"), [(False, ""), (True, "not campaign")])
+def test_the_tests_of_the_engine_under_the_address_sanitizer(
+    quantized: bool, lane: str, checked: Path
+) -> None:
+    """Those of float numbers with their campaigns; those of uint8 without: they are a thousand."""
     tests = Path(__file__).parent
-    here = [f"--ignore={tests / name}" for name in ("test_build.py", Path(__file__).name)]
-    # Tests that read machine code mean the ordinary build's.
-    options = ["-q", "-p", "no:cacheprovider", "-m", "", "-k", "not main_loop", *here]
-    done = under_address_sanitizer(checked, "-m", "pytest", *options, str(tests))
+    # Tests that read machine code mean the ordinary build's, and those of faults build others.
+    others = {Path(__file__), tests / "test_build.py", *tests.glob("*_mutations.py")}
+    files = [
+        str(path)
+        for path in sorted(tests.glob("test_*.py"))
+        if path not in others and ("uint8" in path.name) == quantized
+    ]
+    options = ["-q", "-p", "no:cacheprovider", "-m", lane, "-k", "not main_loop"]
+    done = under_address_sanitizer(checked, "-m", "pytest", *options, *files)
     assert done.returncode == 0, reports(checked) + done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -6,14 +6,15 @@ Those of AMX are in ``test_amx_emulated``.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastres.runtime.native.abi import ACTIVATIONS
+from fastres.kernels.activations import ACTIVATIONS
 from tests.support.native.awkward_cases import CASES
 from tests.support.native.emulator import loaded
-from tests.support.native.one_convolution import Case, Setting, pixels
+from tests.support.native.one_convolution import FUNCTIONS, Case, Setting, pixels
 
 MOST_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14}
 
@@ -64,6 +65,15 @@ def test_activations(before: str, after: str, isa: str) -> None:
             Case(*(pixels(19), 40), before=before, after=after, residual=residual, scale=3.0),
             isa,
         )
+
+
+@each_isa
+def test_functions(isa: str) -> None:
+    """All of the library's, on either side of a residual, on sums of all sizes."""
+    for name, scale in itertools.product(FUNCTIONS, (0.01, 1.0, 30.0)):
+        case = Case(pixels(19), channels=40, residual=True, scale=scale)
+        run(replace(case, before=name), isa)
+        run(replace(case, after=name), isa)
 
 
 @each_isa

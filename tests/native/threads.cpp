@@ -100,7 +100,7 @@ public:
         };
         add(FR_IMPORT, outside(FR_INPUT, 0), image.tensor(false));
         fr_op &convolution = add(FR_CONVOLUTION, image.tensor(false), wide.tensor(false));
-        convolution.after = FR_RELU;
+        convolution.after.kind = FR_RELU;
         convolution.input_px = input_px_.data();
         convolution.output_px = output_px_.data();
         convolution.steps = steps_.data();
@@ -121,9 +121,10 @@ public:
         }
         const int first = (int)ops.size();
         add(FR_MEAN, half.tensor(true), mean.tensor(true));
-        fr_op &sum = add(FR_ADD, half.tensor(true), half.tensor(true));
+        fr_op &sum = add(FR_MAP, half.tensor(true), half.tensor(true));
         sum.residual = half.tensor(true);
         sum.has_residual = 1;
+        sum.residual_multiplier = 1.0f;
         add(FR_EXPORT, half.tensor(true), outside(FR_OUTPUT, 0));
         add(FR_EXPORT, mean.tensor(true), outside(FR_OUTPUT, 1));
 

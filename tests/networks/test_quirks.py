@@ -30,7 +30,7 @@ def example(quirk: Quirk) -> Any:
 
 
 # torch says so of each such convolution, once in a process.
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("engine", ["auto", "eager"])
 def test_a_quirk_is_folded_or_refused_and_as_accurate(quirk: Quirk, engine: str) -> None:
@@ -49,7 +49,7 @@ def test_a_quirk_is_folded_or_refused_and_as_accurate(quirk: Quirk, engine: str)
     assert all(len(remark.reason.split()) > 3 for remark in report.refused + report.left)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
 @pytest.mark.parametrize("name", [quirk.name for quirk in QUIRKS if not quirk.float32_only])
 def test_a_quirk_is_as_accurate_in_bfloat16(name: str) -> None:
@@ -60,7 +60,7 @@ def test_a_quirk_is_as_accurate_in_bfloat16(name: str) -> None:
     assert_as_accurate(model, fast, *inputs, precision="bf16", **named)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 def test_outputs_share_no_memory(quirk: Quirk) -> None:
     model = quirk.model()
     fast = optimize(model, example(quirk))

@@ -92,7 +92,7 @@ def test_every_family_is_optimised_whole(family: Family, model: nn.Module) -> No
     assert fast(family.images(0)).shape == (0, *fast(family.images(1)).shape[1:])
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 def test_every_family_is_as_accurate_in_bfloat16(family: Family, model: nn.Module) -> None:
     fast = optimize(model, family.images(1), precision="bf16")
     assert_complete(fast, **family.counts())
@@ -132,6 +132,7 @@ def test_without_its_top_the_nhwc_network_returns_nhwc() -> None:
     assert_as_accurate(model, fast, images)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_concatenation_keeps_the_batch_norms_no_convolution_can_take(precision: str) -> None:
     model = ConcatenationNetwork()

@@ -24,6 +24,7 @@ def padding_of(fast: Any) -> list[int]:
 
 
 # torch's order is (left, right, top, bottom), the operator's (top, left, bottom, right).
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("sides", "own", "wanted"),
     [

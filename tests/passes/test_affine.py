@@ -18,6 +18,7 @@ def operators(fast: Any) -> list[str]:
     return [operator_name(n) for n in fast.graph_module.graph.nodes if n.op == "call_function"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 4, 1, 1)], ids=str)
 @pytest.mark.parametrize(
     "function",
@@ -124,7 +125,7 @@ def test_not_merged_where_the_value_between_is_read() -> None:
 )
 def test_other_constants_stay(constant: Tensor, function: Any, operator: str) -> None:
     model = Net(lambda m, x: function(m.conv(x), m.constant), conv=conv(), constant=constant)
-    fast = optimize(model.eval(), images(2))
+    fast = optimize(model.eval(), images(2), engine="onednn")
     assert_right(model, fast, images(2))
     assert nodes(fast, operator), fast.graph_module.code
     assert counts(fast, "addition") == (0, 0)

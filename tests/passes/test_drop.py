@@ -41,6 +41,7 @@ def test_modules_that_do_nothing_in_eval_mode(idle: nn.Module) -> None:
     assert fast.report.notes == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "idle",
     [

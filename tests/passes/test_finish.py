@@ -146,7 +146,8 @@ def test_the_graph_is_a_working_module_by_itself() -> None:
 
 
 def test_layers_are_listed_with_their_dtype() -> None:
-    layers = (conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Tanh(), nn.BatchNorm2d(4))
+    block = (conv(), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+    layers = (*block, nn.Softplus(), nn.BatchNorm2d(4))
     fast = optimized(measured(nn.Sequential(*layers)), images(2), precision="bf16")
     assert fast.report.layers == [
         ("0", "fastres.conv2d.default", "torch.bfloat16"),

@@ -186,7 +186,7 @@ def test_global_average_pooling(function: Function, keepdim: bool) -> None:
 def test_other_poolings_stay(function: Function) -> None:
     x = images(2)
     model = after_conv(function)
-    fast = optimized(model, x)
+    fast = optimized(model, x, engine="onednn")
     assert not nodes(fast, "global_avg_pool"), fast.graph_module.code
     assert len(fast.report.left) == 1
 
@@ -245,6 +245,7 @@ def test_heads(name: str) -> None:
     assert fast(images(0)).shape == (0, 3)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "function",
     [
@@ -323,7 +324,7 @@ def test_refused_with_parameters_from_the_input() -> None:
 def test_other_norms_stay() -> None:
     layers = (conv(), nn.InstanceNorm2d(4), nn.GroupNorm(2, 4), nn.LayerNorm(8), nn.BatchNorm2d(4))
     model = measured(nn.Sequential(*layers))
-    fast = optimized(model, images(2))
+    fast = optimized(model, images(2), engine="onednn")
     assert counts(fast, "batch_norm")[1] >= 1
     assert {"1", "2", "3"} <= {remark.module for remark in fast.report.left + fast.report.refused}
 
@@ -337,9 +338,9 @@ def test_strided_views_as_inputs_of_a_convolution() -> None:
 
 
 def test_the_receipt_lists_what_is_left_once_and_warns() -> None:
-    model = net(lambda m, x: F.gelu(F.gelu(m.conv(x))), conv=conv())
-    with pytest.warns(FastresWarning, match=r"aten\.gelu\.default: no operator of fastres"):
+    model = net(lambda m, x: F.softplus(F.softplus(m.conv(x))), conv=conv())
+    with pytest.warns(FastresWarning, match=r"aten\.softplus\.default: no operator of fastres"):
         fast = fastres.optimize(model, images(2))
     assert [str(remark) for remark in fast.report.left] == [
-        "(the model itself): aten.gelu.default: no operator of fastres covers it"
+        "(the model itself): aten.softplus.default: no operator of fastres covers it"
     ]

@@ -109,6 +109,7 @@ def test_every_pixel_is_right(name: str, transforms: Transforms, engine: str) ->
         assert_right_at_every_pixel(model, fast, images, transforms, "fp32")
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("name", ["7x7, stride 2", "no padding", "padded on one side by F.pad"])
 def test_every_pixel_is_right_in_16_bits(name: str, precision: str) -> None:

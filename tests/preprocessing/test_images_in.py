@@ -98,6 +98,7 @@ def test_verify_takes_images(model: nn.Module, fasts: dict[str, Any], form: str)
     assert (result.images, result.top1_agreement, result.first_drift) == (3, 1.0, None)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("change", ["mean", "std", "divisor"])
 def test_verify_sees_other_preprocessing(model: nn.Module, change: str) -> None:
     """A graph made with other numbers than those it is said to have been made with."""
@@ -119,6 +120,7 @@ def test_the_first_layer_that_drifts_is_named(model: nn.Module) -> None:
     assert result.first_drift.module == "block.3"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["onednn", "eager"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_pixels_go_straight_to_the_precision(model: nn.Module, engine: str, precision: str) -> None:
@@ -263,6 +265,7 @@ def test_it_is_saved_copied_and_renewed(model: nn.Module, tmp_path: Path) -> Non
     assert fastres.verify(other, loaded, images).passed
 
 
+@pytest.mark.campaign
 def test_it_can_be_exported_as_standard_operators(model: nn.Module) -> None:
     fast = optimize(model, input_format="uint8_nhwc", transforms=SMALL, resize=True)
     program = to_standard(fast)

@@ -18,9 +18,11 @@ from PIL import Image
 
 import fastres
 from fastres import cli
+from fastres.errors import OptionError
 from fastres.models import cifar_resnet20
-from fastres.predict import main, model, writing
+from fastres.predict import calibration, main, model, writing
 from fastres.preprocess import load_images
+from fastres.quantization import folder
 from fastres.transforms import Transforms
 from fastres.workload import model_source as sources
 from tests.support.predicting import COUNT, DAMAGED, NAMES, SMALL, Setting
@@ -109,6 +111,7 @@ def assert_same_rows(outputs: dict[str, Path], rows: list[list[Any]]) -> None:
     assert json.loads(table.schema.metadata[b"fastres"])["model"] == "cifar_resnet20"
 
 
+@pytest.mark.campaign
 def test_results_are_printed(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
     first = setting.images[0]
     options = [option for option in setting.options() if option != "--quiet"]
@@ -121,6 +124,7 @@ def test_results_are_printed(setting: Setting, capsys: pytest.CaptureFixture[str
     assert err.startswith("fastres predict: 1 image in ")
 
 
+@pytest.mark.campaign
 def test_folders_in_folders_and_other_files(
     setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +227,7 @@ def test_answers_that_are_no_numbers_are_errors(
     assert entry["predictions"] == []
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("form", ["uint8_nhwc", "uint8_nchw", "resize", "answers", "plain"])
 def test_saved_models(
     setting: Setting, wanted: list[list[tuple[int, float]]], tmp_path: Path, form: str
@@ -311,3 +315,53 @@ def test_it_is_a_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "--model", "resnet50", "x.png"]) == 2
     assert "would be random" in capsys.readouterr().err
     assert cli.main(["predict", "--top-k", "0", "--model", "resnet50", "x.png"]) == 2
+
+
+def test_images_for_a_calibration(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calibration.chosen(None, None, setting.images, False) is None
+    assert calibration.chosen("fp16", None, setting.images, False) is None
+    own = calibration.chosen("int8", None, setting.images[DAMAGED - 10 :], False)
+    assert own is not None
+    shapes = [tuple(batch.shape) for batch in own.batches(SMALL)]
+    assert set(shapes[:-1]) <= {(8, 32, 32, 3), (7, 32, 32, 3)}, "one of them is damaged"
+    left = min(calibration.OWN_IMAGES, COUNT - DAMAGED + 10)
+    assert own.count == sum(shape[0] for shape in shapes) == left - 1
+    assert str(own) == f"calibrated on {left - 1} images, the first of these"
+    monkeypatch.setattr(folder, "MOST_IMAGES", 5)
+    others = calibration.chosen("fp16", setting.folder, [], False)
+    assert others is not None
+    assert others.paths == setting.images[:: COUNT // 5]
+    bad = calibration.chosen("int8", None, [setting.images[DAMAGED]], False)
+    assert bad is not None
+    with pytest.raises(OptionError, match="none of the first of these can be read"):
+        list(bad.batches(SMALL))
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_calibrated_precision(
+    setting: Setting,
+    wanted: list[list[tuple[int, float]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    out = tmp_path / "out.json"
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in setting.images[:12]:
+        (few / path.name).write_bytes(path.read_bytes())
+    options: list[str | Path] = [] if precision == "int8" else ["--calibration", few]
+    images = setting.images[:40]
+    assert setting.run("--precision", precision, *options, "--json", out, *images) == 0
+    said = capsys.readouterr().err
+    stored = json.loads(out.read_text(encoding="utf-8"))
+    expected = "calibrated on 40 images, the first of these"
+    if precision == "fp16":
+        expected = f"calibrated on 12 images, those in {few}"
+    assert said.rstrip().endswith(expected)
+    assert stored["calibration"] == expected
+    assert stored["precision"] == {"int8": "int8", "fp16": "float16"}[precision]
+    first = [entry["predictions"][0]["class"] for entry in stored["images"]]
+    right = sum(got == by_hand[0][0] for got, by_hand in zip(first, wanted[:40], strict=True))
+    assert right >= 36

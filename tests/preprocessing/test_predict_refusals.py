@@ -105,6 +105,25 @@ def refusals(setting: Setting, home: Path) -> dict[str, tuple[list[str], str]]:
             "no regular file, and is not replaced",
         ),
         "device": ([*setting.options("--device", "nonsense"), image], "device='nonsense'"),
+        "calibration of nothing": (
+            [*setting.options("--calibration", home), image],
+            "got with no --precision, expected --precision int8 or fp16",
+        ),
+        "calibration by a file": (
+            [*setting.options("--precision", "int8", "--calibration", image), image],
+            "expected a folder of images",
+        ),
+        "calibration without images": (
+            [*setting.options("--precision", "fp16", "--calibration", home), image],
+            "no image",
+        ),
+        "output is of the calibration": (
+            [
+                *setting.options("--precision", "int8", "--calibration", setting.folder),
+                *("--csv", str(setting.images[3]), image),
+            ],
+            "this file is read here",
+        ),
     }
 
 
@@ -113,6 +132,8 @@ NAMED = (
     *("wrong shapes", "no tensors", "code", "no safetensors", "labels", "transforms", "classes"),
     *("output in no folder", "output is a folder", "one output twice", "output is an image"),
     *("output is the weights", "output is a pipe", "device"),
+    *("calibration of nothing", "calibration by a file", "calibration without images"),
+    "output is of the calibration",
 )
 
 
@@ -133,6 +154,7 @@ def test_options_that_cannot_be(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("options", "saved", "message"),
     [

@@ -29,6 +29,7 @@ def channels_first(path: Any) -> Tensor:
     return load_pixels(path, WHOLE).permute(2, 0, 1)[None]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("interpolation", CLOSE)
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (64, 57), (640, 600)])
 def test_photographs_look_as_pillow_resizes_them(
@@ -92,6 +93,7 @@ def test_a_photograph_of_any_size_goes_in(model: nn.Module, fast: Any, path: Any
         torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("height", "width"), [(48, 48), (1, 1), (47, 200), (200, 47), (49, 48), (1411, 300), (33, 32)]
 )

@@ -51,18 +51,21 @@ def test_layers_are_the_models_own() -> None:
     )
 
 
+@pytest.mark.campaign
 def test_flops_and_weights_are_resnet_50s() -> None:
     """He et al. count 4.1 GFLOP, multiplications only, for version 1.5 of the network."""
     flops = sum(layer.flops for layer in layers_of(resnet50(), 1, 224))
     assert flops / 2 == pytest.approx(4.089e9, rel=1e-3)
 
 
+@pytest.mark.campaign
 def test_unfused_traffic_is_that_of_each_tensor_once() -> None:
     many, one = (sum(r.bytes for r in views("a100", n)[0].rows) for n in (256, 1))
     per_image = (many - one) / 255 / 2  # elements, weights left out
     assert per_image == pytest.approx(27.4e6, rel=0.01)
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(("gpu", "thousand"), [("h100", 53), ("a100", 26), ("l4", 5), ("t4", 4.6)])
 def test_unfused_rooflines_at_a_large_batch(gpu: str, thousand: float) -> None:
     """Thousands of images per second that 27.4 M numbers and 8.2 GFLOP per image allow."""
@@ -80,6 +83,7 @@ def test_nothing_is_modelled_below_its_floor(gpu: str, batch: int) -> None:
         assert each.seconds < 20 * each.floor_seconds
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("gpu", ["a100", "l4", "h100"])
 def test_block_fusion_saves_time_bytes_and_launches(gpu: str) -> None:
     for batch in (32, 256):
@@ -153,6 +157,7 @@ def test_a_fused_block_keeps_the_products_of_its_parts() -> None:
     assert any(isinstance(row.layer.spec, BottleneckSpec) for row in together.rows)
 
 
+@pytest.mark.campaign
 def test_models_with_other_inputs_are_refused() -> None:
 
     captured = graph_of(models.resnet18())
@@ -239,7 +244,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(row["modelled_seconds"] > row["floor_seconds"] for row in rows)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("precision", gpus.PRECISIONS)
 def test_precisions(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--batch", "4", "--precision", precision, "--json")

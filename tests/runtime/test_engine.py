@@ -64,7 +64,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, tuple[int, ...]]:
 ENGINES = ["onednn", "native", "eager", *([] if why_not_interpreted() else ["triton"])]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_engines_agree(case: tuple[nn.Module, tuple[int, ...]]) -> None:
     model, size = case
     check_engines(model, size, "fp32")
@@ -175,6 +175,7 @@ def test_residuals_of_one_pixel(size: tuple[int, int]) -> None:
         assert torch.equal(given, kept)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, -3e38, 2.0**64, 1e25])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_nan_and_infinity_come_out_as_of_torch(value: float, precision: str) -> None:
@@ -209,6 +210,7 @@ BORN_INSIDE: dict[str, Any] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", BORN_INSIDE)
 def test_nan_and_infinity_born_inside_come_out_as_of_torch(name: str) -> None:
     model = Net(

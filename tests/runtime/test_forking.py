@@ -50,7 +50,7 @@ AROUND = dedent("""
 """)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.campaign
 @pytest.mark.parametrize("engine", ["native", "onednn", "eager"])
 def test_a_child_of_a_parent_with_threads(engine: str) -> None:
     """torch's own pool of threads is not in it, and would be waited for."""

@@ -34,7 +34,7 @@ CODE = """
 """
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("after", [0.1, 0.4, 0.8])
 def test_the_next_one_works(after: float) -> None:
     said = separately(CODE.format(after=after)).splitlines()

@@ -75,6 +75,7 @@ def built(fast: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.sampled(3)
 def test_results_are_the_callers_own(fast: Any) -> None:
     for x in (images(2), images(2).contiguous(memory_format=torch.channels_last)):
         kept = x.clone()
@@ -88,6 +89,7 @@ def test_results_are_the_callers_own(fast: Any) -> None:
         assert torch.equal(x, kept)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("engine", ["onednn", "eager", "triton"])
 @pytest.mark.parametrize(
     "function",
@@ -266,6 +268,7 @@ def test_packed_weights_are_freed_with_their_executables(model: nn.Module) -> No
     assert len(known) == 0
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize("engine", ["native", "onednn"])
 def test_the_whole_model_is_freed(engine: str) -> None:
     fast = optimize(residual_block(), images(2), engine=engine)

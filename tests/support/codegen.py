@@ -2,6 +2,8 @@
 
     python -m tests.support.codegen blocks          # bottleneck tails and stems
     python -m tests.support.codegen convolutions
+    python -m tests.support.codegen quantized       # what int8 needs
+    python -m tests.support.codegen quantized_blocks
     python -m tests.support.codegen simple          # element-wise kernels, pooling, layouts
 
 Not in the tests' own process, where kernels are interpreted and Triton's compiler is off. One line
@@ -38,6 +40,20 @@ from fastres.kernels.launch.pooling import (
     global_avg_pool_calls,
     max_pool2d_calls,
 )
+from fastres.kernels.launch.quantized_bottleneck import (
+    BlockRescaling,
+    Filters,
+    quantized_bottleneck_calls,
+)
+from fastres.kernels.launch.quantized_conv2d import Rescaling, quantized_conv2d_calls
+from fastres.kernels.launch.quantized_simple import (
+    dequantize_calls,
+    quantize_calls,
+    quantized_add_calls,
+    quantized_global_avg_pool_calls,
+)
+from fastres.kernels.launch.quantized_stem import quantized_stem_calls
+from fastres.kernels.launch.split_sums import partial_bytes
 from fastres.kernels.launch.stem import stem_calls
 from fastres.kernels.packing import packed_shape
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
@@ -427,7 +443,273 @@ def simple() -> Iterator[Line]:
             }
 
 
-PROGRAMS = {"blocks": blocks, "convolutions": convolutions, "simple": simple}
+PADDED_INT8 = Rescaling(0.1, 131, 0.3, 7, 0.2, 5)
+BEHIND_RELU = Rescaling(0.1, 0, 0.3, 0, 0.2, 5)
+INT8 = Conv2dConfig(64, 32, 32)
+QUANTIZED: dict[str, tuple[ConvSpec, Conv2dConfig, Rescaling, str]] = {
+    "partial tiles": (
+        ConvSpec(2, 40, 5, 7, 20, 3, 3, padding=SAME),
+        INT8,
+        PADDED_INT8,
+        "hardswish",
+    ),
+    "a layer": (LAYER, replace(LARGE, block_k=128, num_stages=3), BEHIND_RELU, "relu"),
+    "a layer behind no ReLU": (
+        LAYER,
+        replace(LARGE, block_k=128, num_stages=3),
+        PADDED_INT8,
+        "relu6",
+    ),
+    "a small tile": (LAYER, Conv2dConfig(64, 64, 128, num_stages=4), BEHIND_RELU, "none"),
+    "stem": (
+        ConvSpec(8, 4, 224, 224, 64, 7, 7, (2, 2), (3, 3, 3, 3)),
+        Conv2dConfig(128, 64, 64),
+        PADDED_INT8,
+        "none",
+    ),
+    "groups": (
+        ConvSpec(8, 128, 14, 14, 128, 3, 3, padding=SAME, groups=32),
+        INT8,
+        BEHIND_RELU,
+        "none",
+    ),
+    "split": (
+        ConvSpec(1, 512, 7, 7, 512, 3, 3, padding=SAME),
+        Conv2dConfig(64, 32, 128, split_k=4),
+        BEHIND_RELU,
+        "none",
+    ),
+    "sum in one": (
+        ConvSpec(1, 512, 7, 7, 512, 3, 3, padding=SAME),
+        Conv2dConfig(64, 32, 128, split_k=4, fused_sum=True),
+        BEHIND_RELU,
+        "none",
+    ),
+    "past 2^31": (ConvSpec(1024, 64, 224, 224, 64, 3, 3, padding=SAME), INT8, PADDED_INT8, "none"),
+    "descriptors": (
+        ConvSpec(3, 80, 5, 5, 48, 1, 1),
+        replace(INT8, descriptors=True),
+        BEHIND_RELU,
+        "none",
+    ),
+}
+QUANTIZED_TARGETS = ("sm_80", "sm_89", "sm_90", "gfx942")
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """A launch of a tail or a stem. Without a configuration, that chosen for the GPU."""
+
+    spec: BottleneckSpec | StemSpec
+    config: BottleneckConfig | StemConfig | None = None
+    gpus: tuple[str, ...] = ("a100", "l4", "h100", "mi300x")
+
+
+QUANTIZED_BLOCKS = {
+    **{
+        f"width {width}, next {next_k}, {'shortcut' if shortcut else 'residual'}": QuantizedBlock(
+            replace(resnet(width, next_k, shortcut), quantized=True),
+            # The largest fits into the registers of an L4 in no way.
+            gpus=("a100", "h100", "mi300x")
+            if (width, next_k, shortcut) == (256, 256, True)
+            else ("a100", "l4", "h100", "mi300x"),
+        )
+        for width in (64, 128, 256)
+        for next_k in (None, width)
+        for shortcut in (False, True)
+    },
+    "width 512": QuantizedBlock(replace(resnet(512, None, False), quantized=True), gpus=("h100",)),
+    "awkward": QuantizedBlock(BottleneckSpec(AWKWARD, 40, None, 24, quantized=True), SMALL),
+    "awkward, shortcut": QuantizedBlock(
+        BottleneckSpec(AWKWARD, 40, ConvSpec(2, 72, 5, 7, 40, 1, 1), 70, quantized=True), SMALL
+    ),
+    "past 2^31": QuantizedBlock(
+        BottleneckSpec(
+            *(ConvSpec(1024, 64, 112, 112, 64, 3, 3, padding=SAME), 256, None, 64),
+            quantized=True,
+        ),
+        gpus=("a100", "h100"),
+    ),
+    "stem": QuantizedBlock(replace(channels(3), quantized=True)),
+    "stem of one channel": QuantizedBlock(replace(channels(1), quantized=True)),
+    "stem of four channels": QuantizedBlock(replace(channels(4), quantized=True)),
+    "stem of odd width": QuantizedBlock(replace(channels(3, 223), quantized=True)),
+    "awkward stem": QuantizedBlock(
+        replace(pooled(ConvSpec(2, 5, 17, 14, 20, 7, 7, (2, 2), (3, 3, 3, 3))), quantized=True),
+        StemConfig(8, 8, 16, 4, 2),
+    ),
+    "stem past 2^31": QuantizedBlock(
+        replace(
+            pooled(ConvSpec(4096, 4, 448, 448, 64, 7, 7, (2, 2), (3, 3, 3, 3))), quantized=True
+        ),
+        gpus=("a100", "h100"),
+    ),
+}
+
+
+def quantized_stem_launch(spec: StemSpec, config: StemConfig, zero_point: int = 0) -> KernelCall:
+    """The launch of a stem whose image has this zero point."""
+    conv = spec.conv
+    depth = conv.r * stem.row_layout(spec, 1).size
+    (call,) = quantized_stem_calls(
+        images(conv.n, conv.c, conv.h, conv.w, torch.uint8),
+        torch.empty(conv.k, depth, dtype=torch.int8, device="meta"),
+        torch.empty(conv.k, dtype=torch.int32, device="meta"),
+        torch.empty(conv.k, device="meta"),
+        images(conv.n, conv.k, spec.p, spec.q, torch.uint8),
+        *(spec, "relu", Rescaling(0.1, zero_point, 0.3, 0), config),
+    )
+    return call
+
+
+def quantized_block_launch(
+    spec: BottleneckSpec, config: BottleneckConfig, zero_point: int = 0
+) -> KernelCall:
+    """The launch of a tail whose image has this zero point."""
+    conv, beside, k, next_k = spec.conv, spec.shortcut, spec.expand_k, spec.next_k
+
+    def filters(rows: int | None, depth: int) -> Filters | None:
+        if rows is None:
+            return None
+        return Filters(
+            torch.empty(rows, depth, dtype=torch.int8, device="meta"),
+            torch.empty(rows, dtype=torch.int32, device="meta"),
+            torch.empty(rows, device="meta"),
+        )
+
+    first = filters(conv.k, conv.r * conv.s * bottleneck.chunks_of(conv).channels)
+    expand = filters(k, conv.k)
+    assert first is not None and expand is not None
+    wide = images(conv.n, k, conv.p, conv.q, torch.uint8)
+    scales, zero_points = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (zero_point, 0, 0, 130, 0, 0)
+    (call,) = quantized_bottleneck_calls(
+        images(conv.n, conv.c, conv.h, conv.w, torch.uint8),
+        first,
+        expand,
+        wide if beside is None else images(beside.n, beside.c, beside.h, beside.w, torch.uint8),
+        None if beside is None else filters(k, beside.c),
+        filters(next_k, k),
+        wide,
+        None if next_k is None else images(conv.n, next_k, conv.p, conv.q, torch.uint8),
+        *(spec, BlockRescaling.of(scales, zero_points, beside is not None), config),
+    )
+    return call
+
+
+def quantized_blocks() -> Iterator[Line]:
+    for name, case in QUANTIZED_BLOCKS.items():
+        for gpu in map(by_name, case.gpus):
+            target, spec = gpu.architecture, case.spec
+            config: Any = case.config
+            zero_point = 131 if config else 0
+            if isinstance(spec, StemSpec):
+                config = config or stem.choose_stem(spec, "int8", gpu)
+                call = quantized_stem_launch(spec, config, zero_point)
+                bound = stem.shared_bytes(spec, config, "int8", target)
+            else:
+                config = config or bottleneck.choose_bottleneck(spec, "int8", gpu)
+                call = quantized_block_launch(spec, config, zero_point)
+                bound = bottleneck.shared_bytes(spec, config, "int8", target)
+            found = inspect_call(call, target)
+            yield {
+                "name": name,
+                "gpu": gpu.name,
+                "kernel": found.kernel,
+                "config": str(config),
+                "wrong": violations(found, target, "int8"),
+                "matrix": sorted(found.whole.opcodes),
+                "local": found.spill_bytes + found.local_instructions,
+                "shared_bytes": found.shared_bytes,
+                "bound": bound,
+                "registers": found.registers,
+                "copies": found.copies,
+                "fused": found.fused_multiply_adds,
+                "int64": call.constants["INT64"],
+            }
+
+
+def quantized_targets(config: Conv2dConfig) -> list[str]:
+    """Names of the architectures that a configuration is meant for."""
+    return [
+        name
+        for name in QUANTIZED_TARGETS
+        if ARCHITECTURES[name].tensor_descriptors or not config.descriptors
+    ]
+
+
+def quantized_of(
+    spec: ConvSpec, config: Conv2dConfig, rescaling: Rescaling, activation: str
+) -> list[KernelCall]:
+    """The launches of one convolution in int8, with a residual."""
+    out = images(spec.n, spec.k, spec.p, spec.q, torch.uint8)
+    packed = packed_shape(spec.c, spec.k, spec.r, spec.s, spec.groups)
+    whole: dict[str, Any] = {"dtype": torch.int32, "device": "meta"}
+    return quantized_conv2d_calls(
+        images(spec.n, spec.c, spec.h, spec.w, torch.uint8),
+        torch.empty(packed, dtype=torch.int8, device="meta"),
+        torch.empty(spec.k, **whole),
+        torch.empty(spec.k, device="meta"),
+        out,
+        out,
+        spec,
+        "none",
+        activation,
+        rescaling,
+        config,
+        torch.empty(partial_bytes(spec, config) // 4, **whole),
+        torch.empty(counters(spec, config), **whole),
+    )
+
+
+def quantized_simple_calls() -> dict[str, KernelCall]:
+    """One launch of every other kernel of int8."""
+    x = images(32, 64, 56, 56, torch.uint8)
+    numbers = images(32, 64, 56, 56, torch.float32)
+    flat = torch.empty(32, 64, dtype=torch.uint8, device="meta")
+    pooled = images(32, 64, 28, 28, torch.uint8)
+    found = {
+        "quantize": quantize_calls(numbers, x, 0.1, 131),
+        "dequantize": dequantize_calls(x, numbers, 0.1, 131),
+        "add": quantized_add_calls(x, x, x, "relu", 0.1, 131, 0.2, 7, 0.3, 5),
+        "mean": quantized_global_avg_pool_calls(x, flat, 0.1, 131, 0.2, 7),
+        "max_pool2d": max_pool2d_calls(x, pooled, (3, 3), (2, 2), (1, 1), (1, 1), False),
+    }
+    return {name: call for name, (call,) in found.items()}
+
+
+def quantized() -> Iterator[Line]:
+    cases = [
+        (name, target, call)
+        for name, (spec, config, rescaling, activation) in QUANTIZED.items()
+        for target in quantized_targets(config)
+        for call in quantized_of(spec, config, rescaling, activation)
+    ]
+    cases += [
+        (name, target, call)
+        for target in QUANTIZED_TARGETS
+        for name, call in quantized_simple_calls().items()
+    ]
+    for name, target, call in cases:
+        found = inspect_call(call, ARCHITECTURES[target])
+        yield {
+            "name": name,
+            "architecture": target,
+            "kernel": call.name,
+            "int64": call.constants.get("INT64"),
+            "matrix": sorted(found.whole.opcodes),
+            "copies": found.copies,
+            "fused": found.fused_multiply_adds,
+            "wrong": violations(found, ARCHITECTURES[target], "int8"),
+        }
+
+
+PROGRAMS = {
+    "quantized": quantized,
+    "quantized_blocks": quantized_blocks,
+    "blocks": blocks,
+    "convolutions": convolutions,
+    "simple": simple,
+}
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return make(tmp_path_factory.mktemp("predict"))
 
 
+@pytest.mark.campaign
 def test_the_command_reports_and_goes_on(
     setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

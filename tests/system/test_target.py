@@ -237,7 +237,7 @@ def test_environment_names_preloaded_libraries_without_their_folders(
     assert target.environment()["preloaded"] == ["libjemalloc.so.2", "libiomp5.so"]
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.campaign
 @pytest.mark.parametrize("binding", [{"OMP_PROC_BIND": "true"}, {"OMP_PLACES": "cores"}, {}])
 def test_threads_that_openmp_binds_are_counted_all(binding: dict[str, str]) -> None:
     script = "import torch; from fastres.system.target import cpu_threads; print(cpu_threads())"

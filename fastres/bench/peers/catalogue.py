@@ -5,12 +5,13 @@ from __future__ import annotations
 from fastres.bench.peers import (
     export_peer,
     fastres_peer,
+    nncf_peer,
     onnxruntime_peer,
     openvino_peer,
     tensorrt_peer,
     torch_peers,
 )
-from fastres.bench.peers.peer import FASTRES_BOUND, Peer
+from fastres.bench.peers.peer import DTYPES, FASTRES_BOUND, QUANTIZED, Peer
 from fastres.errors import OptionError
 
 ONEDNN = Peer(
@@ -81,6 +82,22 @@ PEERS = {
             devices=("cpu",),
         ),
         Peer(
+            "onnxruntime-qdq",
+            "ONNX Runtime (QDQ, per channel)",
+            onnxruntime_peer.prepare_quantized,
+            missing=onnxruntime_peer.missing,
+            devices=("cpu",),
+            precisions=QUANTIZED,
+        ),
+        Peer(
+            "openvino-nncf",
+            "OpenVINO (NNCF)",
+            nncf_peer.prepare,
+            missing=nncf_peer.missing,
+            devices=("cpu",),
+            precisions=QUANTIZED,
+        ),
+        Peer(
             "tensorrt",
             "TensorRT",
             tensorrt_peer.prepare,
@@ -104,7 +121,13 @@ def peers(device: str) -> dict[str, Peer]:
     return {name: peer for name, peer in PEERS.items() if device in peer.devices}
 
 
-FASTRES = Peer("fastres", "fastres", fastres_peer.prepare, bound=FASTRES_BOUND)
+FASTRES = Peer(
+    "fastres",
+    "fastres",
+    fastres_peer.prepare,
+    precisions=tuple(DTYPES),
+    bound=FASTRES_BOUND,
+)
 
 
 def find_peer(name: str) -> Peer:

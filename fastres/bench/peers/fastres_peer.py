@@ -8,6 +8,7 @@ import warnings
 from fastres.bench.peers.peer import DTYPES, Job, Ready
 from fastres.bench.peers.torch_peers import environment_variable
 from fastres.errors import FastresWarning
+from fastres.runtime.integers import is_wholly_quantized
 from fastres.system import target
 
 
@@ -19,6 +20,11 @@ def prepare(job: Job) -> Ready:
 def prepare_onednn(job: Job) -> Ready:
     """As :func:`prepare`, with the oneDNN engine."""
     return _prepare(job, "onednn")
+
+
+def prepare_native(job: Job) -> Ready:
+    """As :func:`prepare`, with the native engine."""
+    return _prepare(job, "native")
 
 
 def onednn_refuses(precision: str, device: str) -> str | None:
@@ -45,6 +51,11 @@ def _prepare(job: Job, engine: str) -> Ready:
             # "fp32" by name means no TF32; left open, it is as torch's flags say, which are set.
             precision=None if job.precision == "tf32" else job.precision,
             threads=job.threads,
+            calibration=job.calibration,
         )
     messages = [str(warning.message) for warning in caught]
-    return Ready(fast, notes=(f"engine {fast.engine}", *messages))
+    notes = (f"engine {fast.engine}", *messages)
+    if not fast.is_quantized:
+        return Ready(fast, notes=notes)
+    is_exact = is_wholly_quantized(fast.graph_module.graph)
+    return Ready(fast, notes=notes, definition=fast.by_definition, is_exact=is_exact)

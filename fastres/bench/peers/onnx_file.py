@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fastres.bench.gate import leaves
-from fastres.bench.peers.peer import DTYPES, Job
+from fastres.bench.peers.peer import Job
+from fastres.dtypes import PRECISIONS
 
 
 class _Casting(nn.Module):
@@ -26,19 +27,31 @@ class _Casting(nn.Module):
         return [tensor.float() for tensor in leaves(self.model(images.to(self.dtype)))]
 
 
-def write(job: Job) -> tuple[Path, float]:
+def write(job: Job, *, one_file: bool = False) -> tuple[Path, float]:
     """Export for the job's one shape and precision; inputs and outputs are float32.
+
+    What is quantised afterwards, by others' tools, is written in float32.
+
+    Args:
+        one_file: whether the weights are in the file too, as it must not be beyond 2 GB then.
 
     Returns:
         The file, and the seconds that it took.
     """
     path = job.folder / "model.onnx"
-    dtype = DTYPES[job.precision]
+    dtype = PRECISIONS[job.precision].folded
     model = job.model
     if dtype != torch.float32:
         model = _Casting(copy.deepcopy(model).to(dtype), dtype).eval()
     began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's, about itself
-        torch.onnx.export(model, (job.example.cpu(),), str(path), dynamo=True, verbose=False)
+        torch.onnx.export(
+            model,
+            (job.example.cpu(),),
+            str(path),
+            dynamo=True,
+            verbose=False,
+            external_data=not one_file,
+        )
     return path, time.perf_counter() - began

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fastres.bench import measure
 from fastres.bench.peers.peer import Job, Ready
 
 _TRIAL_PLAN = measure.Plan(seconds=0.5, min_rounds=3, max_rounds=20, warmup=1)
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_INTEGERS = frozenset({"u8", "i8"})
 
 
 def missing(device: str) -> str | None:
@@ -47,13 +49,26 @@ def prepare(job: Job) -> Ready:
     Raises:
         RuntimeError: the plugin compiled the convolutions in another precision than asked for.
     """
+    began = time.perf_counter()
+    model = converted(job.model, job.example)
+    return ready(model, job, time.perf_counter() - began)
+
+
+def converted(model: nn.Module, example: torch.Tensor) -> Any:
+    """OpenVINO's form of a torch model, for any batch and size."""
     import openvino
 
-    began = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about the tracing that the converter does
-        model = openvino.convert_model(job.model, example_input=job.example)
-    export_seconds = time.perf_counter() - began
+        return openvino.convert_model(model, example_input=example)
+
+
+def ready(model: Any, job: Job, export_seconds: float, notes: tuple[str, ...] = ()) -> Ready:
+    """Compile what was converted, and pick the mode.
+
+    Raises:
+        RuntimeError: as for `prepare`.
+    """
     batch = len(job.example)
     modes = {"latency hint, one stream": _one_stream(_compile(model, job, batch, 1))}
     if job.threads > 1 and batch % job.threads == 0:
@@ -63,7 +78,7 @@ def prepare(job: Job) -> Ready:
             compiled, job.threads
         )
     name = _faster(modes, job.example)
-    return Ready(modes[name], export_seconds, (name,))
+    return Ready(modes[name], export_seconds, (name, *notes))
 
 
 def _compile(model: Any, job: Job, batch: int, streams: int) -> Any:
@@ -78,15 +93,24 @@ def _compile(model: Any, job: Job, batch: int, streams: int) -> Any:
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": job.threads,
-            "INFERENCE_PRECISION_HINT": _HINTS[job.precision],
+            **precision_hint(job.precision),
         },
     )
     used = _convolution_precisions(compiled)
-    if used - {_HINTS[job.precision]}:
-        raise RuntimeError(
-            f"asked for {_HINTS[job.precision]}, it compiled convolutions in {sorted(used)}"
-        )
+    expected = _INTEGERS if job.precision == "int8" else {_HINTS[job.precision]}
+    if used - expected:
+        wanted = "/".join(sorted(expected))
+        raise RuntimeError(f"asked for {wanted}, it compiled convolutions in {sorted(used)}")
     return compiled
+
+
+def precision_hint(precision: str) -> dict[str, str]:
+    """The plugin's option for a precision; of a quantised model it says what the rest is in.
+
+    That is left to the plugin: bfloat16 where the processor has it.
+    """
+    hint = _HINTS.get(precision)
+    return {} if hint is None else {"INFERENCE_PRECISION_HINT": hint}
 
 
 def _convolution_precisions(compiled: Any) -> set[str]:

@@ -113,7 +113,7 @@ def _compiled(job: Job, mode: str | None) -> Ready:
     )
     before = counters["stats"]["unique_graphs"]
     compiler_cache = environment_variable("TORCHINDUCTOR_CACHE_DIR", str(job.cache))
-    with config.patch(freezing=True), compiler_cache, _without_cuda_warnings():
+    with config.patch(freezing=True), compiler_cache, without_cuda_warnings():
         call(job.example)
     if counters["stats"]["unique_graphs"] == before:
         raise RuntimeError("torch.compile compiled nothing and ran the model eagerly")
@@ -200,8 +200,8 @@ def environment_variable(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _without_cuda_warnings() -> Iterator[None]:
-    """Silence torch.compile's warning that it found no CUDA compiler, on machines without a GPU."""
+def without_cuda_warnings() -> Iterator[None]:
+    """Silence torch's warning that it found no CUDA compiler, on machines without a GPU."""
     logger = logging.getLogger("torch.utils.cpp_extension")
     before = logger.level
     logger.setLevel(logging.ERROR)

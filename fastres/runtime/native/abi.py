@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from typing import ClassVar
 
-from fastres.kernels.activations import ACTIVATIONS as _ROWS
-
-ABI = 6
+ABI = 9
 """``FR_ABI`` of the header that this file follows."""
 
-KINDS = ("convolution", "winograd", "max_pool", "mean", "import", "export", "add")
-ISAS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")
-ACTIVATIONS: dict[str, int] = {
-    name: row.native_code for name, row in _ROWS.items() if isinstance(row.native_code, int)
-}
+KINDS = (
+    "convolution", "winograd", "max_pool", "mean", "import", "export", "map", "avg_pool", "gather",
+    "resize", "channel_convolution", "convert", "group_norm",
+)  # fmt: skip
+FORMS = ("panels", "depthwise", "grouped")
+"""``enum fr_form``."""
+ACTIVATIONS = {
+    name: code
+    for code, name in enumerate((
+        "none", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid", "gelu", "gelu_tanh",
+        "tanh", "leaky_relu", "prelu", "elu", "mish", "clamp",
+    ))
+}  # fmt: skip
 """``enum fr_activation``."""
+ISAS = (
+    "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"
+)  # fmt: skip
 ARENA, INPUT, OUTPUT = range(3)
 
 
@@ -38,6 +47,12 @@ class CTensor(ctypes.Structure):
     ]
 
 
+class CFunction(ctypes.Structure):
+    """``fr_function``: an activation and its numbers."""
+
+    _fields_: ClassVar = [("kind", c_int32), ("values", c_float * 2)]
+
+
 class COp(ctypes.Structure):
     """``fr_op``; what its fields mean is said in the header."""
 
@@ -49,8 +64,9 @@ class COp(ctypes.Structure):
         ("input", CTensor),
         ("output", CTensor),
         ("residual", CTensor),
-        ("before", c_int32),
-        ("after", c_int32),
+        ("before", CFunction),
+        ("after", CFunction),
+        ("slopes", c_void_p),
         ("has_residual", c_int32),
         ("rows", c_int32),
         ("input_px", c_void_p),
@@ -71,14 +87,39 @@ class COp(ctypes.Structure):
         ("prefetch", c_int32),
         ("read_ahead", c_int32),
         ("row_step", c_int32),
+        ("form", c_int32),
+        ("reads", c_int32),
         ("scratch_offset", c_int64),
         ("scratch_bytes", c_int64),
         ("kernel", c_int32 * 2),
         ("stride", c_int32 * 2),
         ("padding", c_int32 * 2),
         ("dilation", c_int32 * 2),
+        ("divisor", c_int32),
+        ("counts_padding", c_int32),
+        ("adaptive", c_int32),
+        ("scale", c_void_p),
+        ("shift", c_void_p),
+        ("factor", CTensor),
+        ("has_factor", c_int32),
+        ("groups", c_int32),
+        ("epsilon", c_float),
+        ("copies", c_void_p),
+        ("copy_count", c_int32),
+        ("source_rows", c_void_p),
+        ("source_columns", c_void_p),
+        ("row_shares", c_void_p),
+        ("column_shares", c_void_p),
         ("outside_dtype", c_int32),
         ("small", c_int32),
+        ("multiplier", c_void_p),
+        ("input_multiplier", c_float),
+        ("residual_multiplier", c_float),
+        ("output_multiplier", c_float),
+        ("outside_scale", c_float),
+        ("input_zero", c_int32),
+        ("residual_zero", c_int32),
+        ("output_zero", c_int32),
     ]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fastres.runtime.native import schedule
-from fastres.runtime.native.lower import Op
+from fastres.runtime.native.abi import FORMS
+from fastres.runtime.native.operations import Op
 from fastres.runtime.native.plan import Phase, Plan
 
 
@@ -35,6 +36,8 @@ def _operations(plan: Plan, phase: Phase) -> Iterator[str]:
         text = f"{_name(op)}: {plan.kinds[i]}"
         if op.conv is not None:
             conv = op.conv
+            if structure.form:
+                text += f", {FORMS[structure.form]},"
             text += f" {conv.c}->{conv.k} {conv.r}x{conv.s}/{conv.stride[0]}"
             text += f", tiles of {structure.tile} by {structure.group}"
             text += f", {structure.chunk_panels} of {structure.panels} panels"
@@ -48,7 +51,7 @@ def _operations(plan: Plan, phase: Phase) -> Iterator[str]:
 def _activations(plan: Plan, index: int) -> int:
     """Bytes of an operation's activations for one image."""
     op = plan.operations[index]
-    values = {value for value in (op.input, op.output, op.residual) if value is not None}
+    values = {*op.reads} if op.output is None else {*op.reads, op.output}
     return sum(plan.layouts[value].image for value in values)
 
 

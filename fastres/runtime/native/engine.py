@@ -26,9 +26,9 @@ from fastres.ir.graph import module_of
 from fastres.ir.shapes import shapes
 from fastres.options import Options
 from fastres.runtime.executable import Executable
-from fastres.runtime.lowering import Lowering, Rule, keep
+from fastres.runtime.lowering import Lowering, Rule, holds_tensors, keep
 from fastres.runtime.native.library import Library, load
-from fastres.runtime.native.lower import LoweredSubgraph
+from fastres.runtime.native.operations import LoweredSubgraph
 from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.partition import partition, rewrite
 from fastres.runtime.native.subgraph import NativeSubgraph
@@ -40,7 +40,6 @@ class NativeEngine:
     """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "native"
-    device_types: tuple[str, ...] = ("cpu",)
     plans_threads = True
     reads_in_place = True
 
@@ -74,10 +73,13 @@ class NativeEngine:
         subgraphs: list[NativeSubgraph] = []
 
         def make(lowered: LoweredSubgraph, sources: list[torch.dtype]) -> NativeSubgraph:
-            isa = _isa(library, lowered.dtype)
-            assert isa is not None
+            isas: dict[torch.dtype, str] = {}
+            for dtype in lowered.dtypes:
+                isa = _isa(library, dtype)
+                assert isa is not None, dtype
+                isas[dtype] = isa
             subgraphs.append(
-                NativeSubgraph(lowered, sources, facts, library, self._packed, isa, threads)
+                NativeSubgraph(lowered, sources, facts, library, self._packed, isas, threads)
             )
             return subgraphs[-1]
 
@@ -110,6 +112,9 @@ def _isa(library: Library, dtype: torch.dtype) -> str | None:
 
 def _placeholder(lowering: Lowering, node: fx.Node) -> fx.Node:
     """A subgraph takes any layout, and looks at its inputs itself."""
-    if all(isinstance(user.target, NativeSubgraph) for user in node.users):
+    readers = [
+        user for user in node.users if user.op == "output" or holds_tensors(lowering.facts[user])
+    ]
+    if all(isinstance(user.target, NativeSubgraph) for user in readers):
         return keep(lowering, node)
     return placeholder(lowering, node)

@@ -28,15 +28,13 @@ class HugePages:
         self._chunk: mmap.mmap | None = None
         self._used = 0
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        """A contiguous copy of ``tensor``."""
-        size = math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
+    def copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous copy of ``tensor``, which may be strided, in ``dtype``."""
+        size = math.ceil(tensor.numel() * dtype.itemsize / ALIGNMENT) * ALIGNMENT
         if self._chunk is None or self._used + size > len(self._chunk):
             self._chunk = _mapped(max(size, CHUNK))
             self._used = 0
-        place = torch.frombuffer(
-            self._chunk, dtype=tensor.dtype, count=tensor.numel(), offset=self._used
-        )
+        place = torch.frombuffer(self._chunk, dtype=dtype, count=tensor.numel(), offset=self._used)
         self._used += size
         return place.view(tensor.shape).copy_(tensor)
 

@@ -1,8 +1,8 @@
 """How activations lie in memory: lines of 64 bytes, with a border of zeros.
 
-A tensor is [image][channel block][row][column] lines; a line is one pixel of 16 float32 or 32
-bfloat16 channels. An image of few channels that only convolutions read is [image][row][column]
-[channel] numbers, so that a row of the filter is one run of numbers.
+A tensor is [image][channel block][row][column] lines; a line is one pixel of 16 float32, 32
+bfloat16 or 64 uint8 channels. An image of few channels that only convolutions read is [image][row]
+[column][channel] numbers, so that a row of the filter is one run of numbers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ class Layout:
     """A tensor's place in memory, without the place.
 
     Attributes:
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or uint8.
         border: rows and columns of zeros (top, left, bottom, right).
-        small: pixel by pixel; a pixel of bfloat16 has an even number of channels.
+        small: pixel by pixel; a pixel is a multiple of 4 bytes.
+        fill: the byte that its border holds: what stands for zero.
+        image_blocks: channel blocks from one image to the next, where it is a part of a
+            concatenation; else 0.
     """
 
     channels: int
@@ -38,6 +41,8 @@ class Layout:
     dtype: torch.dtype
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
     small: bool = False
+    fill: int = 0
+    image_blocks: int = 0
 
     @property
     def lanes(self) -> int:
@@ -54,8 +59,7 @@ class Layout:
         """Bytes from one column to the next."""
         if not self.small:
             return LINE
-        even = self.channels + self.channels % 2 if self.dtype.itemsize == 2 else self.channels
-        return even * self.dtype.itemsize
+        return math.ceil(self.channels * self.dtype.itemsize / 4) * 4
 
     @property
     def row(self) -> int:
@@ -70,7 +74,7 @@ class Layout:
     @property
     def image(self) -> int:
         """Bytes from one image to the next."""
-        return self.blocks * self.plane
+        return (self.image_blocks or self.blocks) * self.plane
 
     @property
     def first(self) -> int:

@@ -2,8 +2,8 @@
 
 It is compiled by ``pip install`` where there is a C++ compiler. Two environment variables are for
 tests: ``FASTRES_NATIVE_LIBRARY`` is the path of another build, ``FASTRES_NATIVE_ISA`` the highest
-instruction set to use (``avx2``, ``avx512``, ``avx512_bf16`` or ``amx_bf16``), so that what an
-older processor would do can be seen.
+instruction set to use, one of :data:`fastres.runtime.native.abi.ISAS`, so that what an older
+processor would do can be seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from ctypes import POINTER, c_double, c_int32, c_int64, c_uint32, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import torch
+
 from fastres import kernels
+from fastres.dtypes import BY_DTYPE
 from fastres.errors import TargetError
 from fastres.runtime.native.abi import ABI, ISAS, COp, COutside, CPhase
 from fastres.system.target import available_memory, openmp
@@ -25,6 +28,9 @@ STEM = "_native"
 
 LEAST_KEPT = 256 << 20
 """Bytes kept between calls on machines of little memory; on others, a part of what they have."""
+KEPT_PART = 16
+"""Of the available memory, one part of so many is kept, enough for several models that take turns
+at large batches: what comes anew in every call has to be put together of huge pages and zeroed."""
 
 
 class Library:
@@ -62,6 +68,8 @@ class Library:
         self.plan_destroy.argtypes = [c_void_p]
         self.plan_check = self._functions.fr_plan_check
         self.plan_check.argtypes = [c_void_p]
+        self.plan_fill = self._functions.fr_plan_fill
+        self.plan_fill.argtypes = [c_void_p, c_int64, c_int64, c_int32]
         self.plan_release = self._functions.fr_plan_release
         self.plan_release.argtypes = [c_void_p, c_int32, c_int64, c_int64]
         self.plan_poison = self._functions.fr_plan_poison
@@ -80,9 +88,9 @@ class Library:
         self._functions.fr_keep.restype = None
         self._functions.fr_keep.argtypes = [c_int64]
         self._functions.fr_let_go.restype = c_int64
-        self.keep(max(LEAST_KEPT, available_memory() // 32))
+        self.keep(max(LEAST_KEPT, available_memory() // KEPT_PART))
         self._functions.fr_peak.restype = c_double
-        self._functions.fr_peak.argtypes = [c_int32, c_int32, c_int32]
+        self._functions.fr_peak.argtypes = [c_int32, c_int32, c_int32, c_int32]
 
     def keep(self, size: int) -> None:
         """Of the memory for activations, keep no more bytes than this between calls.
@@ -125,15 +133,16 @@ class Library:
         names = ISAS[: ISAS.index(limit) + 1]
         return frozenset(name for i, name in enumerate(names) if allowed >> i & 1)
 
-    def peak(self, isa: str, threads: int, milliseconds: int = 200) -> float:
+    def peak(self, isa: str, dtype: torch.dtype, threads: int, milliseconds: int = 200) -> float:
         """Multiply-adds per second of so many threads together that do nothing else, in registers.
 
-        Measured for so many milliseconds; in bfloat16 with ``avx512_bf16`` and ``amx_bf16``, else
-        in float32. 0 where the instruction set is not among :attr:`isas`.
+        Measured for so many milliseconds, on numbers of ``dtype``. 0 where the instruction set is
+        not among :attr:`isas` or the library has no kernels with it for that dtype.
         """
-        if isa not in self.isas:
+        code = BY_DTYPE[dtype].native_code if dtype in BY_DTYPE else None
+        if isa not in self.isas or code is None:
             return 0.0
-        return float(self._functions.fr_peak(ISAS.index(isa), threads, milliseconds))
+        return float(self._functions.fr_peak(ISAS.index(isa), code, threads, milliseconds))
 
 
 def find() -> Path | None:

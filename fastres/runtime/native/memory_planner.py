@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from fastres.runtime.native.layout import LINE, Layout
-from fastres.runtime.native.lower import Op, Value
+from fastres.runtime.native.operations import Op, Value
 from fastres.runtime.native.plan import Buffer, Phase
 
 PAGE = 4096
@@ -27,7 +27,7 @@ class MemoryPlanner:
             pixel.
 
     Attributes:
-        places: each value's buffer.
+        places: each value's buffer, which is that of the concatenation that it lies in.
         whole: the values with room for all images.
         buffers, guards, end: see :class:`fastres.runtime.native.plan.Plan`.
     """
@@ -49,31 +49,26 @@ class MemoryPlanner:
         for phase_index, phase in enumerate(phases):
             for i in phase.ops:
                 op = ops[i]
-                for value in (op.input, op.residual):
-                    if value is not None:
-                        last[value] = i
-                        if made[value] != phase_index:
-                            self.whole.add(value)
-                if op.output is not None:
-                    made[op.output] = phase_index
-                    last.setdefault(op.output, i)
+                for value in _touched(op):
+                    last[value] = i
+                    if made.setdefault(value, phase_index) != phase_index:
+                        self.whole.add(value)
         free: dict[tuple[Layout, bool], list[Buffer]] = {}
         for phase in phases:
             held: list[tuple[tuple[Layout, bool], Buffer]] = []  # whole: free behind the phase
             for i in phase.ops:
                 op = ops[i]
-                reused = self._in_place(
-                    op, last[op.residual] == i if op.residual else False, layouts
-                )
-                if op.output is not None and not reused:
-                    whole = op.output in self.whole
-                    key = (layouts[op.output], whole)
+                reused = self._in_place(op, i, last, layouts)
+                made_here = None if op.output is None else op.output.root[0]
+                if made_here is not None and made_here not in self.places:
+                    whole = made_here in self.whole
+                    key = (layouts[made_here], whole)
                     spare = free.get(key)
-                    self.places[op.output] = (
+                    self.places[made_here] = (
                         spare.pop() if spare else self._buffer(key[0], whole, phase.images)
                     )
-                for value in {op.input, op.residual, op.output}:
-                    if value is None or last[value] != i or value not in self.places:
+                for value in _touched(op):
+                    if last[value] != i:
                         continue
                     if reused and value is op.residual:
                         continue
@@ -87,10 +82,19 @@ class MemoryPlanner:
             # Buffers of one sub-batch have the size of this phase's.
             free = {key: buffers for key, buffers in free.items() if key[1]}
 
-    def _in_place(self, op: Op, is_last: bool, layouts: Mapping[Value, Layout]) -> bool:
+    def _in_place(
+        self, op: Op, index: int, last: Mapping[Value, int], layouts: Mapping[Value, Layout]
+    ) -> bool:
         """Whether a sum goes where its residual is, which nobody reads later."""
         residual, output = op.residual, op.output
-        if residual is None or output is None or residual is op.input or not is_last:
+        if residual is None or output is None:
+            return False
+        others = [value for value in (op.input, op.factor) if value is not None]
+        if any(value.root[0] is residual for value in others):  # itself, or a slice of it
+            return False
+        if residual.whole is not None or output.whole is not None or output in self.places:
+            return False
+        if last[residual] != index:
             return False
         if layouts[residual] != layouts[output]:
             return False
@@ -119,8 +123,20 @@ class MemoryPlanner:
         self.guards.append((fence, PAGE))
         return fence + PAGE
 
+    def place(self, value: Value, layout: Layout) -> tuple[int, bool]:
+        """Where a value of that layout begins, and whether there is room for all images."""
+        root, first = value.root
+        block = first // layout.lanes
+        return self.places[root].offset + block * layout.plane, root in self.whole
+
     def _buffer(self, layout: Layout, whole: bool, images: int) -> Buffer:
         count = self.images if whole else images
         buffer = Buffer(layout, count, self.reserve(layout.image * count))
         self.buffers.append(buffer)
         return buffer
+
+
+def _touched(op: Op) -> list[Value]:
+    """The buffers that an operation reads and writes, by the values that they are for."""
+    values = op.reads if op.output is None else (*op.reads, op.output)
+    return list(dict.fromkeys(value.root[0] for value in values))

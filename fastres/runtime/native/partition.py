@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fastres.dtypes import NATIVE
+from fastres.dtypes import NATIVE_OUTSIDE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, copy_meta
-from fastres.runtime.native.lower import LoweredSubgraph, lower, refusal
+from fastres.runtime.native.lower import MULTIPLIES, RULES, lower, refusal
+from fastres.runtime.native.operations import LoweredSubgraph
+from fastres.runtime.native.subgraph_builder import CONVERSIONS
 
 aten = torch.ops.aten
 
@@ -38,33 +40,65 @@ class Partition:
 
 def partition(graph: fx.Graph, facts: Mapping[fx.Node, Any]) -> Partition:
     """Cut a graph at these sizes; a run of nodes without a convolution is no subgraph."""
+    refused: dict[fx.Node, str] = {}
+    while True:
+        found = _cut(graph, facts, refused)
+        stranded = [
+            node
+            for subgraph in found.subgraphs
+            for node in subgraph
+            if RULES[node.target].is_lazy(node, facts) and not set(node.users) <= set(subgraph)
+        ]
+        if not stranded:
+            return found
+        refused.update(dict.fromkeys(stranded, "what reads it is not beside it"))
+
+
+def _cut(
+    graph: fx.Graph, facts: Mapping[fx.Node, Any], refused: Mapping[fx.Node, str]
+) -> Partition:
     subgraphs: list[list[fx.Node]] = []
     left: list[tuple[fx.Node, str]] = []
     open_subgraph: list[fx.Node] = []
     for node in graph.nodes:
         if node.op == "call_function" and not isinstance(facts[node], (int, float, torch.SymInt)):
-            reason = refusal(node, facts)
+            reason = refused.get(node) or refusal(node, facts)
+            if node.target in CONVERSIONS and arguments(node)[0] not in open_subgraph:
+                reason = "it is a part of the way in"
             if reason is None:
-                if open_subgraph and not _alike(facts[open_subgraph[0]], facts[node]):
+                if open_subgraph and (
+                    not _alike(open_subgraph[0], node, facts) or _reads_what_left(node, facts)
+                ):
                     subgraphs.append(open_subgraph)
                     open_subgraph = []
                 open_subgraph.append(node)
                 continue
-            if node.target in (ops.conv2d, ops.linear):
+            if node.target in MULTIPLIES:
                 left.append((node, reason))
         if any(source in open_subgraph for source in node.all_input_nodes):
             subgraphs.append(open_subgraph)
             open_subgraph = []
     subgraphs.append(open_subgraph)
     kept = [
-        subgraph for subgraph in subgraphs if any(node.target is ops.conv2d for node in subgraph)
+        subgraph for subgraph in subgraphs if any(node.target in _WORTH_IT for node in subgraph)
     ]
     return Partition(kept, left)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two values can be in one subgraph, which has a number of images and a dtype."""
-    return one.shape[0] == other.shape[0] and one.dtype == other.dtype
+_WORTH_IT = (ops.conv2d, ops.quantized_conv2d, ops.quantized_linear)
+
+
+def _alike(one: fx.Node, other: fx.Node, facts: Mapping[fx.Node, Any]) -> bool:
+    """Whether two values can be in one subgraph, which has a number of images."""
+    return bool(facts[one].shape[0] == facts[other].shape[0])
+
+
+def _reads_what_left(node: fx.Node, facts: Mapping[fx.Node, Any]) -> bool:
+    """Whether a node reads a quantised classifier's numbers, which go to the caller only."""
+    return any(
+        source.target is ops.quantized_linear and facts[source].dtype != torch.uint8
+        for source in node.all_input_nodes
+    )
 
 
 def rewrite(
@@ -75,7 +109,8 @@ def rewrite(
 ) -> fx.GraphModule:
     """The graph with each subgraph as one call of what ``make`` makes of the lowered subgraph.
 
-    Casts at a subgraph's edges go into it: ``make`` gets the dtypes that its inputs really have.
+    Casts at a subgraph's edges go into it, and so do the ways into and out of uint8: ``make`` gets
+    the dtypes that its inputs really have.
     """
     last = {subgraph[-1]: list(subgraph) for subgraph in subgraphs}
     inside = {node for subgraph in subgraphs for node in subgraph}
@@ -117,17 +152,22 @@ def rewrite(
 
 def _cast_behind(node: fx.Node) -> fx.Node | None:
     """The cast that is the only reader of a subgraph's output."""
-    users = list(node.users)
-    casts = len(users) == 1 and users[0].target is aten.to.dtype
-    return users[0] if casts and arguments(users[0])[1] in NATIVE else None
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if user.target is ops.dequantize:
+        return user
+    casts = user.target is aten.to.dtype and node.target is not ops.quantized_linear
+    return user if casts and arguments(user)[1] in NATIVE_OUTSIDE else None
 
 
 def _source(node: fx.Node, subgraph: Sequence[fx.Node], facts: Mapping[fx.Node, Any]) -> fx.Node:
     """What a subgraph reads as an input: the argument of a cast that only the subgraph reads."""
-    if node.target is aten.to.dtype and all(user in subgraph for user in node.users):
+    own = all(user in subgraph for user in node.users)
+    if node.target is ops.quantize or (node.target is aten.to.dtype and own):
         before = arguments(node)[0]
         if isinstance(before, fx.Node):
             fact = facts[before]
-            if isinstance(fact, Tensor) and fact.dtype in NATIVE:
+            if isinstance(fact, Tensor) and fact.dtype in NATIVE_OUTSIDE:
                 return before
     return node

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastres.runtime.native.abi import CPhase
 from fastres.runtime.native.layout import Layout
-from fastres.runtime.native.lower import Op, Value
+from fastres.runtime.native.operations import Op, Value
 from fastres.runtime.native.schedule import Caches
 
 

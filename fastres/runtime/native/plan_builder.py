@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastres.dtypes import BY_DTYPE
-from fastres.errors import OutOfMemory
+from fastres.kernels.quantized import ratio
 from fastres.kernels.spec import ConvSpec
 from fastres.runtime.native import schedule
 from fastres.runtime.native.abi import (
-    ACTIVATIONS,
     INPUT,
     ISAS,
     KINDS,
@@ -26,14 +22,23 @@ from fastres.runtime.native.abi import (
     COp,
     CTensor,
 )
-from fastres.runtime.native.border import RUN, for_images, pixel_offsets, runs
+from fastres.runtime.native.border import RUN
+from fastres.runtime.native.convolution_structures import Convolutions, has_runs
+from fastres.runtime.native.elementwise_structures import (
+    copies,
+    fill_map,
+    fill_sources,
+    fill_taps,
+    fill_vectors,
+    fill_window,
+)
 from fastres.runtime.native.layout import LINE, Layout
-from fastres.runtime.native.lower import LoweredSubgraph, Op, Value
-from fastres.runtime.native.memory_planner import PAGE, MemoryPlanner
-from fastres.runtime.native.pack import panels, parts
+from fastres.runtime.native.memory_planner import MemoryPlanner
+from fastres.runtime.native.operations import LoweredSubgraph, Op, Rescaling, Value
 from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.plan import Phase, Plan
 from fastres.runtime.native.release import releases
+from fastres.runtime.native.tables import Tables
 from fastres.runtime.native.winograd_errors import has_outlying_tap, is_cut_off
 
 
@@ -61,6 +66,7 @@ class PlanBuilder:
 
     Args:
         threads: that work on it together.
+        isa: the instruction set, or one for each dtype.
         sharing: plans that run side by side.
         guarded: fence every buffer with pages that nobody may touch, for tests.
     """
@@ -70,27 +76,34 @@ class PlanBuilder:
         lowered: LoweredSubgraph,
         images: int,
         threads: int,
-        isa: str,
+        isa: str | Mapping[torch.dtype, str],
         packed: PackedWeights,
         sharing: int = 1,
         guarded: bool = False,
     ) -> None:
-        self.images, self.threads, self.isa = images, threads, isa
+        self.images, self.threads = images, threads
+        self.isas = dict.fromkeys(lowered.dtypes, isa) if isinstance(isa, str) else dict(isa)
         self.packed = packed
         self.caches = schedule.caches(sharing)
         self.operations = [replace(op) for op in lowered.ops]
-        slack = max(map(_beyond, self.operations)) if isa == "amx_bf16" else 0
+        slack = max(_beyond(op) if has_runs(self._isa(op)) else 0 for op in self.operations)
         self.arena = MemoryPlanner(images, slack, guarded)
         self.output_dtypes = lowered.output_dtypes
         self.kept: list[Any] = []
-        self._tables: dict[Any, npt.NDArray[np.int32]] = {}
-        self._made: dict[Any, Any] = {}
+        self._tables = Tables(self.kept)
         self._rows = self._merge_exports()
         self.kinds = [
-            "winograd" if op.kind == "convolution" and uses_winograd(op, isa) else op.kind
+            "winograd" if op.kind == "convolution" and uses_winograd(op, self._isa(op)) else op.kind
             for op in self.operations
         ]
         self.layouts = self._bordered()
+        self._convolutions = Convolutions(
+            self.layouts, packed, self._tables, self.arena, threads, self.caches
+        )
+
+    def _isa(self, op: Op) -> str:
+        """By the numbers that it reads, or of what comes in the numbers that it writes."""
+        return self.isas[_dtype(op)]
 
     def plan(self) -> Plan:
         """The plan."""
@@ -100,8 +113,9 @@ class PlanBuilder:
         arena = self.arena
         released, live = releases(arena.buffers, phases, self.operations, arena.places, self.images)
         rest = max(arena.end, LINE) - sum(each.bytes for each in released)
+        isas = ", ".join(dict.fromkeys(self.isas.values()))
         return Plan(
-            self.images, self.isa, self.caches, self.operations, self.kinds, self.layouts,
+            self.images, isas, self.caches, self.operations, self.kinds, self.layouts,
             (COp * len(structures))(*structures), phases, arena.buffers,
             max(arena.end, LINE), arena.guards, self.kept, released, rest + live,
         )  # fmt: skip
@@ -112,17 +126,18 @@ class PlanBuilder:
         merged: list[Op] = []
         for op in self.operations:
             source = op.input
-            if op.kind == "export" and source is not None:
+            if op.kind == "convolution" and op.output is None:
+                rows.add(len(merged))
+            if op.kind == "export" and source is not None and op.rescaling is None:
                 makers = [i for i, other in enumerate(merged) if other.output is source]
-                readers = [
-                    other for other in self.operations if source in (other.input, other.residual)
-                ]
+                readers = [other for other in self.operations if source in other.reads]
                 maker = merged[makers[0]] if makers else None
                 fits = (
                     maker is not None
                     and maker.kind == "convolution"
                     and maker.residual is None
-                    and not uses_winograd(maker, self.isa)  # it stores whole lines
+                    and source.whole is None
+                    and not uses_winograd(maker, self._isa(maker))  # it stores whole lines
                     and source.layout.height * source.layout.width == 1
                     and readers == [op]
                     and self.output_dtypes[op.outside] == torch.float32
@@ -139,18 +154,31 @@ class PlanBuilder:
         borders: dict[Value, list[tuple[int, int, int, int]]] = {}
         layouts: dict[Value, Layout] = {}
         for op, kind in zip(self.operations, self.kinds, strict=True):
-            for value in (op.input, op.output, op.residual):
-                if value is not None:
-                    layouts[value] = value.layout
+            for value in (*op.reads, *(() if op.output is None else (op.output,))):
+                root, _ = value.root
+                layouts[value], layouts[root] = value.layout, root.layout
             if op.conv is not None and op.input is not None:
-                borders.setdefault(op.input, []).append(_border(op.conv, kind == "winograd"))
-        return {value: layout.bordered(borders.get(value, ())) for value, layout in layouts.items()}
+                border = _border(op.conv, kind == "winograd")
+                borders.setdefault(op.input.root[0], []).append(border)
+        bordered: dict[Value, Layout] = {}
+        for value, layout in layouts.items():
+            root, _ = value.root
+            layout = layout.bordered(borders.get(root, ()))
+            if value is not root:
+                layout = replace(layout, image_blocks=root.layout.blocks)
+            bordered[value] = _without_needless_fill(layout)
+        return bordered
 
     def _phases(self) -> list[Phase]:
         cuts = [0]
         pixels = None
+        last_image = max(
+            (i for i, op in enumerate(self.operations) if _pixels_made(op) > 1), default=0
+        )
         for i, op in enumerate(self.operations):
-            size = None if op.output is None else op.output.layout.height * op.output.layout.width
+            size = None if op.output is None else _pixels_made(op)
+            if size == 1 and i < last_image:  # a gate, not where the image ends
+                size = None
             if pixels is not None and size is not None and size < pixels and i:
                 cuts.append(i)
             pixels = size if size is not None else pixels
@@ -170,40 +198,54 @@ class PlanBuilder:
         return schedule.Load(weight, self._live(op))
 
     def _live(self, op: Op) -> int:
-        values = {v for v in (op.input, op.output, op.residual) if v is not None}
-        return sum(self.layouts[value].image for value in values)
+        values = op.reads if op.output is None else (*op.reads, op.output)
+        return sum(self.layouts[root].image for root in {value.root[0] for value in values})
 
     def _structure(self, index: int, phase: Phase) -> COp:
         op, kind = self.operations[index], self.kinds[index]
-        some = op.output or op.input
-        assert some is not None
         out = COp()
         out.kind = KINDS.index(kind)
-        out.isa = ISAS.index(self.isa)
-        out.dtype = BY_DTYPE[some.layout.dtype].native_code
+        out.isa = ISAS.index(self._isa(op))
+        out.dtype = BY_DTYPE[_dtype(op)].native_code
         out.images = phase.images
         for name, value in (("input", op.input), ("output", op.output), ("residual", op.residual)):
             if value is not None:
                 setattr(out, name, self._tensor(value))
         out.has_residual = op.residual is not None
-        out.before, out.after = ACTIVATIONS[op.before], ACTIVATIONS[op.after]
+        out.before, out.after = op.before.structure(), op.after.structure()
+        fill_vectors(out, op, self.packed, self.kept)
         out.tile, out.group, out.chunk_panels = 1, 1, 1
+        if op.rescaling is not None:
+            _rescale(out, op.rescaling)
         if kind in ("convolution", "winograd"):
-            self._convolution(out, op, kind, index, phase)
-        elif kind == "max_pool":
-            assert op.window is not None
-            for name, pair in zip(
-                ("kernel", "stride", "padding", "dilation"), op.window, strict=True
-            ):
-                setattr(out, name, (ctypes.c_int32 * 2)(*pair))
+            self._convolutions.fill(
+                out, op, kind, self._isa(op), phase.images, rows=index in self._rows
+            )
+        elif kind == "map" and op.rescaling is None:
+            fill_map(out, op, self._tensor)
         elif kind in ("import", "export"):
             self._outside(out, op)
+        elif kind == "channel_convolution":
+            fill_taps(out, op, self.packed, self.kept)
+        if op.groups:
+            out.groups, out.epsilon = op.groups, op.epsilon
+            assert op.output is not None
+            out.scratch_bytes = 2 * math.ceil(op.output.layout.channels / 16) * LINE
+            out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)
+        if op.window is not None:
+            fill_window(out, op.window)
+        if op.copies and op.input is not None and op.output is not None:
+            source, target = self.layouts[op.input], self.layouts[op.output]
+            key = ("copies", op.copies, source, target)
+            table = copies(op.copies, source, target)
+            out.copies, out.copy_count = self._tables.keep(key, lambda: table), table.size // 3
+        if op.sources is not None:
+            fill_sources(out, op.sources, self._tables)
         return out
 
     def _tensor(self, value: Value) -> CTensor:
-        return self.layouts[value].tensor(
-            self.arena.places[value].offset, value in self.arena.whole
-        )
+        layout = self.layouts[value]
+        return layout.tensor(*self.arena.place(value, layout))
 
     def _outside(self, out: COp, op: Op) -> None:
         """The caller's side of an import or export; its address and strides come with each call."""
@@ -215,116 +257,6 @@ class PlanBuilder:
         )  # fmt: skip
         setattr(out, "input" if op.kind == "import" else "output", side)
         out.small = self.layouts[inside].small
-
-    def _convolution(self, out: COp, op: Op, kind: str, index: int, phase: Phase) -> None:
-        conv = op.conv
-        assert conv is not None and op.input is not None and op.weight is not None
-        source = self.layouts[op.input]
-        form = "winograd" if kind == "winograd" else "small" if source.small else "panels"
-        most = schedule.STEP_UNITS[self.isa]
-        weight = self.packed.weight(*op.weight, source.dtype, form, conv.c, conv.groups, most)
-        bias = self.packed.bias(op.bias, conv.k)
-        self.kept += [weight.panels, bias]
-        out.weights, out.bias = weight.panels.data_ptr(), bias.data_ptr()
-        out.panels = panels(conv.k)
-        out.panel_bytes = weight.panels.numel() * weight.panels.element_size() // out.panels
-        out.tile = schedule.TILE_PIXELS[self.isa]
-        if index in self._rows:
-            out.rows = 1
-            out.output = CTensor(
-                image=conv.k * 4, space=OUTPUT, index=op.outside, whole=1, channels=conv.k,
-                height=1, width=1,
-            )  # fmt: skip
-        if kind == "winograd":
-            self._winograd(out, conv, source, phase)
-            return
-        self._pixels(out, op, source, phase.images)
-        n = phase.images
-        steps, out.step_units = _steps(source, conv, weight.blocks, most)
-        out.step_count = len(steps)
-        out.steps = self._keep(("steps", tuple(steps)), lambda: np.array(steps))
-        if weight.firsts is not None:
-            firsts = weight.firsts.numpy().astype(np.int64) * (source.plane // 4)
-            out.panel_input = self._keep(("panels", tuple(firsts)), lambda: firsts)
-        # Filters of more than one tap come by most lines again; those of one see each only once.
-        out.read_ahead = conv.r == conv.s == 1
-        tiles = math.ceil(n * out.pixels / out.tile)
-        read = out.tile * (conv.stride[0] * conv.stride[1] if conv.r > 1 else 1)
-        blocking = schedule.blocking(
-            tiles, out.panels, read * weight.blocks * source.pixel, out.panel_bytes, self.threads,
-            self.caches,
-        )  # fmt: skip
-        out.group, out.chunk_panels, out.prefetch = (
-            blocking.group,
-            blocking.chunk_panels,
-            blocking.prefetch,
-        )
-
-    def _winograd(self, out: COp, conv: ConvSpec, source: Layout, phase: Phase) -> None:
-        tiles = math.ceil(conv.p / 2) * math.ceil(conv.q / 2) * phase.images
-        blocking = schedule.winograd_blocking(
-            tiles, out.panels, source.blocks, out.panel_bytes, self.threads, self.caches
-        )
-        out.group, out.chunk_panels, out.prefetch = (
-            blocking.group,
-            blocking.chunk_panels,
-            blocking.prefetch,
-        )
-        out.pixels, out.step_units = conv.p * conv.q, 16
-        size = 16 * blocking.group * (source.blocks + 2) * LINE + 4 * source.blocks
-        out.scratch_bytes = math.ceil(size / PAGE) * PAGE + 5 * LINE
-        out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)
-
-    def _pixels(self, out: COp, op: Op, source: Layout, images: int) -> None:
-        """The tables of where output pixels read and write."""
-        conv = op.conv
-        assert conv is not None
-        size = (conv.p, conv.q)
-        if self.isa == "amx_bf16":
-            rows = self._shared(("runs", source, conv), lambda: runs(source, conv))
-            read, out.row_step = rows.input_px, rows.step
-        else:
-            rows, read = None, pixel_offsets(source, *size, conv.stride)
-        out.pixels = len(read)
-
-        def table(key: Any, image_bytes: int, one: npt.NDArray[Any]) -> int:
-            return self._keep(
-                (key, conv.stride, size, self.isa, source, images),
-                lambda: for_images(one, image_bytes, images),
-            )
-
-        def written(layout: Layout) -> npt.NDArray[Any]:
-            one = pixel_offsets(layout, *size, (1, 1))
-            return one if rows is None else rows.output_px(one)
-
-        out.input_px = table("read", source.image, read)
-        if op.output is None:  # [image][channel] of float32 in the caller's memory
-            out.output_px = table(("rows", conv.k), conv.k * 4, written(source))
-        else:
-            layout = self.layouts[op.output]
-            out.output_px = table(("written", layout), layout.image, written(layout))
-        if op.residual is not None:
-            layout = self.layouts[op.residual]
-            out.residual_px = table(("written", layout), layout.image, written(layout))
-
-    def _shared(self, key: Any, make: Any) -> Any:
-        """What ``make`` makes, once."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
-
-    def _keep(self, key: Any, make: Any) -> int:
-        """The address of a table that lives as long as the plan; equal ones are one."""
-        if key not in self._tables:
-            table = make()
-            if table.size and table.max() >= 2**31:
-                raise OutOfMemory(
-                    "one image's activations would take more than 8 GiB, which the native engine's "
-                    "tables do not reach: use a smaller image, or engine='onednn'"
-                )
-            self._tables[key] = np.ascontiguousarray(table, dtype=np.int32)
-            self.kept.append(self._tables[key])
-        return int(self._tables[key].ctypes.data)
 
 
 def _joined(phases: Sequence[Phase]) -> list[Phase]:
@@ -357,13 +289,30 @@ def _border(conv: ConvSpec, winograd: bool) -> tuple[int, int, int, int]:
     return top, left, max(bottom, 0), max(right, 0)
 
 
-def _steps(source: Layout, conv: ConvSpec, blocks: int, most: int) -> tuple[list[int], int]:
-    """The K-steps' offsets from an output pixel's corner, in units of 4 bytes, and their length."""
-    top, left, _, _ = conv.padding
-    rows = [(r * conv.dilation[0] - top) * source.row for r in range(conv.r)]
-    columns = [(s * conv.dilation[1] - left) * source.pixel for s in range(conv.s)]
-    if source.small:
-        firsts, length = parts(conv.s * source.pixel // 4, most)
-        return [(row + columns[0]) // 4 + first for row in rows for first in firsts], length
-    taps = [row + column for row in rows for column in columns]
-    return [(block * source.plane + tap) // 4 for block in range(blocks) for tap in taps], 16
+def _dtype(op: Op) -> torch.dtype:
+    """Of the numbers that an operation computes with."""
+    some = op.input or op.output
+    assert some is not None
+    return some.layout.dtype
+
+
+def _pixels_made(op: Op) -> int:
+    return 0 if op.output is None else op.output.layout.height * op.output.layout.width
+
+
+def _rescale(out: COp, rescaling: Rescaling) -> None:
+    """The numbers of a quantised operation but a convolution's multipliers."""
+    out.input_zero = rescaling.x_zero
+    out.residual_zero = rescaling.residual_zero
+    out.output_zero = rescaling.zero
+    out.input_multiplier = ratio(rescaling.x_scale, rescaling.unit)
+    out.residual_multiplier = ratio(rescaling.residual_scale, rescaling.unit)
+    out.output_multiplier = ratio(rescaling.unit, rescaling.scale)
+    out.outside_scale = rescaling.scale
+    if KINDS[out.kind] == "export":
+        out.input_zero = rescaling.zero
+
+
+def _without_needless_fill(layout: Layout) -> Layout:
+    """Layouts without a border are alike whatever would be in it, and share buffers."""
+    return layout if any(layout.border) else replace(layout, fill=0)

@@ -3,7 +3,8 @@
 Buffers of different layouts never share memory (:mod:`fastres.runtime.native.memory_planner`), so
 that a plan's arena is larger than what is in use at once. Where arenas are not kept between calls,
 pages are given back behind the last operation that touches them; the system has them zeroed when
-they are next touched, borders included.
+they are next touched, borders included; a plan whose borders hold other bytes has them filled again
+before its next run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from fastres.runtime.native.lower import Op, Value
 from fastres.runtime.native.memory_planner import PAGE
+from fastres.runtime.native.operations import Op, Value
 from fastres.runtime.native.plan import Buffer, Phase, Release
 
 LEAST = 1 << 20
@@ -31,11 +32,10 @@ def releases(
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, op in enumerate(ops):
-        for value in (op.input, op.residual, op.output):
-            if value is not None:
-                place = id(places[value])
-                first.setdefault(place, index)
-                last[place] = index
+        for value in (*op.reads, *(() if op.output is None else (op.output,))):
+            place = id(places[value.root[0]])
+            first.setdefault(place, index)
+            last[place] = index
     found = []
     changes = [0] * (len(ops) + 1)
     for buffer in buffers:

@@ -13,14 +13,56 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fastres.kernels.spec import ConvSpec
+from fastres.runtime.native.pack import PANEL, widest
+from fastres.runtime.native.pack_groups import reads
 from fastres.system.target import cpu
 
-TILE_PIXELS = {"avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32}
+TILE_PIXELS = {
+    "avx2": 6, "avx_vnni": 6, "avx512": 14, "avx512_vnni": 14, "avx512_bf16": 14, "amx_bf16": 32,
+    "amx_int8": 32,
+}  # fmt: skip
 """Most pixels of a tile, by instruction set: what its registers hold."""
 
-STEP_UNITS = {"avx2": 1 << 20, "avx512": 1 << 20, "avx512_bf16": 1 << 20, "amx_bf16": 16}
-"""Most units of a K-step: of AMX what a row of a register holds, of the others any number."""
+VECTOR = {"avx2": 8, "avx_vnni": 8}
+"""Lanes of 4 bytes of a register, where that is not 16."""
+
+_DEPTHWISE_UINT8 = {"avx2": 2, "avx_vnni": 2, "avx512_vnni": 12}
+
+
+def without_runs(isa: str) -> str:
+    """The instruction set of what AMX has no kernels for: tiles of any pixels."""
+    return {"amx_bf16": "avx512_bf16", "amx_int8": "avx512_vnni"}.get(isa, isa)
+
+
+def tile_pixels(isa: str, form: str, dtype: torch.dtype) -> int:
+    """Most pixels of a tile."""
+    if form == "depthwise" and dtype == torch.uint8:  # whose sums are by four taps
+        return _DEPTHWISE_UINT8[isa]
+    return TILE_PIXELS[isa]
+
+
+LINE_UNITS = 16
+"""Units of a line, and of a K-step that reads all of it."""
+
+
+def most_step_units(isa: str) -> int:
+    """Most units of a K-step: of AMX what a row of a register holds, of the others any number."""
+    return LINE_UNITS if isa.startswith("amx") else 1 << 20
+
+
+def step_units(channels: int, group: int) -> int:
+    """Units of a K-step that reads lines: all, or where that reads less, a half or a quarter.
+
+    Args:
+        channels: of the image.
+        group: channels of a unit.
+    """
+    return min(
+        (16, 8, 4), key=lambda units: (math.ceil(channels / (units * group)) * units, -units)
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +169,40 @@ def images_at_once(loads: Sequence[Load], live_bytes: int, images: int, caches: 
     most = max(1, min(images, MOST_BYTES // max(1, live_bytes)))
     even = {math.ceil(images / parts) for parts in range(math.ceil(images / most), images + 1)}
     return min(sorted(even), key=time_per_image)
+
+
+def form(conv: ConvSpec, unit: int, isa: str) -> str:
+    """Which way of :data:`fastres.runtime.native.abi.FORMS` a convolution has the least to do.
+
+    Args:
+        unit: channels of a unit.
+    """
+    if conv.groups == 1:
+        return "panels"
+    if conv.groups == conv.c == conv.k:
+        return "depthwise"
+    vector = VECTOR.get(without_runs(isa), 16)
+    blocks = widest(conv, unit * LINE_UNITS)
+    dense = blocks * LINE_UNITS * PANEL // vector
+    return "grouped" if reads(conv, unit, vector).multiplications < dense else "panels"
+
+
+def blocking_of_groups(tiles: int, panels: int, image_tiles: int, threads: int) -> Blocking:
+    """The cutting of a convolution whose panels read nothing in common.
+
+    A panel goes through an image row by row, so that what one row of a filter reads is near when
+    the next one reads it again.
+
+    Args:
+        tiles, panels: there are.
+        image_tiles: tiles of an image.
+    """
+    if threads == 1:
+        return Blocking(min(tiles, image_tiles), panels, prefetch=False)
+    chunks = 4 * threads  # as many as make waiting for the slowest thread short
+    group = min(tiles, image_tiles)
+    group = min(group, max(1, math.ceil(tiles * panels / chunks)))
+    return Blocking(group, 1, prefetch=False)
 
 
 def winograd_pays(conv: ConvSpec, itemsize: int) -> bool:

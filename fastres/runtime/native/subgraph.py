@@ -16,7 +16,7 @@ from fastres.errors import FastresError, InputError, OutOfMemory
 from fastres.runtime.native.abi import COp, COutside
 from fastres.runtime.native.describe import described
 from fastres.runtime.native.library import Library
-from fastres.runtime.native.lower import LoweredSubgraph, Op
+from fastres.runtime.native.operations import LoweredSubgraph, Op
 from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.plan import Plan
 from fastres.runtime.native.plan_builder import PlanBuilder
@@ -46,6 +46,10 @@ class CompiledPlan:
         self._library = library
         self._destroy = weakref.finalize(self, library.plan_destroy, self.handle)
         self._destroy.atexit = False  # a thread may still run it while the process ends
+        for buffer in plan.buffers:
+            fill = buffer.layout.fill
+            if fill and library.plan_fill(self.handle, buffer.offset, buffer.bytes, fill):
+                raise OutOfMemory("the system refused memory for a plan of the native engine")
         wrong = library.plan_check(self.handle)
         if wrong >= 0:
             raise FastresError(
@@ -89,7 +93,7 @@ class NativeSubgraph:
         facts: Mapping[fx.Node, Any],
         library: Library,
         packed: PackedWeights,
-        isa: str,
+        isa: str | Mapping[torch.dtype, str],
         threads: int,
         guarded: bool = False,
     ) -> None:
@@ -111,6 +115,8 @@ class NativeSubgraph:
                 if op.kind == "import"
                 else lowered.output_dtypes[op.outside]
                 if op.kind == "export"
+                else op.output.layout.dtype
+                if op.kind == "convert" and op.output is not None
                 else torch.float32
                 for op in plan.operations
             ]
@@ -217,12 +223,17 @@ def _outside(tensor: Tensor) -> COutside:
             f"a {type(tensor).__name__} {list(tensor.shape)} without memory reached the native "
             "engine: call the optimised model with plain tensors"
         )
-    strides = (*tensor.stride(), *(0,) * (4 - tensor.dim()))
+    strides = tensor.stride()
+    if tensor.dim() == 3:  # a vector for each image: [N, 1, C] or [N, C, 1]
+        strides = (strides[0], strides[1 if tensor.shape[2] == 1 else 2])
+    strides = (*strides, *(0,) * (4 - len(strides)))
     return COutside(address, strides[0] * tensor.element_size(), (ctypes.c_int64 * 4)(*strides))
 
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 2:
         return (shape[1], 1)
+    if len(shape) == 3:
+        return (shape[1] * shape[2], shape[2], 1)
     _, c, h, w = shape
     return (c * h * w, 1, c * w, c)

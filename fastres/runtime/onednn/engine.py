@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from fastres.runtime import contiguous
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.nonfinite import checked_finite, may_break
-from fastres.runtime.onednn import image_rows
+from fastres.runtime.onednn import image_rows, integers
 from fastres.runtime.onednn.packed_weights import PackedWeights
 from fastres.system.target import onednn_supports
 
@@ -39,7 +40,6 @@ class OneDnnEngine:
     """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "onednn"
-    device_types: tuple[str, ...] = ("cpu",)
     plans_threads = False
     reads_in_place = True
 
@@ -73,6 +73,8 @@ class OneDnnEngine:
             ops.conv2d: self._conv2d,
             ops.linear: self._linear,
             ops.scale_shift: image_rows.scale_shift,
+            ops.quantized_conv2d: partial(integers.conv2d, weights=self._packed),
+            ops.quantized_linear: partial(integers.linear, weights=self._packed),
         }
 
     def _conv2d(self, lowering: Lowering, node: fx.Node) -> fx.Node:

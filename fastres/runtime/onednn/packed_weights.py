@@ -35,13 +35,14 @@ class PackedWeights:
         packed = torch.ops.mkldnn._reorder_convolution_weight(
             weight, list(padding), list(stride), list(dilation), groups, list(input_size)
         )
-        return self._shared(name, packed)
+        return self.shared(name, packed)
 
     def linear(self, name: str, weight: Tensor, rows: int) -> Tensor:
         """``weight`` [K, C] as oneDNN wants it for ``rows`` rows."""
-        return self._shared(name, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
+        return self.shared(name, torch.ops.mkldnn._reorder_linear_weight(weight, rows))
 
-    def _shared(self, name: str, packed: Tensor) -> Tensor:
+    def shared(self, name: str, packed: Tensor) -> Tensor:
+        """The one of this name and layout that is in use, or ``packed`` from now on."""
         if not packed.is_mkldnn:  # oneDNN reads it as it is
             return packed
         layout = torch.ops.mkldnn._get_mkldnn_serialized_md(packed).numpy().tobytes()

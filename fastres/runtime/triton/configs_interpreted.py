@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fastres.kernels.packing import super_groups
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec
-from fastres.kernels.tuning.bottleneck import BottleneckConfig
+from fastres.kernels.tuning.bottleneck import BottleneckConfig, least_depth
 from fastres.kernels.tuning.conv2d import Conv2dConfig
 from fastres.kernels.tuning.elementwise import power_of_two_from
 from fastres.kernels.tuning.pooling import PoolLinearConfig
@@ -19,19 +19,20 @@ LARGEST = 256
 """Of a tile's sides; beyond that, numbers cost more than operations."""
 
 
-def conv2d(spec: ConvSpec) -> Conv2dConfig:
-    """One tile for small images and few filters."""
+def conv2d(spec: ConvSpec, precision: str = "fp32") -> Conv2dConfig:
+    """One tile for small images and few filters; of int8, steps of 32 bytes at least."""
     groups = super_groups(spec.c, spec.k, spec.groups)
-    depth = spec.r * spec.s * spec.c // groups
+    depth = max(spec.r * spec.s * spec.c // groups, least_depth(precision))
     return Conv2dConfig(
         _side(spec.n * spec.p * spec.q), _side(spec.k // groups), _side(depth, 2 * LARGEST)
     )
 
 
-def bottleneck(spec: BottleneckSpec) -> BottleneckConfig:
+def bottleneck(spec: BottleneckSpec, precision: str = "fp32") -> BottleneckConfig:
     """As many pixels per program, channels per step and filters of ``wide`` as there are."""
-    rows = spec.conv.n * spec.conv.p * spec.conv.q
-    return BottleneckConfig(_side(rows), _side(spec.conv.c), _side(spec.expand_k), 4, 2)
+    rows, least = spec.conv.n * spec.conv.p * spec.conv.q, least_depth(precision)
+    depth, width = (_side(max(least, size)) for size in (spec.conv.c, spec.expand_k))
+    return BottleneckConfig(_side(rows), depth, width, 4, 2)
 
 
 def stem(spec: StemSpec) -> StemConfig:

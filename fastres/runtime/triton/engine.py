@@ -23,7 +23,7 @@ from fastres import kernels
 from fastres.dtypes import FLOATING
 from fastres.errors import InputError, OptionError, OutOfMemory
 from fastres.ir import ops
-from fastres.ir.graph import arguments, constant
+from fastres.ir.graph import arguments, constant, is_call
 from fastres.ir.propagate import propagate
 from fastres.kernels.launch.call import KernelCall
 from fastres.kernels.tuning import gpus
@@ -47,11 +47,9 @@ from fastres.system.versions import why_not_interpreted
 INTERPRETED_GPU = "a100"
 """The GPU whose data sheet decides under the interpreter."""
 
-"""What the kernels compute with."""
-
 
 class TritonEngine:
-    """Runs float32, float16 and bfloat16 graphs; see :class:`fastres.runtime.engine.Engine`.
+    """Runs float32, float16, bfloat16 and int8 graphs; see :class:`fastres.runtime.engine.Engine`.
 
     Args:
         options: of ``fastres.optimize``.
@@ -60,7 +58,6 @@ class TritonEngine:
     """
 
     name = "triton"
-    device_types: tuple[str, ...] = ("cuda",)
     plans_threads = False
     reads_in_place = False
 
@@ -115,7 +112,7 @@ class TritonEngine:
                 return f"the kernels have no {weight.dtype}"
         if device.type == "cuda":
             try:
-                _product(device)
+                return why_not_on(_product(device), module)
             except OptionError as error:
                 return str(error)
         return None
@@ -240,6 +237,20 @@ class TritonEngine:
             if self._cache is None:
                 self._cache = TuningCache(_identity(device), default_folder())
         return Tuner(workspace, self._weights, self._cache, compile_ahead=compile_ahead), []
+
+
+def why_not_on(product: Gpu, module: fx.GraphModule) -> str | None:
+    """Why a GPU with known figures cannot run a graph by these kernels, or None.
+
+    Where products of floats are the library's, so that the others are still ours, there is none of
+    int8.
+    """
+    quantized = any(
+        is_call(node, ops.quantized_conv2d, ops.quantized_linear) for node in module.graph.nodes
+    )
+    if quantized and product.architecture.tensor_core == "none":
+        return f"Triton emits no instructions of {product.architecture.name} that multiply int8"
+    return None
 
 
 def _interpreted() -> bool:

@@ -4,13 +4,15 @@
 
     conv2d(x, weight)    ->    conv2d(pad(x), pad(weight))
 
+    quantized_conv2d(quantize(x), weight)    ->    quantized_conv2d(quantize(pad(x)), pad(weight))
+
 of an argument x of the model whose channels are no multiple of four, where the caller's predicate
 finds that it pays. Three channels of 16 bits are copied four bytes at a time, in which addresses
 and masks take most of the time; four are copied eight at a time. Zeros times zeros add nothing, so
 the answer is the same, and NaN and infinity of the image meet the weights that they met before.
 
-Checks: the convolution is x's only reader (through a cast, perhaps), its weight is a constant, and
-it has no groups.
+Checks: the convolution is x's only reader (through a cast or what quantises it, perhaps), its
+weight is a constant, and it has no groups.
 
 Like :mod:`fastres.runtime.triton.fuse_blocks` it is run by the GPU engine, for one set of input
 shapes, on a graph of its own. The padding of x is part of copying the argument in.
@@ -28,7 +30,7 @@ from torch import Tensor, fx
 
 from fastres.ir import ops
 from fastres.ir.graph import add_constant, call, erase_unused, module_of
-from fastres.ir.views import Conv2d
+from fastres.ir.views import Conv2d, QuantizedConv2d
 from fastres.kernels.spec import ConvSpec
 
 aten = torch.ops.aten
@@ -73,27 +75,39 @@ def _fill(argument: fx.Node, facts: Mapping[fx.Node, Any], pays: Pays) -> bool:
     source, reader = argument, _only_reader(argument)
     if reader is not None and reader.target is aten.to.dtype:
         source, reader = reader, _only_reader(reader)
-    if reader is None or reader.target is not ops.conv2d:
+    quantized = None
+    if reader is not None and reader.target is ops.quantize:
+        quantized, reader = reader, _only_reader(reader)
+    read = source if quantized is None else quantized
+    target = ops.conv2d if quantized is None else ops.quantized_conv2d
+    if reader is None or reader.target is not target:
         return False
-    conv, image = Conv2d.of(reader), facts[source]
-    filters = conv.filters
-    if conv.x is not source or conv.residual is source or filters is None or conv.groups != 1:
+    conv = Conv2d.of(reader) if quantized is None else QuantizedConv2d.of(reader)
+    image, filters = facts[source], conv.filters
+    if conv.x is not read or conv.residual is read or filters is None or conv.groups != 1:
         return False
-    if not isinstance(image, Tensor) or image.dim() != 4 or image.dtype != filters.dtype:
+    if not isinstance(image, Tensor) or image.dim() != 4:
         return False
-    spec = conv.spec({source: image, conv.weight: filters})
+    if quantized is None and image.dtype != filters.dtype:
+        return False
+    spec = conv.spec({conv.x: image, conv.weight: filters})
     more = filled(spec.c) - spec.c
     if more == 0 or not pays(spec, replace(spec, c=spec.c + more)):
         return False
     graph = argument.graph
-    with graph.inserting_before(reader):
+    with graph.inserting_before(quantized or reader):
         padded = call(
             graph, aten.constant_pad_nd.default, (source, [0, 0, 0, 0, 0, more]), "filled"
         )
         padded.meta["module"] = module_of(reader)
+    with graph.inserting_before(reader):
         wide = F.pad(filters, (0, 0, 0, 0, 0, more))
         wider = add_constant(graph, f"{conv.weight.target}_filled", wide)
-    reader.args = replace(conv, x=padded, weight=wider).args
+    if quantized is None:
+        reader.args = replace(conv, x=padded, weight=wider).args
+    else:
+        quantized.args = (padded, *quantized.args[1:])
+        reader.args = replace(conv, weight=wider).args
     erase_unused([conv.weight])
     return True
 

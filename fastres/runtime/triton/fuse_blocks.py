@@ -9,6 +9,9 @@
     conv2d_max_pool2d(normalised(pixels))       -> conv2d_max_pool2d(pixels, scale, shift)
     act(linear(global_avg_pool(x)))             -> pool_linear(x)
 
+The first four also of int8, where the whole block is: ``quantized_bottleneck`` and
+``quantized_conv2d_max_pool2d``.
+
 Checks: nobody else reads the value that disappears; weights are constants; the 1x1 convolutions
 have stride 1, no padding and no groups (a shortcut may have a stride); summands have one shape;
 ``normalised`` is ``scale_shift(pixels.permute(0, 3, 1, 2).to(dtype))`` of an argument of the model,
@@ -25,7 +28,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -48,8 +51,12 @@ from fastres.ir.views import (
     GlobalAvgPool,
     Linear,
     MaxPool2d,
+    QuantizedBottleneck,
+    QuantizedConv2d,
+    QuantizedStem,
     ScaleShift,
     Stem,
+    View,
 )
 from fastres.kernels.spec import BottleneckSpec, ConvSpec, PoolLinearSpec, StemSpec, pair
 from fastres.report import Remark
@@ -57,6 +64,8 @@ from fastres.report import Remark
 aten = torch.ops.aten
 
 BlockSpec: TypeAlias = "BottleneckSpec | StemSpec | PoolLinearSpec"
+
+Convolution: TypeAlias = "Conv2d | QuantizedConv2d"
 
 FusionPolicy: TypeAlias = "Callable[[BlockSpec], str | None]"
 """Why the fused kernel does not pay for these sizes, as a sentence; None where it does."""
@@ -95,7 +104,7 @@ def run(module: fx.GraphModule, context: BlockContext) -> None:
     for node in list(module.graph.nodes):
         if node._erased:  # an earlier step took it
             continue
-        if node.target is ops.conv2d:
+        if node.target in (ops.conv2d, ops.quantized_conv2d):
             _fuse_bottleneck(node, context)
         elif node.target is ops.max_pool2d:
             _fuse_stem(node, context)
@@ -105,12 +114,52 @@ def run(module: fx.GraphModule, context: BlockContext) -> None:
     module.recompile()
 
 
-def _conv(node: Any) -> Conv2d | None:
+def _conv(node: Any) -> Convolution | None:
     """What a node convolves with constant filters; None for anything else."""
-    if not is_call(node, ops.conv2d):
+    if is_call(node, ops.conv2d):
+        conv = Conv2d.of(node)
+        return None if conv.filters is None else conv
+    if not is_call(node, ops.quantized_conv2d):
         return None
-    conv = Conv2d.of(node)
-    return None if conv.filters is None else conv
+    bytes_ = QuantizedConv2d.of(node)
+    known = bytes_.has_constants and constant(bytes_.weight_scale) is not None
+    return bytes_ if known else None
+
+
+class _Unit(NamedTuple):
+    """What a tensor of bytes counts."""
+
+    scale: float
+    zero_point: int
+
+
+def _read_unit(conv: QuantizedConv2d) -> _Unit:
+    return _Unit(conv.x_scale, conv.x_zero_point)
+
+
+def _residual_unit(conv: QuantizedConv2d) -> _Unit:
+    return _Unit(conv.residual_scale, conv.residual_zero_point)
+
+
+def _unit(conv: QuantizedConv2d) -> _Unit:
+    return _Unit(conv.scale, conv.zero_point)
+
+
+def _continues(reader: Convolution, read: Convolution) -> bool:
+    """Whether one reads of another's result what it means: the same numbers, in the same unit."""
+    if isinstance(reader, QuantizedConv2d) and isinstance(read, QuantizedConv2d):
+        return _read_unit(reader) == _unit(read)
+    return isinstance(reader, Conv2d) and isinstance(read, Conv2d)
+
+
+def _ends_in_relu(conv: Convolution) -> bool:
+    """Whether it has a ReLU and no other activation.
+
+    Bytes whose least stands for 0 have one anyway: what is below is cut off.
+    """
+    if isinstance(conv, QuantizedConv2d) and conv.zero_point == 0:
+        return conv.activations in (("none", "relu"), ("none", "none"))
+    return conv.activations == ("none", "relu")
 
 
 def _fuse_bottleneck(node: fx.Node, context: BlockContext) -> None:
@@ -124,7 +173,7 @@ def _fuse_bottleneck(node: fx.Node, context: BlockContext) -> None:
     if reason is not None:
         context.refuse(node, "bottleneck", reason)
         return
-    shortcut, following = _shortcut(expand), _following(node)
+    shortcut, following = _shortcut(expand), _following(expand)
     forms = [
         (shortcut, following),
         (shortcut, None),
@@ -152,10 +201,10 @@ def _lost(form: tuple[Any, Any], largest: tuple[Any, Any]) -> str:
     return f"{' and '.join(lost)} in the bottleneck's kernel"
 
 
-def _why_no_tail(expand: Conv2d, first: Conv2d, context: BlockContext) -> str | None:
-    if (first.pre_activation, first.activation, first.residual) != ("none", "relu", None):
+def _why_no_tail(expand: Convolution, first: Convolution, context: BlockContext) -> str | None:
+    if not _ends_in_relu(first) or first.residual is not None:
         return f"{module_of(first.node)} is no plain convolution with ReLU"
-    if (expand.pre_activation, expand.activation) != ("none", "relu"):
+    if not _ends_in_relu(expand):
         return "it does not end in an addition and a ReLU"
     if first.filters is not None and tuple(first.filters.shape[2:]) == (1, 1):
         return f"{module_of(first.node)} has 1x1 filters too"
@@ -168,38 +217,47 @@ def _why_no_tail(expand: Conv2d, first: Conv2d, context: BlockContext) -> str | 
     assert expand.residual is not None  # looked at before
     if _fact(expand.residual, context).shape != _fact(expand.node, context).shape:
         return "its residual is broadcast at this size"
-    tensors = (first.x, first.weight, expand.weight, expand.residual)
-    if len({_fact(tensor, context).dtype for tensor in tensors}) > 1:
+    images, weights = (first.x, expand.residual), (first.weight, expand.weight)
+    tensors = [images, weights] if isinstance(expand, QuantizedConv2d) else [images + weights]
+    if any(len({_fact(each, context).dtype for each in alike}) > 1 for alike in tensors):
         return "its tensors have several dtypes"
+    if not _continues(expand, first):
+        return f"it reads the output of {module_of(first.node)} in another unit"
     return None
 
 
-def _shortcut(expand: Conv2d) -> Conv2d | None:
+def _shortcut(expand: Convolution) -> Convolution | None:
     """The 1x1 convolution on the shortcut, where nobody else reads it."""
     conv = _conv(expand.residual)
     if conv is None or not conv.is_plain_1x1 or len(conv.node.users) != 1:
+        return None
+    if isinstance(expand, QuantizedConv2d) and (
+        not isinstance(conv, QuantizedConv2d) or _residual_unit(expand) != _unit(conv)
+    ):
         return None
     if (conv.pre_activation, conv.activation, conv.residual) != ("none", "none", None):
         return None
     return conv
 
 
-def _following(node: fx.Node) -> Conv2d | None:
+def _following(expand: Convolution) -> Convolution | None:
     """The next block's first convolution: 1x1, stride 1, ReLU; other readers do not matter."""
-    for user in node.users:
+    for user in expand.node.users:
         conv = _conv(user)
         if (
             conv is not None
-            and conv.x is node
+            and conv.x is expand.node
+            and _continues(conv, expand)
             and conv.is_plain_1x1
             and conv.stride == (1, 1)
-            and (conv.pre_activation, conv.activation, conv.residual) == ("none", "relu", None)
+            and _ends_in_relu(conv)
+            and conv.residual is None
         ):
             return conv
     return None
 
 
-def _spec(conv: Conv2d, context: BlockContext) -> ConvSpec:
+def _spec(conv: Convolution, context: BlockContext) -> ConvSpec:
     return conv.spec({conv.x: _fact(conv.x, context), conv.weight: conv.filters})
 
 
@@ -210,17 +268,17 @@ def _fact(node: fx.Node, context: BlockContext) -> Tensor:
     return fact
 
 
-def _filters(conv: Conv2d) -> int:
+def _filters(conv: Convolution) -> int:
     """How many it has, which are constants."""
     assert conv.filters is not None
     return int(conv.filters.shape[0])
 
 
 def _bottleneck_spec(
-    first: Conv2d,
-    expand: Conv2d,
-    shortcut: Conv2d | None,
-    following: Conv2d | None,
+    first: Convolution,
+    expand: Convolution,
+    shortcut: Convolution | None,
+    following: Convolution | None,
     context: BlockContext,
 ) -> BottleneckSpec:
     return BottleneckSpec(
@@ -228,46 +286,25 @@ def _bottleneck_spec(
         expand_k=_filters(expand),
         shortcut=None if shortcut is None else _spec(shortcut, context),
         next_k=None if following is None else _filters(following),
+        quantized=isinstance(expand, QuantizedConv2d),
     )
 
 
 def _write_bottleneck(
-    first: Conv2d, expand: Conv2d, shortcut: Conv2d | None, following: Conv2d | None
+    first: Convolution,
+    expand: Convolution,
+    shortcut: Convolution | None,
+    following: Convolution | None,
 ) -> None:
     node = expand.node
     graph = node.graph
-    bias, residual = expand.bias, expand.residual
-    assert residual is not None
+    if following is not None:  # its constants are read further down
+        for read in following.node.all_input_nodes:
+            if read.op == "get_attr" and read > node:
+                node.prepend(read)
     with graph.inserting_before(node):
-        if shortcut is not None:
-            residual = shortcut.x
-            bias = _sum_of_biases(graph, expand, shortcut)
-        if following is not None:  # its constants are read further down
-            for read in (following.weight, following.bias):
-                if isinstance(read, fx.Node) and read > node:
-                    node.prepend(read)
-        fused = call(
-            graph,
-            ops.bottleneck,
-            Bottleneck(
-                x=first.x,
-                weight=first.weight,
-                bias=first.bias,
-                expand_weight=expand.weight,
-                expand_bias=bias,
-                residual=residual,
-                shortcut_weight=None if shortcut is None else shortcut.weight,
-                shortcut_stride=(1, 1) if shortcut is None else shortcut.stride,
-                next_weight=None if following is None else following.weight,
-                next_bias=None if following is None else following.bias,
-                stride=first.stride,
-                padding=first.padding,
-                dilation=first.dilation,
-                groups=first.groups,
-                node=node,
-            ).args,
-            f"{label(node)}_tail",
-        )
+        block = _tail(first, expand, shortcut, following)
+        fused = call(graph, block.target, block.args, f"{label(node)}_tail")
         fused.meta["module"] = node.meta.get("module", "")
         results = [
             call(graph, operator.getitem, (fused, index), label(old))
@@ -281,6 +318,53 @@ def _write_bottleneck(
     gone = [following, expand, first, shortcut]
     erase_unused(conv.node for conv in gone if conv is not None)
     erase_unused(conv.bias for conv in (expand, shortcut) if conv is not None)
+
+
+def _tail(first: Any, expand: Any, shortcut: Any, following: Any) -> View:
+    """The operator for a block whose convolutions are all of one kind."""
+    residual = expand.residual if shortcut is None else shortcut.x
+    common: dict[str, Any] = {
+        "x": first.x,
+        "weight": first.weight,
+        "bias": first.bias,
+        "expand_weight": expand.weight,
+        "expand_bias": expand.bias,
+        "residual": residual,
+        "shortcut_weight": None if shortcut is None else shortcut.weight,
+        "shortcut_stride": (1, 1) if shortcut is None else shortcut.stride,
+        "next_weight": None if following is None else following.weight,
+        "next_bias": None if following is None else following.bias,
+        "stride": first.stride,
+        "padding": first.padding,
+        "dilation": first.dilation,
+        "groups": first.groups,
+        "node": expand.node,
+    }
+    if isinstance(expand, Conv2d):
+        if shortcut is not None:
+            common["expand_bias"] = _sum_of_biases(expand.node.graph, expand, shortcut)
+        return Bottleneck(**common)
+    nothing = _Unit(1.0, 0)
+    beside = _residual_unit(expand)
+    scales, zero_points = zip(
+        _read_unit(first),
+        _unit(first),
+        beside if shortcut is None else _read_unit(shortcut),
+        nothing if shortcut is None else beside,
+        _unit(expand),
+        nothing if following is None else _unit(following),
+        strict=True,
+    )
+    return QuantizedBottleneck(
+        **common,
+        weight_scale=first.weight_scale,
+        expand_weight_scale=expand.weight_scale,
+        shortcut_weight_scale=None if shortcut is None else shortcut.weight_scale,
+        shortcut_bias=None if shortcut is None else shortcut.bias,
+        next_weight_scale=None if following is None else following.weight_scale,
+        scales=scales,
+        zero_points=zero_points,
+    )
 
 
 def _sum_of_biases(graph: fx.Graph, expand: Conv2d, shortcut: Conv2d) -> Any:
@@ -310,9 +394,13 @@ def _fuse_stem(node: fx.Node, context: BlockContext) -> None:
         reason = f"{module_of(conv.node)} has groups or dilation"
     else:
         spec = StemSpec(
-            _spec(conv, context), pair(pool.kernel), pair(pool.stride), pair(pool.padding)
+            _spec(conv, context),
+            pair(pool.kernel),
+            pair(pool.stride),
+            pair(pool.padding),
+            quantized=isinstance(conv, QuantizedConv2d),
         )
-        image = _normalised(conv, context)
+        image = _normalised(conv, context) if isinstance(conv, Conv2d) else None
         if image is not None:
             reason = context.why_not(replace(spec, uint8=True))
             if reason is None:
@@ -373,21 +461,35 @@ def _dtype(conv: Conv2d) -> torch.dtype:
     return conv.filters.dtype
 
 
-def _write_stem(pool: MaxPool2d, conv: Conv2d, image: _Image | None = None) -> None:
-    stem = Stem(
-        x=conv.x if image is None else image.pixels,
-        weight=conv.weight,
-        bias=conv.bias,
-        stride=conv.stride,
-        padding=conv.padding,
-        activation=conv.activation,
-        pool_kernel=pool.kernel,
-        pool_stride=pool.stride,
-        pool_padding=pool.padding,
-        scale=None if image is None else image.scale,
-        shift=None if image is None else image.shift,
-        node=pool.node,
-    )
+def _write_stem(pool: MaxPool2d, conv: Convolution, image: _Image | None = None) -> None:
+    common: dict[str, Any] = {
+        "x": conv.x if image is None else image.pixels,
+        "weight": conv.weight,
+        "bias": conv.bias,
+        "stride": conv.stride,
+        "padding": conv.padding,
+        "activation": conv.activation,
+        "pool_kernel": pool.kernel,
+        "pool_stride": pool.stride,
+        "pool_padding": pool.padding,
+        "node": pool.node,
+    }
+    stem: View
+    if isinstance(conv, QuantizedConv2d):
+        stem = QuantizedStem(
+            **common,
+            weight_scale=conv.weight_scale,
+            x_scale=conv.x_scale,
+            x_zero_point=conv.x_zero_point,
+            scale=conv.scale,
+            zero_point=conv.zero_point,
+        )
+    else:
+        stem = Stem(
+            **common,
+            scale=None if image is None else image.scale,
+            shift=None if image is None else image.shift,
+        )
     _stand_for(pool.node, stem.target, stem.args, named_after=conv.node)
     erase_unused([conv.node, *(() if image is None else image.steps)])
 

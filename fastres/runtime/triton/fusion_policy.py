@@ -12,12 +12,16 @@ from fastres.runtime.triton.fuse_blocks import BlockSpec, FusionPolicy
 
 
 def by_model(precision: str, gpu: Gpu) -> FusionPolicy:
-    """By the modelled time on a GPU."""
+    """By the modelled time on a GPU, of blocks of floats in ``precision``."""
 
     possible = if_it_fits(precision, gpu)
 
     def why_not(spec: BlockSpec) -> str | None:
-        return why_library(gpu) or possible(spec) or why_not_fused(spec, precision, gpu)
+        return (
+            why_library(gpu)
+            or possible(spec)
+            or why_not_fused(spec, _precision(spec, precision), gpu)
+        )
 
     return why_not
 
@@ -50,10 +54,15 @@ def if_it_fits(precision: str, gpu: Gpu) -> FusionPolicy:
 
 def _fits(spec: BlockSpec, precision: str, gpu: Gpu) -> bool:
     if isinstance(spec, BottleneckSpec):
-        return bottleneck.fits(spec, precision, gpu.architecture)
+        return bottleneck.fits(spec, _precision(spec, precision), gpu.architecture)
     if isinstance(spec, StemSpec):
-        return stem.choose_stem(spec, precision, gpu) is not None
+        return stem.choose_stem(spec, _precision(spec, precision), gpu) is not None
     return True
+
+
+def _precision(spec: BlockSpec, of_floats: str) -> str:
+    quantized = isinstance(spec, (BottleneckSpec, StemSpec)) and spec.quantized
+    return "int8" if quantized else of_floats
 
 
 def if_supported(spec: BlockSpec) -> str | None:

@@ -75,7 +75,8 @@ def plan_for(
 
     copied = fuse_blocks.copy(module)
     precision = numbers.of_convolution(main_dtype(module))
-    filling = pays_wherever if tactics.interpreted else filling_pays(precision, tactics.gpu)
+    first = "int8" if _is_quantized(module) else precision
+    filling = pays_wherever if tactics.interpreted else filling_pays(first, tactics.gpu)
     facts = propagate(copied, inputs)
     if fill_channels.run(copied, facts, filling):
         facts = propagate(copied, inputs)
@@ -95,13 +96,24 @@ def plan_for(
     return Planned(copied, plan, context.refused)
 
 
-_TUNED = (ops.conv2d, ops.linear, ops.bottleneck, ops.conv2d_max_pool2d, ops.pool_linear)
+_TUNED = (
+    *(ops.conv2d, ops.linear, ops.bottleneck, ops.conv2d_max_pool2d, ops.pool_linear),
+    *(ops.quantized_conv2d, ops.quantized_bottleneck, ops.quantized_conv2d_max_pool2d),
+    ops.quantized_linear,
+)
 
 
 def main_dtype(module: fx.GraphModule) -> torch.dtype:
-    """Dtype of the first convolution's weight."""
+    """Dtype of the weight of the first convolution of floats."""
     for node in module.graph.find_nodes(op="call_function", target=ops.conv2d):
         weight = constant(arguments(node)[1])
         if weight is not None:
             return weight.dtype
     return torch.float32
+
+
+def _is_quantized(module: fx.GraphModule) -> bool:
+    """Whether the first convolution is one of integers."""
+    convolutions = (n for n in module.graph.nodes if is_call(n, ops.conv2d, ops.quantized_conv2d))
+    first = next(convolutions, None)
+    return first is not None and first.target is ops.quantized_conv2d

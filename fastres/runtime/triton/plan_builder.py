@@ -153,11 +153,13 @@ class PlanBuilder:
         name = node.name if index is None else f"{node.name}:{index}"
         return dense(name, fact.shape, fact.dtype)
 
-    def scratch(self, node: fx.Node, nbytes: int) -> tuple[Value, ...]:
-        """Memory in float32 for a step's own use; none for no bytes."""
+    def scratch(
+        self, node: fx.Node, nbytes: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Value, ...]:
+        """Memory for a step's own use, in a ``dtype`` of four bytes; none for no bytes."""
         if nbytes == 0:
             return ()
-        return (dense(f"{node.name}:scratch", (-(-nbytes // 4),), torch.float32),)
+        return (dense(f"{node.name}:scratch", (-(-nbytes // 4),), dtype),)
 
     def counters(self, node: fx.Node, count: int) -> tuple[Value, ...]:
         """So many numbers in int32 that a step's kernels count with, from zero; none for none."""
@@ -243,7 +245,13 @@ class PlanBuilder:
     def leave(self, node: fx.Node) -> bool:
         """Let torch compute ``node`` by the operator's own meaning."""
         if node.target in KERNELS_OF_SOME:
-            self.remark(node, str(node.target), "the kernel takes images [N, C, H, W] of floats")
+            has_kernel = node.target is torch.ops.aten.avg_pool2d.default
+            reason = (
+                "the kernel takes images [N, C, H, W] of floats"
+                if has_kernel
+                else "the triton engine has no kernel for it"
+            )
+            self.remark(node, str(node.target), reason)
         return self.append(node, self.torch_step(node))
 
     def value(self, name: str) -> Value:

@@ -28,6 +28,8 @@ from fastres.runtime.triton.fallback import fused_conv2d, supports_fused
 from fastres.runtime.triton.plan import KernelStep
 from fastres.runtime.triton.plan_builder import PlanBuilder, Rule
 from fastres.runtime.triton.rules_blocks import BlockRules
+from fastres.runtime.triton.rules_quantized import QuantizedRules
+from fastres.runtime.triton.rules_quantized_blocks import QuantizedBlockRules
 from fastres.runtime.triton.rules_simple import SIMPLE_RULES
 from fastres.runtime.triton.tactics import Layer, Library, Tactics
 
@@ -44,6 +46,8 @@ class Rules:
             ops.linear: self.linear,
             **SIMPLE_RULES,
             **blocks.table,
+            **QuantizedRules(tactics).table,
+            **QuantizedBlockRules(tactics).table,
         }
 
     def conv2d(self, builder: PlanBuilder, node: fx.Node) -> bool:

@@ -81,8 +81,9 @@ def scale_shift(builder: PlanBuilder, node: fx.Node) -> bool:
 
 
 def max_pool2d(builder: PlanBuilder, node: fx.Node) -> bool:
-    """Largest value under each window."""
-    return _pool(builder, node, lambda x, out, *window: max_pool2d_calls(x, out, *window))
+    """Largest value under each window, of bytes as they are."""
+    calls = max_pool2d_calls
+    return _pool(builder, node, lambda x, out, *window: calls(x, out, *window), torch.uint8)
 
 
 def avg_pool2d(builder: PlanBuilder, node: fx.Node) -> bool:
@@ -96,10 +97,11 @@ def avg_pool2d(builder: PlanBuilder, node: fx.Node) -> bool:
     return _pool(builder, node, lambda x, out, *_: avg_pool2d_calls(x, out, *window))
 
 
-def _pool(builder: PlanBuilder, node: fx.Node, launch: Any) -> bool:
+def _pool(builder: PlanBuilder, node: fx.Node, launch: Any, *others: torch.dtype) -> bool:
+    """``others``: dtypes beside floats that the kernel takes."""
     x, *window = arguments(node)
     fact = builder.facts[x]
-    if fact.dim() != 4 or fact.dtype not in FLOATING:
+    if fact.dim() != 4 or fact.dtype not in (*FLOATING, *others):
         return False
     given, out = builder.input(x), builder.output(node)
 

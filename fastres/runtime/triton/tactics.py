@@ -36,9 +36,15 @@ CANDIDATES = 24
 LAUNCHES, ROUNDS = 10, 5
 """A candidate's time is that of so many launches in a row, the fastest of so many rounds."""
 
-DISAGREEMENT = {torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6, torch.float32: 2.0**-9}
+DISAGREEMENT = {
+    torch.float16: 2.0**-9,
+    torch.bfloat16: 2.0**-6,
+    torch.float32: 2.0**-9,
+    torch.uint8: 0.0,
+}
 """By dtype, how far results may lie apart in parts of the largest: each is rounded once, to the
 dtype or before that to TF32, and sums are taken in another order. A wrong tile is off by far more.
+int8's integers are the same in any order.
 """
 
 Library: TypeAlias = "Callable[[], TorchStep]"
@@ -289,7 +295,10 @@ class Tuner:
             value = values(name)
             tensors[name] = value.within(self.device.allocate(value.nbytes), 0)
             generator = torch.Generator(tensors[name].device).manual_seed(0)  # not the caller's
-            tensors[name].normal_(generator=generator)
+            if value.dtype == torch.uint8:
+                tensors[name].random_(0, 256, generator=generator)
+            else:
+                tensors[name].normal_(generator=generator)
         if isinstance(step, KernelStep):
             for value in (*step.writes, *step.scratch, *step.zeroed):
                 tensors[value.name] = value.within(self.device.allocate(value.nbytes), 0)

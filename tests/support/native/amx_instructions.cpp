@@ -1,4 +1,5 @@
-// AMX's instructions in software, for tests on processors that do not have them.
+// AMX's instructions in software, for tests on processors that do not have them, and AVX-VNNI's
+// VPDPBUSD.
 //
 // Such a processor raises SIGILL at each. The handler here decodes the instruction from the machine
 // code, does what the manual says on tile registers of its own, one set per thread, and goes on
@@ -23,7 +24,17 @@ namespace {
 
 constexpr int kTiles = 8, kRows = 16, kRowBytes = 64;
 
-enum Instruction { kConfigure, kRelease, kZero, kLoad, kStore, kProduct, kInstructions };
+enum Instruction {
+    kConfigure,
+    kRelease,
+    kZero,
+    kLoad,
+    kStore,
+    kProduct,
+    kByteProduct,
+    kVectorProduct,
+    kInstructions
+};
 
 std::atomic<uint64_t> counts[kInstructions];
 struct sigaction before;
@@ -110,14 +121,77 @@ __attribute__((noinline, target("avx512f,fma"))) void multiply(int to, int left,
     }
 }
 
-void product(int to, int left, int right) {
+void expect_product(int to, int left, int right) {
     for (const int tile : {to, left, right}) expect_tile(tile);
-    expect(to != left && to != right && left != right, "TDPBF16PS: a register twice");
+    expect(to != left && to != right && left != right, "a product with a register twice");
     expect(tiles.bytes[to] % 4 == 0 && tiles.bytes[left] % 4 == 0 && tiles.bytes[right] % 4 == 0,
-           "TDPBF16PS: rows that are not whole numbers");
-    expect(tiles.rows[to] == tiles.rows[left], "TDPBF16PS: rows of sums and left factor");
-    expect(tiles.bytes[to] == tiles.bytes[right], "TDPBF16PS: columns of sums and right factor");
-    expect(tiles.bytes[left] / 4 == tiles.rows[right], "TDPBF16PS: terms of the two factors");
+           "a product of rows that are not whole numbers");
+    expect(tiles.rows[to] == tiles.rows[left], "a product: rows of sums and left factor");
+    expect(tiles.bytes[to] == tiles.bytes[right], "a product: columns of sums and right factor");
+    expect(tiles.bytes[left] / 4 == tiles.rows[right], "a product: terms of the two factors");
+}
+
+// Four products of unsigned and signed bytes, added to a sum without saturation.
+uint32_t dot(uint32_t sum, const uint8_t *left, const uint8_t *right) {
+    for (int i = 0; i < 4; i++) sum += (uint32_t)((int32_t)left[i] * (int32_t)(int8_t)right[i]);
+    return sum;
+}
+
+void byte_product(int to, int left, int right) {
+    expect_product(to, left, right);
+    for (int row = 0; row < tiles.rows[to]; row++)
+        for (int n = 0; n < tiles.bytes[to] / 4; n++) {
+            uint32_t sum;
+            memcpy(&sum, &tiles.data[to][row][4 * n], 4);
+            for (int k = 0; k < tiles.bytes[left] / 4; k++)
+                sum = dot(sum, &tiles.data[left][row][4 * k], &tiles.data[right][k][4 * n]);
+            memcpy(&tiles.data[to][row][4 * n], &sum, 4);
+        }
+}
+
+// The vector registers of the thread that was interrupted, as XSAVE leaves them: the lower halves
+// among the old registers, the upper ones apart (manual, volume 1, "Standard Format of XSAVE
+// Area").
+class Vectors {
+public:
+    explicit Vectors(void *area) : area_((uint8_t *)area) {
+        uint32_t magic;
+        memcpy(&magic, area_ + 464, 4);
+        expect(magic == 0x46505853, "the system saved no vector registers");
+    }
+    void load(int number, uint8_t (&to)[32]) const {
+        memset(to, 0, 32);
+        if (area_[kState] & 2) memcpy(to, area_ + 160 + 16 * number, 16);
+        if (area_[kState] & 4) memcpy(to + 16, area_ + 576 + 16 * number, 16);
+    }
+    void store(int number, const uint8_t (&from)[32]) {
+        for (const int part : {2, 4})  // what was in its first state is now zeros in memory
+            if (!(area_[kState] & part)) memset(area_ + (part == 2 ? 160 : 576), 0, 256);
+        area_[kState] |= 6;
+        memcpy(area_ + 160 + 16 * number, from, 16);
+        memcpy(area_ + 576 + 16 * number, from + 16, 16);
+    }
+
+private:
+    static constexpr int kState = 512;
+    uint8_t *area_;
+};
+
+void vector_product(Vectors vectors, int to, int left, const uint8_t *right) {
+    uint8_t sums[32], factors[32];
+    vectors.load(to, sums);
+    vectors.load(left, factors);
+    for (int n = 0; n < 32; n += 4) {
+        uint32_t sum;
+        memcpy(&sum, sums + n, 4);
+        sum = dot(sum, factors + n, right + n);
+        memcpy(sums + n, &sum, 4);
+    }
+    vectors.store(to, sums);
+}
+
+void product(int to, int left, int right) {
+    expect_product(to, left, right);
     constexpr unsigned kZeroDenormals = 0x8040, kDefault = 0x1f80;  // round half to even, no traps
     const unsigned control = _mm_getcsr();
     _mm_setcsr(kDefault | kZeroDenormals);
@@ -163,7 +237,7 @@ Operand operand(const greg_t *registers, const uint8_t *modrm, int index_high, i
 }
 
 // Does the instruction at `code` and returns its length; 0 where it is not one of these.
-int execute(const uint8_t *code, const greg_t *registers) {
+int execute(const uint8_t *code, const greg_t *registers, void *vectors) {
     if (code[0] != 0xc4 || (code[1] & 0x1f) != 2) return 0;  // a VEX prefix of 3 bytes, map 0F38
     const bool reg_high = !(code[1] & 0x80), wide = code[2] & 0x80, vex_256 = code[2] & 4;
     const int index_high = !(code[1] & 0x40), base_high = !(code[1] & 0x20);
@@ -171,7 +245,26 @@ int execute(const uint8_t *code, const greg_t *registers) {
     const int opcode = code[3], modrm = code[4];
     const bool in_register = modrm >> 6 == 3;
     const int reg = (modrm >> 3 & 7) | reg_high << 3, rm = modrm & 7;
+    if (opcode == 0x50 && prefix == 1 && !wide && vex_256) {
+        uint8_t right[32];
+        int bytes = 5;
+        if (in_register) {
+            Vectors(vectors).load(rm | base_high << 3, right);
+        } else {
+            const Operand o = operand(registers, code + 4, index_high, base_high);
+            memcpy(right, (const uint8_t *)(o.address + (uint64_t)o.index), 32);
+            bytes = 4 + o.bytes;
+        }
+        vector_product(Vectors(vectors), reg, third, right);
+        counts[kVectorProduct]++;
+        return bytes;
+    }
     if (wide || vex_256) return 0;
+    if (opcode == 0x5e && prefix == 1 && in_register) {
+        byte_product(reg, rm | base_high << 3, third);
+        counts[kByteProduct]++;
+        return 5;
+    }
     if (opcode == 0x5c && prefix == 2 && in_register) {
         product(reg, rm | base_high << 3, third);
         counts[kProduct]++;
@@ -209,8 +302,9 @@ int execute(const uint8_t *code, const greg_t *registers) {
 }
 
 void handle(int, siginfo_t *, void *context) {
-    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
-    const int bytes = execute((const uint8_t *)registers[REG_RIP], registers);
+    mcontext_t &machine = ((ucontext_t *)context)->uc_mcontext;
+    greg_t *registers = machine.gregs;
+    const int bytes = execute((const uint8_t *)registers[REG_RIP], registers, machine.fpregs);
     if (bytes == 0) sigaction(SIGILL, &before, nullptr);  // and the instruction is tried again
     registers[REG_RIP] += bytes;
 }

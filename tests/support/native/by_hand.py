@@ -18,7 +18,8 @@ from fastres.ir.graph import output_nodes
 from fastres.ir.shapes import shapes
 from fastres.kernels import reference
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.lower import LoweredSubgraph, lower, refusal
+from fastres.runtime.native.lower import lower, refusal
+from fastres.runtime.native.operations import LoweredSubgraph
 from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.subgraph import NativeSubgraph
 from tests.support.native.emulator import loaded

@@ -1,6 +1,6 @@
-"""AMX on processors without it: the tile instructions in software, all else on the processor.
+"""AMX and AVX-VNNI on processors without: their instructions in software, all else as it is.
 
-``amx_instructions.cpp`` is compiled by whoever first asks, and catches the tile instructions of the
+``amx_instructions.cpp`` is compiled by whoever first asks, and catches these instructions of the
 compiled library as they come by. What remains unproven with it is that the hardware does what its
 manual says, and how fast.
 """
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +24,18 @@ from fastres.runtime.native import library
 from tests.support.cxx import COMPILER
 
 SOURCE = Path(__file__).with_name("amx_instructions.cpp")
-INSTRUCTIONS = ("configure", "release", "zero", "load", "store", "product")
+INSTRUCTIONS = (
+    *("configure", "release", "zero", "load", "store", "product", "byte product"),
+    "vector product",
+)
 
 
 @dataclass
 class Counts:
-    """How many tile instructions were done in software, by :data:`INSTRUCTIONS`.
+    """How many instructions were done in software, by :data:`INSTRUCTIONS`.
 
     Attributes:
-        done: empty until the end of :func:`tile_instructions`, and where the processor has AMX.
+        done: empty until the end of :func:`emulated`, and where the processor has them.
         hardware: whether the processor did them itself.
     """
 
@@ -61,18 +64,29 @@ def _compiled() -> ctypes.CDLL:
         return ctypes.CDLL(str(output))
 
 
-@contextmanager
-def tile_instructions() -> Iterator[Counts]:
-    """Let all threads of the process use AMX-BF16; skips the test where that cannot be.
+NEEDS = {
+    "amx_bf16": ("avx512_bf16",),
+    "amx_int8": ("avx512_bf16", "avx512_vnni"),
+    "avx_vnni": ("avx2",),
+}
+"""What can be had in software, and what the rest of the library's code for it needs."""
 
-    The rest of the library's AMX code needs AVX-512 with bfloat16.
-    """
+
+def tile_instructions() -> AbstractContextManager[Counts]:
+    """:func:`emulated` for AMX-BF16."""
+    return emulated("amx_bf16")
+
+
+@contextmanager
+def emulated(isa: str) -> Iterator[Counts]:
+    """Let all threads of the process use an instruction set; skips the test where they cannot."""
     isas = loaded().isas
-    if "amx_bf16" in isas:
+    if isa in isas:
         yield Counts({}, hardware=True)
         return
-    if "avx512_bf16" not in isas:
-        pytest.skip("needs a processor with AVX512_BF16")
+    missing = [name for name in NEEDS.get(isa, (isa,)) if name not in isas]
+    if missing:
+        pytest.skip(f"needs a processor with {', '.join(missing)}")
     if sys.platform != "linux" or platform.machine() != "x86_64":
         pytest.skip("needs Linux on x86-64")
     if COMPILER is None:

@@ -1,7 +1,8 @@
 """A subgraph's memory, poisoned before a run and examined after it.
 
-A plan relies on zeros in the borders of its buffers and in lanes without a channel. Whatever else
-its memory holds, it must be written before it is read; and nothing outside the buffers is written.
+A plan relies on zeros in the borders of its buffers and in lanes without a channel; of uint8 on the
+borders alone, which hold what stands for zero. Whatever else its memory holds, it must be written
+before it is read; and nothing outside the buffers is written.
 """
 
 from __future__ import annotations
@@ -34,32 +35,37 @@ class Places:
     """What each byte of a plan's memory is for.
 
     Attributes:
-        zeros: borders, and lanes without a channel.
+        zeros: borders, and lanes without a channel that have to be zero.
+        wanted: what every byte holds that is one of them.
         strangers: of no buffer, and of no thread's scratch memory.
     """
 
     zeros: Mask
+    wanted: Bytes
     strangers: Mask
 
 
 def places(plan: Plan, threads: int) -> Places:
     """The places of a plan that as many threads run together."""
     zeros, strangers = np.zeros(plan.arena_bytes, np.bool_), np.ones(plan.arena_bytes, np.bool_)
+    wanted = np.zeros(plan.arena_bytes, np.uint8)
     for buffer in plan.buffers:
         at = slice(buffer.offset, buffer.offset + buffer.bytes)
         assert strangers[at].all(), "two buffers share memory"
         strangers[at] = False
         zeros[at] = np.tile(_zeros_of_image(buffer.layout), buffer.images)
+        wanted[at] = buffer.layout.fill
     for op in plan.ops:
         scratch = slice(op.scratch_offset, op.scratch_offset + op.scratch_bytes * threads)
         assert strangers[scratch].all(), "scratch memory lies in a buffer"
     for op in plan.ops:
         strangers[op.scratch_offset : op.scratch_offset + op.scratch_bytes * threads] = False
-    return Places(zeros, strangers)
+    return Places(zeros, wanted, strangers)
 
 
 def _zeros_of_image(layout: Layout) -> Mask:
     mask = np.ones((layout.blocks, layout.plane), np.bool_)
+    is_uint8 = layout.dtype == torch.uint8
     top, left, bottom, right = layout.border
     rows, columns = top + layout.height + bottom, left + layout.width + right
     for block in range(layout.blocks):
@@ -67,7 +73,7 @@ def _zeros_of_image(layout: Layout) -> Mask:
         lanes = layout.channels if layout.small else layout.channels - block * layout.lanes
         used = min(lanes, layout.lanes, layout.pixel // layout.dtype.itemsize)
         inside = pixels[top : top + layout.height, left : left + layout.width]
-        inside[..., : used * layout.dtype.itemsize] = False
+        inside[..., : layout.pixel if is_uint8 else used * layout.dtype.itemsize] = False
     return mask.reshape(-1)
 
 
@@ -105,6 +111,9 @@ class Examined:
             plan.arena_bytes, None, 0,
         )  # fmt: skip
         assert self._handle
+        for buffer in plan.buffers:
+            fill = (buffer.offset, buffer.bytes, buffer.layout.fill)
+            assert self._library.plan_fill(self._handle, *fill) == 0
         self._memory = torch.zeros(lines, 16)
 
     def close(self) -> None:
@@ -136,15 +145,19 @@ class Examined:
         memory = self._memory.numpy().view(np.uint8).reshape(-1)[: self.plan.arena_bytes]
         return outputs, memory.copy()
 
+    def _keeps(self, memory: Bytes) -> bool:
+        zeros = self.places.zeros
+        return bool((memory[zeros] == self.places.wanted[zeros]).all())
+
     def check(self, inputs: Sequence[Tensor]) -> None:
         """Run on zeroed and on poisoned memory, twice each.
 
         Raises:
-            AssertionError: results differ; a border or a lane without a channel is not zero; a
-                byte of nobody's was written.
+            AssertionError: results differ; a border or a lane without a channel does not hold what
+                it should; a byte of nobody's was written.
         """
         clean, memory = self.run(inputs)
-        assert not memory[self.places.zeros].any(), "written: a border or a lane without a channel"
+        assert self._keeps(memory), "written: a border or a lane without a channel"
         assert not memory[self.places.strangers].any(), "written: what belongs to no buffer"
         for byte in (POISON, 0x7F):
             self.poison(byte)
@@ -152,5 +165,5 @@ class Examined:
                 results, memory = self.run(inputs)
                 for one, other in zip(results, clean, strict=True):
                     assert torch.equal(one, other), "the result depends on what memory held"
-                assert not memory[self.places.zeros].any(), "written: a border or an empty lane"
+                assert self._keeps(memory), "written: a border or an empty lane"
                 assert (memory[self.places.strangers] == byte).all(), "written: nobody's memory"

@@ -8,19 +8,25 @@ lanes of weights and bias that hold NaN.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fastres.kernels.activations import ACTIVATIONS as TABLE
 from fastres.runtime.native.abi import (
     ACTIVATIONS,
     INPUT,
     ISAS,
     KINDS,
     OUTPUT,
+    CFunction,
     COp,
     COutside,
     CPhase,
@@ -118,14 +124,40 @@ def aligned(count: int, dtype: Any) -> Array:
 
 def activate(x: Array, kind: str) -> Array:
     """An activation in float64; NaN stays NaN."""
-    if kind == "relu":
-        return np.maximum(x, 0)
-    if kind == "relu6":
-        return np.clip(x, 0, 6)
-    if kind == "hardswish":
-        gate: Array = np.clip(x + 3, 0, 6) / 6
-        return np.multiply(x, gate)
-    return x
+    result: Array = FUNCTIONS[kind](torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    return result
+
+
+VALUES = {"leaky_relu": (0.125, 0.0), "elu": (0.75, 1.5), "clamp": (-0.75, 1.25)}
+"""The parameters of functions that have such; of float32 that are exact."""
+
+SLOPES = np.linspace(-1.0, 2.0, 32, dtype=np.float32)
+"""A panel's, of ``prelu``."""
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: row.reference for name, row in TABLE.items()},
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "tanh": torch.tanh,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=VALUES["leaky_relu"][0]),
+    "prelu": lambda x: torch.where(
+        x > 0, x, x * torch.from_numpy(SLOPES).double().repeat(x.shape[1] // 32)
+    ),
+    "elu": lambda x: VALUES["elu"][1] * F.elu(x, VALUES["elu"][0]),
+    "mish": F.mish,
+    "clamp": partial(torch.clamp, min=VALUES["clamp"][0], max=VALUES["clamp"][1]),
+}
+"""What each of the library's functions means."""
+
+STEEPEST = {"none": 1.0, "relu": 1.0, "relu6": 1.0, "prelu": 2.0}
+"""The largest slope of a function; of all others at most 1.5."""
+
+
+def structure(kind: str) -> CFunction:
+    """A function with its parameters as the library takes it."""
+    return CFunction(ACTIVATIONS[kind], VALUES.get(kind, (0.0, 0.0)))
 
 
 class Stored:
@@ -231,7 +263,7 @@ class Setting:
         if case.residual:
             x = x + self.stored.unpack(self._lines(self.residual, self._from))
         x = activate(x, case.after)
-        steepness = 1.5 ** [case.before, case.after].count("hardswish")
+        steepness = STEEPEST.get(case.before, 1.5) * STEEPEST.get(case.after, 1.5)
         bound = bound * steepness + 4 * 2.0**-24 * (np.abs(x) + size)
         if case.rows:
             return x[:, : case.channels], bound[:, : case.channels]
@@ -260,6 +292,7 @@ class Setting:
             output = aligned(self._blocks * self._slots * stored.lanes, stored.dtype)
             to = self._to * 16
         output.view(np.uint8)[:] = UNTOUCHED
+        self._slopes = np.tile(SLOPES, case.panels)
         tables = [
             self._table(self.px, list(range(0, count, 16))),
             self._table(to),
@@ -271,8 +304,9 @@ class Setting:
             isa=ISAS.index(self.isa),
             dtype=int(stored.bfloat16),
             images=1,
-            before=ACTIVATIONS[case.before],
-            after=ACTIVATIONS[case.after],
+            before=structure(case.before),
+            after=structure(case.after),
+            slopes=self._slopes.ctypes.data,
             has_residual=case.residual,
             rows=case.rows,
             weights=self.weights.ctypes.data,

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastres.ir import ops
+from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import ConvSpec
-from fastres.runtime.native.abi import ACTIVATIONS
-from fastres.runtime.native.lower import LEAST_PER_GROUP
 from tests.support.native.by_hand import rounded
 
 CHANNELS = (1, 3, 4, 8, 9, 16, 17, 31, 32, 33, 40, 64, 70)
@@ -32,11 +31,14 @@ def specs(draw: st.DrawFn) -> ConvSpec:
     padding = few(0, 3), few(0, 3), few(0, 3), few(0, 3)
     least_h = max(1, dilation[0] * (r - 1) + 1 - padding[0] - padding[2])
     least_w = max(1, dilation[1] * (s - 1) + 1 - padding[1] - padding[3])
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8]))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8, 9, 40, None]))
     if groups == 1:
         c, k = draw(st.sampled_from(CHANNELS)), draw(st.sampled_from(CHANNELS))
+    elif groups is None:
+        c = k = groups = draw(st.sampled_from(CHANNELS))
     else:
-        c, k = groups * few(LEAST_PER_GROUP, 20), groups * few(1, 20)
+        most = 20 if groups < 10 else 5
+        c, k = groups * few(1, most), groups * few(1, most)
     return ConvSpec(
         few(1, 4), c, few(least_h, least_h + 5), few(least_w, least_w + 5), k, r, s,
         (few(1, 5), few(1, 5)), padding, dilation, groups,
@@ -103,8 +105,8 @@ class _Building:
             [r // 2, s // 2, r // 2, s // 2],
         )
         padding = self.one_of([padding, [1, 0, 0, 2], padding])
-        groups = self.one_of(g for g in (1, 1, 2, 4) if c % g == 0 and (g == 1 or c // g >= 4))
-        k = groups * self.one_of([4, 8, 16, 17] if groups > 1 else [8, 24, 32, 48])
+        groups = self.one_of(g for g in (1, 1, 2, 4, 8, c) if c % g == 0)
+        k = groups * self.one_of([1, 2, 4, 17] if groups > 1 else [8, 24, 32, 48])
         k = self.one_of([k, c if c % groups == 0 else k])
         p = (h + padding[0] + padding[2] - r) // stride[0] + 1
         q = (w + padding[1] + padding[3] - s) // stride[1] + 1

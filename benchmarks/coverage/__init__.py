@@ -1,0 +1,3 @@
+"""How much of public architectures runs natively, and how fast; see ``__main__.py``."""
+
+from __future__ import annotations

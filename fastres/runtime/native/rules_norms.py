@@ -1,0 +1,59 @@
+"""Normalisation by an image's own mean and variance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from fastres.ir.graph import argument_of, arguments, constant
+from fastres.runtime.native.operations import Named
+from fastres.runtime.native.rules_maps import FLOATS
+from fastres.runtime.native.subgraph_builder import Facts, Rule, SubgraphBuilder, is_batch
+
+aten = torch.ops.aten
+
+
+def _read(node: fx.Node, facts: Facts) -> tuple[int, Any, Any, Any]:
+    """The number of groups, weight, bias and what is added to the variance."""
+    args = (*arguments(node), *(None,) * 8)
+    if node.target is aten.instance_norm.default:
+        return int(facts[args[0]].shape[1]), args[1], args[2], args[7]
+    return args[1], args[2], args[3], argument_of(node, 4, "eps", 1e-5)
+
+
+def _refusal(node: fx.Node, facts: Facts) -> str | None:
+    x = facts[arguments(node)[0]]
+    if not is_batch(x) or x.dim() != 4 or x.dtype not in FLOATS:
+        return "its input is no batch of images"
+    if node.target is aten.instance_norm.default and not arguments(node)[5]:
+        return "it normalises with numbers of its own"
+    groups, weight, bias, epsilon = _read(node, facts)
+    if any(each is not None and constant(each) is None for each in (weight, bias)):
+        return "its weight is computed from the input"
+    plain = isinstance(groups, int) and isinstance(epsilon, float)
+    return None if plain else "its arguments are computed from the input"
+
+
+def _lower(builder: SubgraphBuilder, node: fx.Node) -> None:
+    groups, weight, bias, epsilon = _read(node, builder.facts)
+    builder.append(
+        "group_norm",
+        node,
+        arguments(node)[0],
+        groups=groups,
+        epsilon=epsilon,
+        scale=_vector(weight),
+        shift=_vector(bias),
+    )
+
+
+def _vector(node: Any) -> Named | None:
+    value = constant(node)
+    return None if value is None else (f"{node.target} for {len(value)}", value)
+
+
+_RULE = Rule(_refusal, _lower)
+
+RULES: dict[Any, Rule] = {aten.group_norm.default: _RULE, aten.instance_norm.default: _RULE}
