@@ -158,7 +158,7 @@ def test_what_overflows_is_not_taken(
     monkeypatch.setattr(precision_choice, "AUTOMATIC", {"cpu": ("fp16",)})
     model, x = overflowing(), images(2)
     options = {"calibration": [x]} if calibrated else {}
-    precision, notes = taken(model, x, **options)
+    precision, notes = taken(model, x, engine="eager", **options)
     assert precision == ("float16" if calibrated else "float32")
     assert any("a: stays in float32: its values reach" in note for note in notes) == calibrated
     (tried,) = [note for note in notes if note.startswith("tried fp16")]
@@ -171,7 +171,7 @@ def test_what_overflows_on_the_sample_alone_is_not_taken(
 ) -> None:
     monkeypatch.setattr(precision_choice, "AUTOMATIC", {"cpu": ("fp16",)})
     model, x = overflowing(), images(2)
-    precision, notes = taken(model, x, calibration=[x * 1e-4])
+    precision, notes = taken(model, x, calibration=[x * 1e-4], engine="eager")
     assert precision == "float32"
     (tried,) = [note for note in notes if note.startswith("tried fp16")]
     assert "float16 ends at 65504: calibrate on images like these" in tried
@@ -182,9 +182,9 @@ def test_a_model_that_overflows_itself_is_not_its_own_choice(speeds: dict[str, f
     model, x = overflowing().half(), images(2).half()
     speeds.update(float16=1.0, float32=4.0)
     with pytest.warns(FastresWarning, match="float16 ends at 65504"):
-        plain = fastres.optimize(model, x[:1])
+        plain = fastres.optimize(model, x[:1], engine="eager")
     assert plain.report.precision == "float16"
-    precision, notes = taken(model, x, max_error=1.0)
+    precision, notes = taken(model, x, max_error=1.0, engine="eager")
     assert precision in ("float32", "bfloat16")
     (own,) = [note for note in notes if note.startswith("tried own")]
     assert "of its answers overflow" in own

@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from fastres.accuracy.relative_error import ErrorSums
 from fastres.errors import InputError
 from fastres.ir.propagate import propagate
+from fastres.runtime import float16
 from fastres.system.versions import why_not_interpreted
 from tests.support.optimizing import optimize
-from tests.support.oracle import PRECISIONS
+from tests.support.oracle import PRECISIONS, in_precision
 from tests.support.small import Net, assert_right, conv, images, measured, net, pair_net
 from tests.zoo.quirks_residual import AverageShortcut, LongSkip, SqueezeExcite
 from tests.zoo.resblk import ConcatenationNetwork, ResBlkNetwork
@@ -91,11 +94,43 @@ def check_engines(model: nn.Module, size: tuple[int, ...], precision: str) -> No
 def test_auto_is_the_fastest_engine_that_takes_the_model() -> None:
     model = measured(nn.Sequential(conv()))
     assert optimize(model, images(2)).engine == "native"
-    fast = optimize(model.half(), images(2).half())
-    assert fast.engine == "eager"
-    for engine, note in zip(("native", "onednn"), fast.report.notes, strict=True):
-        said = f"the {engine} engine was passed over: oneDNN has no torch.float16 kernels"
-        assert note.startswith(said)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("engine", ["native", "onednn"])
+@pytest.mark.parametrize("name", ["plain", "islands", "two outputs"])
+def test_float16_is_computed_in_float32(engine: str, name: str) -> None:
+    """Nearer to float64 than torch's float16; what goes in and comes out is float16."""
+    forwards = {
+        "plain": lambda m, x: m.b(m.a(x).relu()).mean((2, 3)),
+        "islands": lambda m, x: m.b(torch.softmax(m.a(x).float(), 1).to(x.dtype)),
+        "two outputs": lambda m, x: (m.a(x), m.b(m.a(x)).float(), x),
+    }
+    model = net(forwards[name], a=conv(4, 20), b=conv(20, 7)).half()
+    x = images(2, 4, 9, 11).half()
+    fast = optimize(model, x, engine=engine)
+    assert (fast.engine, fast.report.precision) == (engine, "float16")
+    assert float16.NOTE in fast.report.notes
+    results = fast(x), optimize(model, x, engine="eager")(x)
+    exact = in_precision(model, torch.float64)(x.double()) if name != "islands" else None
+    for y, half in zip(*map(pytree.tree_leaves, results), strict=True):
+        assert (y.dtype, y.shape) == (half.dtype, half.shape)
+        torch.testing.assert_close(y, half, rtol=1e-2, atol=1e-2)
+    if exact is not None:
+        sums = ErrorSums(torch.finfo(torch.float16).eps)
+        for y64, ye, y in zip(*map(pytree.tree_leaves, (exact, *results[::-1])), strict=True):
+            sums.add(y, y64, ye)
+        assert sums.ratio <= 1.02
+
+
+def test_float16_weights_that_are_renewed_are_widened_again() -> None:
+    model = net(lambda m, x: m.a(x), a=conv(4, 8)).half()
+    x = images(1, 4, 8, 8).half()
+    fast = optimize(model, x)
+    first = fast(x)
+    for weight in fast.buffers():
+        weight.mul_(2)
+    torch.testing.assert_close(fast(x), 2 * first, rtol=2e-3, atol=1e-3)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 The fused graph is cut into subgraphs that the library runs in one call each, threads, order and
 memory planned beforehand; a ResNet is one subgraph. What the library has no operation for runs as
 in the oneDNN engine, and the receipt says so. The library computes float32 with AVX2 or AVX-512 and
-bfloat16 with AVX-512's bfloat16 instructions or AMX, whichever the processor has.
+bfloat16 with AVX-512's bfloat16 instructions or AMX, whichever the processor has; float16 is
+computed in float32.
 
 NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the
 zeros that fill up channel blocks over a pixel. The library therefore looks at what goes in and out,
@@ -25,6 +26,7 @@ from fastres.dtypes import BY_DTYPE, NATIVE
 from fastres.ir.graph import module_of
 from fastres.ir.shapes import shapes
 from fastres.options import Options
+from fastres.runtime import float16
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, holds_tensors, keep
 from fastres.runtime.native.library import Library, load
@@ -37,7 +39,7 @@ from fastres.system.threads import ThreadLimit
 
 
 class NativeEngine:
-    """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
+    """Runs graphs of all precisions on the CPU; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "native"
     plans_threads = True
@@ -46,6 +48,7 @@ class NativeEngine:
     def __init__(self, options: Options | None = None) -> None:
         self._options = options or Options()
         self._packed = PackedWeights()
+        self._widened = float16.Widened()
         self._fallback = OneDnnEngine()
 
     def unpacked(self) -> NativeEngine:
@@ -58,15 +61,17 @@ class NativeEngine:
         if isinstance(library, str):
             return library
         for value in module.buffers():
-            known = value.is_floating_point() and value.dtype in NATIVE
-            if known and _isa(library, value.dtype) is None:
-                return f"this processor has no instructions for {value.dtype} that it knows"
+            dtype = torch.float32 if value.dtype == torch.float16 else value.dtype
+            known = dtype.is_floating_point and dtype in NATIVE
+            if known and _isa(library, dtype) is None:
+                return f"this processor has no instructions for {dtype} that it knows"
         return self._fallback.refusal(module)
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
         """An executable for inputs of these shapes; packs the weights that no other one has."""
         library = load()
         assert isinstance(library, Library), library
+        given, module = module, self._widened(module, inputs)
         facts = shapes(module, inputs)
         parts = partition(module.graph, facts)
         threads = ThreadLimit(self._options.threads).threads
@@ -102,6 +107,8 @@ class NativeEngine:
                     "",
                 )
             )
+        if module is not given:
+            executable.notes.append(float16.NOTE)
         executable.peak_bytes += sum(subgraph.arena_bytes for subgraph in subgraphs)
         return executable
 

@@ -25,7 +25,7 @@ from fastres.ir.views import Conv2d, Linear
 from fastres.kernels import reference
 from fastres.kernels.activations import ACTIVATIONS
 from fastres.kernels.spec import is_symmetric
-from fastres.runtime import contiguous
+from fastres.runtime import contiguous, float16
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, keep
 from fastres.runtime.nonfinite import checked_finite, may_break
@@ -37,7 +37,7 @@ aten = torch.ops.aten
 
 
 class OneDnnEngine:
-    """Runs float32 and bfloat16 graphs on the CPU; see :class:`fastres.runtime.engine.Engine`."""
+    """Runs graphs of all precisions on the CPU; see :class:`fastres.runtime.engine.Engine`."""
 
     name = "onednn"
     plans_threads = False
@@ -45,6 +45,7 @@ class OneDnnEngine:
 
     def __init__(self) -> None:
         self._packed = PackedWeights()
+        self._widened = float16.Widened()
 
     def unpacked(self) -> OneDnnEngine:
         """The same engine, with nothing packed."""
@@ -55,7 +56,8 @@ class OneDnnEngine:
         for name, value in module.named_buffers():
             if value.device.type != "cpu":
                 return f"oneDNN runs on the CPU, and the model is on {value.device}"
-            if value.is_floating_point() and not onednn_supports(value.dtype):
+            computed = value.is_floating_point() and value.dtype != torch.float16
+            if computed and not onednn_supports(value.dtype):
                 return f"oneDNN has no {value.dtype} kernels on this machine"
             if value.is_floating_point() and value.numel() and not _is_finite(value):
                 return f"{name} holds NaN or infinity, which oneDNN's ReLU would hide"
@@ -63,7 +65,13 @@ class OneDnnEngine:
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:
         """An executable for inputs of these shapes; packs the weights that no other one has."""
-        return Lowering(module, inputs).run(self.name, self.rules(), keep_and_check)
+        given = module
+        if not onednn_supports(torch.float16):
+            module = self._widened(module, inputs)
+        executable = Lowering(module, inputs).run(self.name, self.rules(), keep_and_check)
+        if module is not given:
+            executable.notes.append(float16.NOTE)
+        return executable
 
     def rules(self) -> dict[Any, Rule]:
         """How each operator becomes oneDNN's; :func:`keep_and_check` is for the others."""
