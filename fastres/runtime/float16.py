@@ -50,12 +50,18 @@ def _in_float32(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
     wide = fx.GraphModule({}, fx.Graph())
     values: dict[fx.Node, fx.Node] = {}
 
+    for node in module.graph.find_nodes(op="placeholder"):
+        values[node] = copy_meta(wide.graph.node_copy(node), node)
+
     def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
         return wide.graph.call_function(aten.to.dtype, (node, dtype))
 
     for node in module.graph.nodes:
         held = constant(node)
-        if held is not None:
+        if node.op == "placeholder":
+            if _is_half(facts[node]):
+                values[node] = copy_meta(cast(values[node], torch.float32), node)
+        elif held is not None:
             value = held.float() if held.dtype == torch.float16 else held
             values[node] = copy_meta(add_constant(wide.graph, str(node.target), value), node)
         elif node.op == "output":
@@ -70,8 +76,7 @@ def _in_float32(module: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule
         else:
             new = copy_meta(wide.graph.node_copy(node, values.__getitem__), node)
             retype_node(new, torch.float16, torch.float32)
-            comes_in = node.op == "placeholder" and _is_half(facts[node])
-            values[node] = copy_meta(cast(new, torch.float32), node) if comes_in else new
+            values[node] = new
     wide.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
     wide.recompile()
     return wide
