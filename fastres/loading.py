@@ -30,6 +30,7 @@ def load(
     device: torch.device | str | None = None,
     engine: str = "auto",
     threads: int | None = None,
+    streams: int | None = None,
 ) -> OptimizedModule:
     """The optimised model that :meth:`OptimizedModule.save` wrote.
 
@@ -41,7 +42,7 @@ def load(
         path: the file.
         device: where to run; default: where it ran when it was saved.
         engine: as in :func:`fastres.optimize`; it need not be the one it was saved from.
-        threads: as in :func:`fastres.optimize`.
+        threads, streams: as in :func:`fastres.optimize`.
 
     Returns:
         The optimised module, prepared for the shapes of the captured call; its receipt says where
@@ -50,22 +51,28 @@ def load(
     Raises:
         ArtifactError: there is no such file, it is damaged or changed, it is no saved model, it was
             written by a newer fastres, or its graph holds something that is not allowed.
-        OptionError: device, engine or threads is none.
+        OptionError: device, engine, threads or streams is none.
         TargetError: the device or the engine is not there.
     """
     refuse_under_tracing("load")
     path = as_path(path)
     place = checked_device(device)
-    Options(engine=engine, threads=threads, device=place)
+    anew: dict[str, Any] = {
+        "device": place,
+        "engine": engine,
+        "threads": threads,
+        "streams": streams,
+    }
+    Options(**anew)
     try:
         with preparing(), torch.no_grad(), torch.inference_mode(False), without_autocast():
-            return _load(path, place, engine, threads)
+            return _load(path, place, anew)
     except ArtifactError as error:
         raise ArtifactError(f"{os.fspath(path)}: {error}") from error
 
 
 def _load(
-    path: str | os.PathLike[str], place: torch.device | None, engine: str, threads: int | None
+    path: str | os.PathLike[str], place: torch.device | None, anew: dict[str, Any]
 ) -> OptimizedModule:
     started = time.perf_counter()
     file = File(path)
@@ -73,7 +80,7 @@ def _load(
     device = place or _saved_device(description.device)
 
     def options(values: Any) -> Options:
-        return options_from_json(values, engine=engine, threads=threads, device=place)
+        return options_from_json(values, **anew)
 
     try:
         parts = description.parts(file.tensors(description.weights), device, options)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from fastres.accuracy.sample import random_arguments
 from fastres.artifact.document import Parts
 from fastres.artifact.recipe import Recipe
 from fastres.artifact.saving import save
-from fastres.capture.capture import Captured
+from fastres.capture.capture import Captured, as_arguments
 from fastres.capture.contract import Contract
 from fastres.errors import (
     ArtifactError,
@@ -44,6 +44,7 @@ from fastres.runtime.in_torch import INSTEAD, refuse_tracing
 from fastres.runtime.integers import by_definition
 from fastres.runtime.nonfinite import NonFinite
 from fastres.runtime.runner import Runner, check_weights, refuse_unreadable
+from fastres.runtime.streams import in_streams
 from fastres.system import forking
 from fastres.system.files import as_path
 from fastres.system.plain_tensors import materialized, refuse_under_tracing
@@ -216,6 +217,25 @@ class OptimizedModule(nn.Module):
         return (
             results[0] if self._gives_one else pytree.tree_unflatten(list(results), self._out_spec)
         )
+
+    def map(self, inputs: Iterable[Any]) -> Iterator[Any]:
+        """The answers to many calls, in order, as many at a time as ``streams=`` asked for.
+
+        Each is what a call gives, bit for bit. Inputs are taken as calls come to an end, so that
+        there may be any number of them.
+
+        Args:
+            inputs: for each call a tensor, a tuple of positional arguments or a dict of keyword
+                arguments.
+
+        Raises:
+            InputError, OptionError: an item is no such call, when the iteration comes to it.
+        """
+        return in_streams(self._called_with, inputs, self._options.streams or 1)
+
+    def _called_with(self, given: Any) -> Any:
+        args, kwargs = as_arguments(given, "an item")
+        return self(*args, **kwargs)
 
     def profile(self, *args: Any, rounds: int = profile.ROUNDS, **kwargs: Any) -> profile.Profile:
         """Time per layer of a call with these arguments, by the names of the user's modules.
@@ -424,7 +444,7 @@ class OptimizedModule(nn.Module):
         refuse_under_tracing("copying an optimised model or giving it weights")
         check_weights(self.graph_module)
         engine, self._passed_over = choose(self._options, self.graph_module)
-        return Runner(self.graph_module, self._contract, engine, self._options.threads)
+        return Runner(self.graph_module, self._contract, engine, self._options.threads_per_call)
 
     def _flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         if self._takes_one and not kwargs and len(args) == 1 and isinstance(args[0], Tensor):

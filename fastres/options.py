@@ -19,6 +19,9 @@ _MORE_THREADS = (
 )
 
 
+_MORE_STREAMS = "each stream has a thread, and more than the process has processors take turns"
+
+
 @dataclass(frozen=True)
 class Options:
     """Checked arguments of :func:`fastres.optimize`.
@@ -30,6 +33,7 @@ class Options:
         threads: threads per call, or None for what the process may use.
         device: where the optimised model runs, or None for where the model is.
         tune: time tactics on the device instead of choosing them by the cost model.
+        streams: calls at a time, each on one thread, or None for calls on several threads.
         batch_buckets: batch sizes that smaller batches are filled up to.
 
     Raises:
@@ -43,6 +47,7 @@ class Options:
     device: torch.device | None = None
     tune: bool = False
     batch_buckets: tuple[int, ...] = ()
+    streams: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision is not None:
@@ -52,12 +57,21 @@ class Options:
         require_bool("tune", self.tune)
         if self.threads is not None:
             require_integer("threads", self.threads, _MORE_THREADS, most=most_threads())
+        if self.streams is not None:
+            require_integer("streams", self.streams, _MORE_STREAMS, most=most_threads())
+            if self.threads not in (None, 1):
+                raise refusal("threads", self.threads, "None or 1 beside streams")
         if not isinstance(self.batch_buckets, tuple) or not all(
             map(is_integer, self.batch_buckets)
         ):
             raise refusal(
                 "batch_buckets", self.batch_buckets, "a sequence of integers of at least 1"
             )
+
+    @property
+    def threads_per_call(self) -> int | None:
+        """Threads of a call, or None for what the process may use."""
+        return self.threads if self.streams is None else 1
 
     def dtype(self, own: torch.dtype, is_calibrated: bool = False) -> torch.dtype:
         """The dtype that the passes fold in, for a model whose own is ``own``.

@@ -82,7 +82,7 @@ def refit(
     device = torch.device(old.device)
     try:
         with without_autocast():
-            module = make_graph(read, state, dtype, report)
+            module = make_graph(read, state, dtype, device, report)
         move(module, read.device, device)
     except FastresError:
         raise
@@ -103,7 +103,7 @@ def refit(
     report.seconds["passes"] = time.perf_counter() - started
     engine, passed_over = choose(options, module)
     report.engine = engine.name
-    runner = Runner(module, contract, engine, options.threads)
+    runner = Runner(module, contract, engine, options.threads_per_call)
     started = time.perf_counter()
     executable = runner.executable(sample)
     report.add_engine(executable.remarks, [*passed_over, *executable.notes])

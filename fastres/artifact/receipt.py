@@ -101,7 +101,7 @@ def options_to_json(options: Options) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
 
 
-_CHOSEN_ON_LOAD = ("device", "engine", "threads")
+_CHOSEN_ON_LOAD = ("device", "engine", "threads", "streams")
 
 
 def options_from_json(data: Any, **anew: Any) -> Options:

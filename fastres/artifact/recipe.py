@@ -284,15 +284,20 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def make_graph(
-    recipe: ReadRecipe, state: Mapping[str, Tensor], dtype: torch.dtype, report: Report
+    recipe: ReadRecipe,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    report: Report,
 ) -> fx.GraphModule:
     """The fused graph that the passes make of the captured one with these weights.
 
     Args:
         dtype: the dtype to compute in.
+        device: where it will run.
         report: the receipt to write to.
     """
     with torch.inference_mode(False), torch.no_grad():
         module = recipe.graph(state)
-        rewrite(module, report, recipe.model_dtype, dtype)
+        rewrite(module, report, recipe.model_dtype, dtype, device)
     return module

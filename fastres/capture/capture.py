@@ -73,6 +73,11 @@ class Captured:
     example: list[Any]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((b.device for b in self.module.buffers()), torch.device("cpu"))
+
     def move_to(self, device: torch.device) -> None:
         """Let the graph take inputs, keep weights and make tensors on ``device``."""
         old = next((buffer.device for buffer in self.module.buffers()), device)
@@ -104,7 +109,9 @@ def model_dtype(model: nn.Module) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
 
 
-def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_arguments(
+    example_input: Any, name: str = "example_input"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's ``(args, kwargs)``: of a tensor, a tuple of arguments or a dict of keyword ones."""
     if isinstance(example_input, Tensor):
         return (example_input,), {}
@@ -115,7 +122,7 @@ def as_arguments(example_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_input, Mapping):
         return (), dict(example_input)
     raise OptionError(
-        f"example_input is a {type(example_input).__name__}: expected a tensor, a tuple of "
+        f"{name} is a {type(example_input).__name__}: expected a tensor, a tuple of "
         "positional arguments or a dict of keyword arguments"
     )
 

@@ -60,6 +60,7 @@ def optimize(
     strict: bool = False,
     tune: bool = False,
     threads: int | None = None,
+    streams: int | None = None,
     batch_buckets: Sequence[int] = (),
     input_format: InputFormat | None = None,
     transforms: Any = None,
@@ -99,6 +100,9 @@ def optimize(
             (default ``~/.cache/fastres``); an interrupted tuning goes on where it stopped.
         threads: threads per call; default: torch's setting, but no more than the process's CPU
             affinity and cgroup quota grant.
+        streams: throughput mode, on CPUs: a call uses one thread, and :meth:`OptimizedModule.map`
+            keeps so many going at a time, over one copy of the weights. (Without it a batch is
+            shared out between the threads of one call, image by image.)
         batch_buckets: on a GPU, batch sizes to prepare for: a smaller batch runs as the next of
             these, filled up, so that few sizes are ever recorded. Larger batches run as they are.
         input_format: ``"uint8_nhwc"`` or ``"uint8_nchw"``: the optimised model takes images as they
@@ -161,8 +165,9 @@ def optimize(
     if precision == "auto":
         again: dict[str, Any] = {
             "device": device, "engine": engine, "strict": strict, "tune": tune, "threads": threads,
-            "batch_buckets": batch_buckets, "input_format": input_format, "transforms": transforms,
-            "resize": resize, "softmax": softmax, "top_k": top_k, "labels": labels,
+            "streams": streams, "batch_buckets": batch_buckets, "input_format": input_format,
+            "transforms": transforms, "resize": resize, "softmax": softmax, "top_k": top_k,
+            "labels": labels,
         }  # fmt: skip
         of_int8 = {
             "observer": observer, "keep": keep, "bias_correction": bias_correction,
@@ -183,7 +188,9 @@ def optimize(
     )
     import_ahead()  # before anything else of torch's is imported, which Ctrl-C could cut off
     model, left_out = unwrapped(model)
-    options = Options(precision, engine, strict, threads, checked_device(device), tune, buckets)
+    options = Options(
+        precision, engine, strict, threads, checked_device(device), tune, buckets, streams
+    )
     passed = {
         "observer": observer,
         "keep": keep,

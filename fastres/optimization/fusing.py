@@ -66,10 +66,11 @@ def fuse(
     report.notes += [*notes, *captured.notes, *pipeline.notes(surroundings)]
     own = model_dtype(evaluated)
     dtype = options.dtype(own, is_calibrated)
+    device = options.device or captured.device
     recipe = _recipe(captured, evaluated, own, report)
     # Folded weights made in inference mode could not be written to later.
     with stage(report, "passes"), torch.inference_mode(False), torch.no_grad():
-        rewrite(captured.module, report, own, dtype)
+        rewrite(captured.module, report, own, dtype, device)
     if not report.found["convolution"]:
         raise ModelError(
             f"{type(model).__name__} has no two-dimensional convolution that runs in forward: "

@@ -22,6 +22,7 @@ from fastres.passes import (
     fold_input,
     fuse,
     normalise,
+    wide_head,
 )
 from fastres.passes.context import Context
 from fastres.report import Report
@@ -41,7 +42,11 @@ PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
 
 
 def rewrite(
-    module: fx.GraphModule, report: Report, model_dtype: torch.dtype, dtype: torch.dtype
+    module: fx.GraphModule,
+    report: Report,
+    model_dtype: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Run all passes on a captured graph, in place.
 
@@ -50,8 +55,9 @@ def rewrite(
         report: the receipt to write to.
         model_dtype: dtype of the user's model.
         dtype: dtype to compute in.
+        device: where it will run.
     """
-    context = Context(report, dtype)
+    context = Context(report, dtype, wide_head.is_wanted(dtype, device))
     for run in PASSES:
         run(module, context)
     finish.run(module, context, model_dtype)

@@ -12,10 +12,15 @@ from fastres.report import Report
 
 @dataclass
 class Context:
-    """The receipt to write to, and the dtype that the weights will be cast to in the end."""
+    """The receipt to write to, and the dtype that the weights will be cast to in the end.
+
+    Attributes:
+        has_wide_head: the last layers stay in float32: see :mod:`fastres.passes.wide_head`.
+    """
 
     report: Report
     dtype: torch.dtype
+    has_wide_head: bool = False
 
     def fits(self, value: torch.Tensor) -> bool:
         """Whether the final dtype holds folded weights as well as its precision promises.

@@ -1,7 +1,8 @@
 """The last pass: cast to the final precision, copy the weights, report every operator that is left.
 
 Weights and activations get the final dtype; a float input is cast on entry and each output back to
-the dtype that the model gives. Scale-and-shift constants stay float32 beside 16-bit activations.
+the dtype that the model gives. Scale-and-shift constants stay float32 beside 16-bit activations,
+and so does what :mod:`fastres.passes.wide_head` names.
 Constants are copied, so that the optimised model and the user's share no memory.
 """
 
@@ -29,6 +30,7 @@ from fastres.ir.graph import (
     value_of,
 )
 from fastres.ir.precision import retype_node
+from fastres.passes import wide_head
 from fastres.passes.context import Context
 
 aten = torch.ops.aten
@@ -44,17 +46,21 @@ def run(module: fx.GraphModule, context: Context, model_dtype: torch.dtype) -> N
     for node in graph.find_nodes(op="call_function", target=ops.scale_shift):
         _centre(node)
     graph.eliminate_dead_code()
-    _cast_constants(module, model_dtype, context.dtype)
+    wide = wide_head.head(graph) if context.has_wide_head else set()
+    _cast_constants(module, model_dtype, context.dtype, wide_head.constants(wide))
+    for node in graph.nodes:
+        dtype = torch.float32 if node in wide else context.dtype
+        if dtype != model_dtype and not is_added_softmax(node):
+            retype_node(node, model_dtype, dtype)
     if context.dtype != model_dtype:
-        for node in graph.nodes:
-            if not is_added_softmax(node):
-                retype_node(node, model_dtype, context.dtype)
-        _cast_boundary(graph, model_dtype, context.dtype)
+        _cast_inputs(graph, model_dtype, context.dtype)
+    wide_head.cast_into(graph, wide)
+    _cast_results(graph, model_dtype, context.dtype, wide)
     _move_constants_to_readers(graph)
     drop_unused_constants(module)
     for node in graph.nodes:
         if node.op == "call_function" and isinstance(value_of(node), (Tensor, tuple, list)):
-            _report_layer(node, context)
+            _report_layer(node, context, wide)
     _rename(module)
     module.graph.lint()
     module.recompile()
@@ -81,8 +87,10 @@ def _is_boundary(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output")
 
 
-def _cast_constants(module: fx.GraphModule, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
-    float32_names = {
+def _cast_constants(
+    module: fx.GraphModule, model_dtype: torch.dtype, dtype: torch.dtype, wide: set[str]
+) -> None:
+    float32_names = wide | {
         str(argument.target)
         for node in module.graph.nodes
         if is_call(node, ops.scale_shift)
@@ -105,7 +113,7 @@ def _cast_constants(module: fx.GraphModule, model_dtype: torch.dtype, dtype: tor
             target = autocast_dtypes.get(name, dtype)
         elif target == model_dtype:
             target = dtype
-        if name in float32_names and target.itemsize < 4:
+        if name in float32_names and target.is_floating_point and target.itemsize < 4:
             target = torch.float32
         module.register_buffer(name, value.detach().to(target, copy=True).contiguous())
 
@@ -144,7 +152,7 @@ def _centre(node: fx.Node) -> None:
 _READS_AS_IT_CAME = (aten.to.dtype, aten.sym_size.int, "output")
 
 
-def _cast_boundary(graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
+def _cast_inputs(graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
     last = graph.find_nodes(op="placeholder")[-1]  # a call between inputs could take their names
     for node in list(graph.nodes):
         if node.op == "placeholder" and node.users and _is_float(node, model_dtype):
@@ -153,11 +161,19 @@ def _cast_boundary(graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype
             # An input that the model hands back is handed back as it came; its sizes stay its own.
             node.replace_all_uses_with(cast, lambda user: user.target not in _READS_AS_IT_CAME)
             cast.meta["module"] = ""
-        elif node.op == "output":
-            results = [
-                _cast_back(graph, node, result, model_dtype) for result in arguments(node)[0]
-            ]
-            node.args = (tuple(results),)
+
+
+def _cast_results(
+    graph: fx.Graph, model_dtype: torch.dtype, dtype: torch.dtype, wide: set[fx.Node]
+) -> None:
+    output = graph.output_node()
+    results = []
+    for result in arguments(output)[0]:
+        made = torch.float32 if result in wide else dtype
+        if made != model_dtype:
+            result = _cast_back(graph, output, result, model_dtype)
+        results.append(result)
+    output.args = (tuple(results),)
 
 
 def _cast_back(graph: fx.Graph, output: fx.Node, result: Any, model_dtype: torch.dtype) -> Any:
@@ -185,12 +201,11 @@ def _move_constants_to_readers(graph: fx.Graph) -> None:
             min(node.users, key=order.__getitem__).prepend(node)
 
 
-def _report_layer(node: fx.Node, context: Context) -> None:
+def _report_layer(node: fx.Node, context: Context, wide: set[fx.Node]) -> None:
     report = context.report
     if node.target in ops.REFERENCE:
         names = [f"{a.target}" for a in arguments(node) if constant(a) is not None]
-        report.layers.append(
-            (module_of(node), str(node.target), str(context.dtype) if names else "")
-        )
+        made = torch.float32 if node in wide else context.dtype
+        report.layers.append((module_of(node), str(node.target), str(made) if names else ""))
     elif node.target not in (*MOVES_DATA, *KERNELS_OF_SOME) and not node.meta.get("added"):
         report.leave(module_of(node), str(node.target), "no operator of fastres covers it")

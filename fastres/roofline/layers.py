@@ -85,7 +85,13 @@ def graph_of(
         captured = capture(evaluated, None)
         own_dtype = model_dtype(evaluated)
         wanted = PRECISIONS["int8"].folded if quantized else dtype or own_dtype
-        rewrite(captured.module, Report(type(model).__name__), own_dtype, wanted)
+        rewrite(
+            captured.module,
+            Report(type(model).__name__),
+            own_dtype,
+            wanted,
+            torch.device("cuda"),
+        )
         if quantized:
             quantize_nominally(captured.module)
     return captured.module

@@ -86,6 +86,11 @@ def choose(options: Options, module: fx.GraphModule) -> tuple[Engine, list[str]]
     """
     name = options.engine
     places = {buffer.device.type for buffer in module.buffers()}
+    if options.streams is not None and places - {"cpu"}:
+        raise TargetError(
+            f"streams={options.streams}: the model is on {', '.join(sorted(places))}, and streams "
+            "are threads on CPUs; leave it out"
+        )
     passed_over: list[str] = []
     for offer in ENGINES:
         if name not in ("auto", offer.name):

@@ -143,7 +143,7 @@ def test_on_another_engine(made: str, used: str, precision: str, tmp_path: Path)
 
 
 def test_float16(tmp_path: Path) -> None:
-    _, fast = small_network(precision="fp16", engine="eager")
+    _, fast = small_network(precision="fp16")
     loaded = there_and_back(fast, tmp_path)
     assert loaded.report.precision == "float16"
     x = images(3)

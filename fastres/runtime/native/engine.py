@@ -74,7 +74,7 @@ class NativeEngine:
         given, module = module, self._widened(module, inputs)
         facts = shapes(module, inputs)
         parts = partition(module.graph, facts)
-        threads = ThreadLimit(self._options.threads).threads
+        threads = ThreadLimit(self._options.threads_per_call).threads
         subgraphs: list[NativeSubgraph] = []
 
         def make(lowered: LoweredSubgraph, sources: list[torch.dtype]) -> NativeSubgraph:
