@@ -8,6 +8,7 @@
 ``python -m benchmarks.overhead``       what the runtime adds to the operators' own time
 ``python -m benchmarks.host_time``      what the host does in a call on a GPU beside launching
 ``python -m benchmarks.cold_load``      a saved model's first answer beside ``optimize``'s
+``python -m benchmarks.throughput``     single images a second, in turn and in streams
 ``python -m benchmarks.memory``         resident memory over a thousand calls of fifty shapes
 ``python -m benchmarks.summary``        the README's table and chart, from the bench's record
 ``python -m benchmarks.onnx_exporters`` our translation to ONNX beside torch's exporter

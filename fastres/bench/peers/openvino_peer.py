@@ -70,10 +70,10 @@ def ready(model: Any, job: Job, export_seconds: float, notes: tuple[str, ...] = 
         RuntimeError: as for `prepare`.
     """
     batch = len(job.example)
-    modes = {"latency hint, one stream": _one_stream(_compile(model, job, batch, 1))}
+    modes = {"latency hint, one stream": _one_stream(compile_model(model, job, batch, 1))}
     if job.threads > 1 and batch % job.threads == 0:
         part = batch // job.threads
-        compiled = _compile(model, job, part, job.threads)
+        compiled = compile_model(model, job, part, job.threads)
         modes[f"throughput hint, {job.threads} streams of {part}"] = _several_streams(
             compiled, job.threads
         )
@@ -81,7 +81,12 @@ def ready(model: Any, job: Job, export_seconds: float, notes: tuple[str, ...] = 
     return Ready(modes[name], export_seconds, (name, *notes))
 
 
-def _compile(model: Any, job: Job, batch: int, streams: int) -> Any:
+def compile_model(model: Any, job: Job, batch: int, streams: int) -> Any:
+    """Compile what was converted, for a batch and a number of streams.
+
+    Raises:
+        RuntimeError: the plugin compiled the convolutions in another precision than asked for.
+    """
     import openvino
 
     fixed = model.clone()
