@@ -46,6 +46,7 @@ def run(module: fx.GraphModule, context: Context, model_dtype: torch.dtype) -> N
     for node in graph.find_nodes(op="call_function", target=ops.scale_shift):
         _centre(node)
     graph.eliminate_dead_code()
+    drop_unused_constants(module)  # or what was folded would be copied, only to be dropped
     wide = wide_head.head(graph) if context.has_wide_head else set()
     _cast_constants(module, model_dtype, context.dtype, wide_head.constants(wide))
     for node in graph.nodes:
