@@ -97,7 +97,8 @@ def optimize(
         strict: raise for the first thing that cannot be optimised, instead of one warning.
         tune: on a GPU, time each layer's candidates and the library when a shape is first seen,
             instead of choosing by the cost model. Results are kept in ``FASTRES_CACHE_DIR``
-            (default ``~/.cache/fastres``); an interrupted tuning goes on where it stopped.
+            (default ``~/.cache/fastres``); an interrupted tuning goes on where it stopped. On CPUs
+            it does nothing, and the receipt says so.
         threads: threads per call; default: torch's setting, but no more than the process's CPU
             affinity and cgroup quota grant.
         streams: throughput mode, on CPUs: a call uses one thread, and :meth:`OptimizedModule.map`
@@ -244,6 +245,10 @@ def _optimize(
     report.engine = chosen.name
     report.add_engine([], passed_over)
     report.device = str(next((b.device for b in captured.module.buffers()), "cpu"))
+    if options.tune and chosen.name != "triton":
+        report.notes.append(
+            f"tune=True did nothing: the {chosen.name} engine chooses by its cost model alone"
+        )
     kept = None if calibrated is None else calibrated.without_calls()
     fast = OptimizedModule(captured, options, report, surroundings, fused.recipe, kept)
     given = example_input is not None

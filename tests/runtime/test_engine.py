@@ -347,3 +347,11 @@ def test_peak_memory_of_a_chain_is_two_layers() -> None:
     fast = optimize(layers, images(2), engine="onednn")
     assert peak_bytes(fast, images(1)) == 2 * 4 * 9 * 8 * 4
     assert peak_bytes(fast, images(0)) == 0
+
+
+@pytest.mark.parametrize("engine", ["native", "onednn", "eager"])
+def test_tuning_says_that_it_does_nothing_on_cpus(engine: str) -> None:
+    model, x = measured(nn.Sequential(conv())), images(1)
+    tuned, plain = (optimize(model, x, engine=engine, tune=tune) for tune in (True, False))
+    said = f"tune=True did nothing: the {engine} engine chooses by its cost model alone"
+    assert (said in tuned.report.notes, said in plain.report.notes) == (True, False)
