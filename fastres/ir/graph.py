@@ -256,6 +256,7 @@ KERNELS_OF_SOME: tuple[Any, ...] = (
     torch.ops.aten.clamp_max.default,
     torch.ops.aten.clamp_min.default,
     torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv_transpose2d.input,
     torch.ops.aten.div.Scalar,
     torch.ops.aten.div.Tensor,
     torch.ops.aten.elu.default,

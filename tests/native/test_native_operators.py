@@ -50,6 +50,15 @@ def module(make: Callable[[], nn.Module]) -> Case:
     return Case(lambda m, y: m.it(y), parts={"it": make})
 
 
+def transposed(channels: int, out: int, *args: Any, **options: Any) -> Case:
+    return Case(
+        lambda m, y: m.it(y),
+        channels,
+        out,
+        {"it": lambda: nn.ConvTranspose2d(channels, out, *args, **options)},
+    )
+
+
 def gate(m: Any, y: Tensor) -> Tensor:
     return torch.sigmoid(m.up(F.silu(m.down(y.mean((2, 3), keepdim=True)))))
 
@@ -148,6 +157,22 @@ CASES: dict[str, Case] = {
     "reflected": module(lambda: nn.ReflectionPad2d((1, 2, 3, 1))),
     "repeated": module(lambda: nn.ReplicationPad2d(2)),
     "circular": module(lambda: nn.CircularPad2d(2)),
+    "transposed": transposed(40, 24, 2, 2),
+    "transposed, with output padding": transposed(40, 33, 3, 2, 1, 1),
+    "transposed by 1": transposed(40, 40, 3, 1, 1),
+    "transposed, large filters": transposed(40, 8, (6, 5), (2, 3), (1, 2), (0, 2)),
+    "transposed, dilated": transposed(40, 40, 3, 2, 3, 1, groups=4, dilation=(2, 3)),
+    "transposed, each channel": transposed(40, 40, 4, 2, 1, groups=40, bias=False),
+    "transposed with holes": transposed(40, 16, (1, 2), 3),
+    "transposed, then BatchNorm": Case(
+        lambda m, y: F.relu(m.norm(m.it(y))),
+        parts={"it": lambda: nn.ConvTranspose2d(40, 40, 4, 2, 1, bias=False),
+               "norm": lambda: nn.BatchNorm2d(40)},
+    ),
+    "transposed, of few channels": Case(
+        lambda m, y: m.two(m.one(y)), out=40,
+        parts={"one": lambda: conv(40, 3), "two": lambda: nn.ConvTranspose2d(3, 40, 4, 2, 1)},
+    ),
     "parts": Case(
         lambda m, y: torch.cat([m.one(y), F.relu(m.two(y)), y], 1), 32, 96,
         {"one": lambda: conv(32, 16, 1), "two": lambda: conv(32, 48)},

@@ -172,12 +172,17 @@ class Convolutions:
 
         def table(key: Any, image_bytes: int, one: npt.NDArray[Any]) -> int:
             return self.tables.keep(
-                (key, conv.stride, size, runs, source, images),
+                (key, conv.stride, size, runs, source, images, op.lattice),
                 lambda: for_images(one, image_bytes, images),
             )
 
         def written(layout: Layout) -> npt.NDArray[Any]:
-            one = pixel_offsets(layout, *size, (1, 1))
+            if op.lattice is None:
+                one = pixel_offsets(layout, *size, (1, 1))
+            else:
+                row, column = op.lattice.first
+                first = (row * layout.row + column * layout.pixel) // 4
+                one = first + pixel_offsets(layout, *size, op.lattice.stride)
             return one if rows is None else rows.output_px(one)
 
         out.input_px = table("read", source.image, read)

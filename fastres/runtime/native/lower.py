@@ -20,6 +20,7 @@ from fastres.runtime.native import (
     rules_maps,
     rules_norms,
     rules_quantized,
+    rules_transposed,
 )
 from fastres.runtime.native.fuse_maps import fuse_maps
 from fastres.runtime.native.operations import LoweredSubgraph
@@ -35,6 +36,7 @@ RULES: dict[Any, Rule] = {
     **rules_maps.RULES,
     **rules_norms.RULES,
     **rules_channels.RULES,
+    **rules_transposed.RULES,
 }
 
 

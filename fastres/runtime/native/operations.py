@@ -48,6 +48,19 @@ class Axis:
     share: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Lattice:
+    """Which pixels of its output a convolution writes, rows and columns.
+
+    Attributes:
+        first: the first one.
+        stride: from one to the next.
+    """
+
+    first: Pair
+    stride: Pair
+
+
 @dataclass(eq=False)
 class Value:
     """An activation on its way through a subgraph.
@@ -102,6 +115,7 @@ class Op:
         input, residual, output: activations; None where it is the caller's tensor.
         factor: what a map multiplies by.
         conv: a convolution's geometry.
+        lattice: the output pixels that it writes, if not all; others write the rest.
         weight: its weight [K, C / groups, R, S] and the name to share packed forms by.
         before, after: functions in front of the residual and behind it.
         slopes: one for each channel, of the function ``prelu``.
@@ -122,6 +136,7 @@ class Op:
     residual: Value | None = None
     factor: Value | None = None
     conv: ConvSpec | None = None
+    lattice: Lattice | None = None
     weight: Named | None = None
     bias: Named | None = None
     before: Function = NONE

@@ -85,7 +85,7 @@ def _cut(
     return Partition(kept, left)
 
 
-_WORTH_IT = (ops.conv2d, ops.quantized_conv2d, ops.quantized_linear)
+_WORTH_IT = (aten.conv_transpose2d.input, ops.conv2d, ops.quantized_conv2d, ops.quantized_linear)
 
 
 def _alike(one: fx.Node, other: fx.Node, facts: Mapping[fx.Node, Any]) -> bool:

@@ -84,9 +84,10 @@ class SubgraphBuilder:
 
         Args:
             rest: further attributes of the :class:`Op`; its residual and its factor as nodes.
-                ``leaves``: the result is the caller's, float32.
+                ``leaves``: the result is the caller's, float32. ``into``: the node's value, where
+                another operation has written a part of it.
         """
-        leaves = rest.pop("leaves", False)
+        leaves, value = rest.pop("leaves", False), rest.pop("into", None)
         source = self.value(x, few=kind == "convolution" and _takes_few(rest["conv"]))
         for name in ("residual", "factor"):
             if rest.get(name) is not None:
@@ -95,7 +96,7 @@ class SubgraphBuilder:
             rest["outside"] = self.result.outputs.index(node)
             self.result.ops.append(Op(kind, node, source, None, **rest))
             return None
-        value = Value(self.layout(node))
+        value = value or Value(self.layout(node))
         self.values[node] = value
         self.result.ops.append(Op(kind, node, source, value, **rest))
         return value
