@@ -168,6 +168,13 @@ def bare(name: str) -> str:
     return name.split("(")[0].split("::")[-1].split()[-1]
 
 
+def with_headers(path: Path) -> str:
+    """A file's text with that of our headers in it, each as often as it is named."""
+    return re.sub(
+        r'^#include "(.*)"$', lambda name: with_headers(SOURCES / name[1]), text(path), flags=re.M
+    )
+
+
 def asked(sets: str) -> set[str]:
     """The functions that ask for instruction sets, by a macro of ``target.h`` or one made of it."""
     made = in_sources(rf"#define (\w+) FR_WITH_(?:{sets})\b")
@@ -178,14 +185,14 @@ def asked(sets: str) -> set[str]:
     for name in in_sources(rf"\b[A-Z_]+\(\s*(?:{both})\s*,\s*(\w+)"):
         names.update(name + ending for ending in endings)
     for path in SOURCES.glob("*.cpp"):  # the functions of a part of a file
-        code = re.sub(r'#include "(.*)"', lambda name: text(SOURCES / name[1]), text(path))
+        code = with_headers(path)
         for part in re.findall(rf"^FR_BEGIN_(?:{sets})$(.*?)^FR_END$", code, re.M | re.S):
             names.update(re.findall(r"(\w+)\s*\([^;(){}]*\)\s*\{", part))
     return names
 
 
 AMX = "AMX"
-AVX512 = f"AVX512|AVX512_VNNI|AVX512_BF16|{AMX}"
+AVX512 = f"AVX512|AVX512_ANY|AVX512_VNNI|AVX512_BF16|{AMX}"
 AVX2 = f"AVX2|AVX_VNNI|{AVX512}"
 
 

@@ -166,7 +166,7 @@ def made(name: str, batch: int = 2, seed: int = 0, turn: int = 0) -> tuple[Build
     return building, building.finish(*GRAPHS[name](building))
 
 
-SUBGRAPHS = {"poolings": 2, "leaves_and_comes_in_again": 2, "flattened": 2}
+SUBGRAPHS = {"leaves_and_comes_in_again": 2, "flattened": 2}
 """How many there are, where that is not one."""
 
 

@@ -73,7 +73,8 @@ class NativeEngine:
         assert isinstance(library, Library), library
         given, module = module, self._widened(module, inputs)
         facts = shapes(module, inputs)
-        parts = partition(module.graph, facts)
+        known = [dtype for dtype in NATIVE if _isa(library, dtype) is not None]
+        parts = partition(module.graph, facts, known)
         threads = ThreadLimit(self._options.threads_per_call).threads
         subgraphs: list[NativeSubgraph] = []
 

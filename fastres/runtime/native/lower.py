@@ -5,7 +5,7 @@ Which nodes can be part of one is asked first (:func:`refusal`), so that lowerin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -40,13 +40,19 @@ RULES: dict[Any, Rule] = {
 }
 
 
-def refusal(node: fx.Node, facts: Facts) -> str | None:
-    """Why the engine has no operation for a node at this size, or None where it has one."""
+def refusal(node: fx.Node, facts: Facts, dtypes: Collection[torch.dtype] = NATIVE) -> str | None:
+    """Why the engine has no operation for a node at this size, or None where it has one.
+
+    Args:
+        dtypes: those that this processor has instructions for.
+    """
     rule = RULES.get(node.target)
     if rule is None:
         return "the native engine has no such operation"
     if not isinstance(facts.get(node), Tensor) or computed_in(node, facts) not in NATIVE:
         return "the native engine computes with no other numbers than float32, bfloat16 and uint8"
+    if computed_in(node, facts) not in dtypes:
+        return f"this processor has no instructions for {computed_in(node, facts)} that it knows"
     return rule.refusal(node, facts)
 
 

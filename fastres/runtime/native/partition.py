@@ -8,14 +8,14 @@ is lowered as for the oneDNN engine.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fastres.dtypes import NATIVE_OUTSIDE
+from fastres.dtypes import NATIVE, NATIVE_OUTSIDE
 from fastres.ir import ops
 from fastres.ir.graph import arguments, copy_meta
 from fastres.runtime.native.lower import MULTIPLIES, RULES, lower, refusal
@@ -38,11 +38,17 @@ class Partition:
     left: list[tuple[fx.Node, str]]
 
 
-def partition(graph: fx.Graph, facts: Mapping[fx.Node, Any]) -> Partition:
-    """Cut a graph at these sizes; a run of nodes without a convolution is no subgraph."""
+def partition(
+    graph: fx.Graph, facts: Mapping[fx.Node, Any], dtypes: Collection[torch.dtype] = NATIVE
+) -> Partition:
+    """Cut a graph at these sizes; a run of nodes without a convolution is no subgraph.
+
+    Args:
+        dtypes: those that this processor has instructions for.
+    """
     refused: dict[fx.Node, str] = {}
     while True:
-        found = _cut(graph, facts, refused)
+        found = _cut(graph, facts, refused, dtypes)
         stranded = [
             node
             for subgraph in found.subgraphs
@@ -55,14 +61,17 @@ def partition(graph: fx.Graph, facts: Mapping[fx.Node, Any]) -> Partition:
 
 
 def _cut(
-    graph: fx.Graph, facts: Mapping[fx.Node, Any], refused: Mapping[fx.Node, str]
+    graph: fx.Graph,
+    facts: Mapping[fx.Node, Any],
+    refused: Mapping[fx.Node, str],
+    dtypes: Collection[torch.dtype],
 ) -> Partition:
     subgraphs: list[list[fx.Node]] = []
     left: list[tuple[fx.Node, str]] = []
     open_subgraph: list[fx.Node] = []
     for node in graph.nodes:
         if node.op == "call_function" and not isinstance(facts[node], (int, float, torch.SymInt)):
-            reason = refused.get(node) or refusal(node, facts)
+            reason = refused.get(node) or refusal(node, facts, dtypes)
             if node.target in CONVERSIONS and arguments(node)[0] not in open_subgraph:
                 reason = "it is a part of the way in"
             if reason is None:
