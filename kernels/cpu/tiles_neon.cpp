@@ -36,8 +36,8 @@ struct Float32Sums {
     static FR_INLINE Sum plus(Sum a, Sum b) { return vaddq_f32(a, b); }
     template <int LANE>
     static FR_INLINE Sum multiply_add(Sum sum, Units weights, Units x) {
-        // vfmaq_laneq_f32(), of which GCC 12 makes a copy of the lane in a register, and runs out of
-        // registers.
+        // vfmaq_laneq_f32(), of which GCC 12 makes a copy of the lane in a register, and runs out
+        // of registers.
         __asm__("fmla %0.4s, %1.4s, %2.s[%3]" : "+w"(sum) : "w"(weights), "w"(x), "i"(LANE));
         return sum;
     }

@@ -27,11 +27,12 @@ from tests.native.test_native_convolutions import SHAPES, WINOGRAD, always
 from tests.native.test_native_engine import block_net
 from tests.support.native.aarch64 import Emulated, Program, build, needs_tools
 from tests.support.native.awkward_cases import CASES
-from tests.support.native.by_hand import check
+from tests.support.native.by_hand import Convolution, arguments_of, check, subgraph
 from tests.support.native.examined import Examined
 from tests.support.native.one_convolution import FUNCTIONS, Case, pixels
 from tests.support.native.one_uint8_convolution import uint8_case
 from tests.support.optimizing import optimize
+from tests.support.oracle import PRECISIONS
 from tests.support.small import assert_right, images
 
 pytestmark = pytest.mark.campaign
@@ -78,9 +79,9 @@ def test_what_a_processor_has(
 def test_what_reaches_outside_is_noticed(emulated: Emulated) -> None:
     """The plan's check is made over there, too."""
     spec = SHAPES["groups of 5"]
-    model = convolutions.Convolution(spec)
-    given = convolutions.arguments_of(spec, False)
-    native = convolutions.subgraph(model, model.graph(False), given, "neon")
+    model = Convolution(spec)
+    given = arguments_of(spec, False)
+    native = subgraph(model, model.graph(False), given, "neon")
     compiled = native.plans[1]
     assert compiled is not None
     emulated._plans[compiled.handle].arena_bytes = 64
@@ -166,9 +167,7 @@ def test_convolutions(name: str, precision: str, isa: str) -> None:
 
 @each_set
 @pytest.mark.parametrize("name", WINOGRAD)
-def test_winograd(
-    name: str, precision: str, isa: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_winograd(name: str, precision: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "winograd_pays", always)
     check(WINOGRAD[name], precision, isa, guarded=True)
     check(WINOGRAD[name], precision, isa, residual=True, before="relu6", after="silu", threads=3)
@@ -197,7 +196,7 @@ def test_batches_and_threads(precision: str, isa: str, batch: int, threads: int)
 @each_set
 def test_what_is_not_ordinary_is_given_up(precision: str, isa: str) -> None:
     native = convolutions.one_channel(precision, isa)
-    x = torch.zeros(2, 40, 2, 3, dtype=convolutions.PRECISIONS[precision])
+    x = torch.zeros(2, 40, 2, 3, dtype=PRECISIONS[precision])
     native(x)
     x[1, 39, 1, 2] = torch.nan
     with pytest.raises(NonFinite):
@@ -206,9 +205,7 @@ def test_what_is_not_ordinary_is_given_up(precision: str, isa: str) -> None:
 
 @each_set
 @pytest.mark.parametrize("name", operators.CASES)
-def test_operators(
-    name: str, precision: str, isa: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_operators(name: str, precision: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     operators.test_operators(name, precision, isa, monkeypatch)
 
 
@@ -250,9 +247,7 @@ def test_an_int8_network_answers_as_by_definition(emulated: Emulated) -> None:
     assert all(map(torch.equal, answers, wanted))
 
 
-def test_an_older_processor(
-    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_older_processor(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 meets no instruction that it lacks; what needs others is refused."""
     use(Emulated(Program(program, OLD), tmp_path), monkeypatch)
     model, x = block_net(), images(2, 3, 17, 19)

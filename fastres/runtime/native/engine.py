@@ -3,7 +3,7 @@
 The fused graph is cut into subgraphs that the library runs in one call each, threads, order and
 memory planned beforehand; a ResNet is one subgraph. What the library has no operation for runs as
 in the oneDNN engine, and the receipt says so. The library computes float32 with AVX2, AVX-512 or
-NEON, bfloat16 with AVX-512's or Arm's bfloat16 instructions or AMX, and uint8 with AVX2, VNNI, AMX or
+NEON, bfloat16 with AVX-512's bfloat16 instructions, AMX or Arm's, and uint8 with AVX2, VNNI, AMX or
 Arm's int8 instructions, whichever the processor has; float16 is computed in float32.
 
 NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the

@@ -1,14 +1,15 @@
 """The library as it is on AArch64, on whatever is here: cross-compiled, each call run by QEMU.
 
 :class:`Emulated` has the methods of :class:`fastres.runtime.native.library.Library`, so plans are
-made here, by what makes them there. A call is written to a file, memory that its structures point at
-included; ``aarch64_run.cpp`` runs it, and what came out is read from the file. Memory in it lies
-between bytes of which numbers are NaN.
+made here, by what makes them there. A call is written to a file, with the memory that its
+structures point at; ``aarch64_run.cpp`` runs it, and what came out is read from the file. Memory in
+it lies between bytes of which numbers are NaN.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import os
 import shutil
@@ -43,6 +44,14 @@ def needs_tools() -> None:
         pytest.skip(sentence)
 
 
+@functools.cache
+def _system() -> Path:
+    """The folder that holds the other processor's ``lib``."""
+    command = [COMPILER, "-print-file-name=ld-linux-aarch64.so.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Path(done.stdout.strip()).resolve().parent.parent
+
+
 @dataclass(frozen=True)
 class Program:
     """The library and the program that runs it, for processors of one kind.
@@ -60,11 +69,7 @@ class Program:
         Raises:
             AssertionError: it did not end well, as after an instruction that the processor lacks.
         """
-        system = subprocess.run(
-            [COMPILER, "-print-file-name=ld-linux-aarch64.so.1"], capture_output=True, text=True
-        )
-        root = Path(system.stdout.strip()).resolve().parent.parent
-        command = [EMULATOR, "-cpu", self.processor, "-L", str(root), str(self.path)]
+        command = [EMULATOR, "-cpu", self.processor, "-L", str(_system()), str(self.path)]
         done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
         assert done.returncode == 0, (done.returncode, done.stderr)
         return done.stdout
@@ -221,7 +226,7 @@ class _Made:
             if KINDS[op.kind] == kind and inside.index == index:
                 sizes = (images, inside.channels, inside.height, inside.width)
                 last = sum((n - 1) * step for n, step in zip(sizes, tensor.strides, strict=True))
-                return (last + 1) * _PRECISIONS[op.outside_dtype].bytes
+                return int(last + 1) * _PRECISIONS[op.outside_dtype].bytes
         return int(tensor.image_bytes) * images
 
 
@@ -245,6 +250,13 @@ class Emulated(Library):
         self.runs = 0
         self._plans: dict[int, _Made] = {}
         self._names = itertools.count(1)
+        self.plan_create: Any = self._create
+        self.plan_destroy: Any = self._plans.pop
+        self.plan_check: Any = lambda plan: -1
+        self.plan_fill: Any = self._fill
+        self.plan_release: Any = self._release
+        self.plan_poison: Any = self._poison
+        self.run: Any = self._run
 
     def keep(self, size: int) -> None:
         """Nothing is kept between processes."""
@@ -253,38 +265,33 @@ class Emulated(Library):
     def let_go(self) -> int:
         return 0
 
-    def plan_create(
+    def _create(
         self, ops: Any, op_count: int, phases: Any, phase_count: int, images: int,
         arena_bytes: int, guards: Any, guard_count: int,
     ) -> int:  # fmt: skip
         handle = next(self._names)
         self._plans[handle] = _Made(
-            _listed(ops, COp, op_count), _listed(phases, CPhase, phase_count), images, arena_bytes,
-            _listed(guards, c_int64, 2 * guard_count),
+            [COp.from_buffer_copy(op) for op in _listed(ops, COp, op_count)],
+            [CPhase.from_buffer_copy(each) for each in _listed(phases, CPhase, phase_count)],
+            images, arena_bytes, _listed(guards, c_int64, 2 * guard_count),
         )  # fmt: skip
         return handle
 
-    def plan_destroy(self, plan: int) -> None:
-        del self._plans[plan]
-
-    def plan_check(self, plan: int) -> int:
-        return -1
-
-    def plan_fill(self, plan: int, offset: int, size: int, byte: int) -> int:
+    def _fill(self, plan: int, offset: int, size: int, byte: int) -> int:
         self._plans[plan].fills.append(_Range(offset, size, byte))
         return 0
 
-    def plan_release(self, plan: int, op: int, offset: int, size: int) -> int:
+    def _release(self, plan: int, op: int, offset: int, size: int) -> int:
         self._plans[plan].releases.append(_Range(offset, size, op))
         return 0
 
-    def plan_poison(self, plan: int, ranges: Any, count: int, byte: int) -> int:
+    def _poison(self, plan: int, ranges: Any, count: int, byte: int) -> int:
         numbers = _listed(ranges, c_int64, 2 * count)
         pairs = zip(numbers[::2], numbers[1::2], strict=True)
         self._plans[plan].poisons = [_Range(*pair, byte) for pair in pairs]
         return 0
 
-    def run(
+    def _run(
         self, alone: int | None, together: int | None, threads: int, inputs: Any,
         input_count: int, outputs: Any, output_count: int, times: Any,
     ) -> int:  # fmt: skip
@@ -304,7 +311,8 @@ class Emulated(Library):
             if part is not None:
                 call.plans[number] = part.write(file)
         returned: list[tuple[int, int, int]] = []  # address, bytes, where in the file
-        for side, array, count in (("input", inputs, input_count), ("output", outputs, output_count)):
+        sides = (("input", inputs, input_count), ("output", outputs, output_count))
+        for side, array, count in sides:
             tensors = []
             for index, tensor in enumerate(_listed(array, COutside, count)):
                 size = some.outside(tensor, side == "output", index, images)
@@ -330,4 +338,3 @@ class Emulated(Library):
         for address, size, at in returned:
             ctypes.memmove(address, content[at : at + size], size)
         return int(done.status)
-

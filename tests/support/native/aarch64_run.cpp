@@ -1,6 +1,6 @@
 // Runs plans on a processor that is not here, for tests/support/native/aarch64.py, whose structures
-// these are: a call's file is mapped, its pointers are made addresses, and results stay in the file.
-// Without a file, what the library says of itself.
+// these are: a call's file is mapped, its pointers are made addresses, and results stay in the
+// file. Without a file, what the library says of itself.
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -68,12 +68,14 @@ int main(int count, char **arguments) {
     const int file = open(arguments[1], O_RDWR);
     struct stat about;
     if (file < 0 || fstat(file, &about)) return 2;
-    void *mapped = mmap(nullptr, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    void *mapped =
+        mmap(nullptr, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
     if (mapped == MAP_FAILED) return 3;
     char *base = (char *)mapped;
     const Header &header = *(Header *)base;
     const int64_t *pointers = (const int64_t *)(base + header.pointers);
-    for (int64_t i = 0; i < header.pointer_count; i++) *(int64_t *)(base + pointers[i]) += (int64_t)base;
+    for (int64_t i = 0; i < header.pointer_count; i++)
+        *(int64_t *)(base + pointers[i]) += (int64_t)base;
     Call &call = *(Call *)(base + header.call);
     call.status = 0;
     fr_plan *alone = made(call.plans[0], call.status), *together = made(call.plans[1], call.status);
