@@ -65,7 +65,7 @@ ROWS = (
         dtype=torch.float32,
         accumulator=torch.float32,
         native_code=0,
-        instruction_sets=("avx512", "avx2"),
+        instruction_sets=("avx512", "avx2", "neon"),
     ),
     Precision(  # float32 whose factors a GPU rounds to 10 bits
         name="tf32",
@@ -79,7 +79,7 @@ ROWS = (
         dtype=torch.bfloat16,
         accumulator=torch.float32,
         native_code=1,
-        instruction_sets=("amx_bf16", "avx512_bf16"),
+        instruction_sets=("amx_bf16", "avx512_bf16", "neon_bf16"),
     ),
     Precision(name="fp16", dtype=torch.float16, accumulator=torch.float32),
     Precision(
@@ -87,7 +87,7 @@ ROWS = (
         dtype=torch.uint8,
         accumulator=torch.int32,
         native_code=2,
-        instruction_sets=("amx_int8", "avx512_vnni", "avx_vnni", "avx2"),
+        instruction_sets=("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "neon_i8mm"),
         quantized=True,
     ),
 )

@@ -156,6 +156,11 @@ def test_the_wheel_has_the_packages_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.campaign
+def test_the_wheel_is_for_one_platform_and_any_version(wheel: Path) -> None:
+    assert wheel.name.startswith(f"fastres-{PROJECT['project']['version']}-cp310-abi3-")
+
+
+@pytest.mark.campaign
 def test_the_wheel_says_what_it_needs(wheel: Path) -> None:
     info = f"fastres-{PROJECT['project']['version']}.dist-info"
     with zipfile.ZipFile(wheel) as archive:

@@ -64,6 +64,18 @@ Reach written(const int32_t *table, const fr_op &op, const fr_tensor &tensor) {
     return found;
 }
 
+// Bytes of a vector of output channels, and of what it reads of a line at once.
+int64_t vector_bytes(int isa) {
+    switch (isa) {
+        case FR_AVX2:
+        case FR_AVX_VNNI: return kLine / 2;
+        case FR_NEON:
+        case FR_NEON_BF16:
+        case FR_NEON_I8MM: return kLine / 4;
+        default: return kLine;
+    }
+}
+
 int64_t taps_of_unit(const fr_op &op) {
     return op.dtype == FR_FLOAT32 ? 1 : op.dtype == FR_BFLOAT16 ? 2 : 4;
 }
@@ -72,7 +84,7 @@ int64_t taps_of_unit(const fr_op &op) {
 int64_t read_at_once(const fr_op &op) {
     switch (op.form) {
         case FR_PANELS: return 4 * (int64_t)op.step_units;
-        case FR_GROUPED: return op.isa == FR_AVX2 || op.isa == FR_AVX_VNNI ? kLine / 2 : kLine;
+        case FR_GROUPED: return vector_bytes(op.isa);
         default:
             if (op.dtype == FR_UINT8) return kLine / 2;
             if (op.dtype == FR_BFLOAT16) return kLine;

@@ -3,7 +3,7 @@
 #include "plan.h"
 #include "target.h"
 
-#ifdef FR_X86
+#ifdef FR_KERNELS
 
 #include <algorithm>
 
@@ -23,6 +23,8 @@ Tiling tiling(const Work &work) {
     t.panel_chunks = (op.panels + op.chunk_panels - 1) / op.chunk_panels;
     return t;
 }
+
+#ifdef FR_X86
 
 bool uses_tile_registers(const fr_op &op) { return op.isa == FR_AMX_BF16 || op.isa == FR_AMX_INT8; }
 
@@ -66,6 +68,26 @@ TileFunction function_for(const fr_op &op, int pixels) {
     if (op.isa == FR_AVX2) return avx2_float32(pixels, op.step_units);
     return avx512_float32(pixels, op.step_units);
 }
+
+// What tiles need of the thread, before them and behind them.
+void prepare(const fr_op &op) {
+    if (uses_tile_registers(op)) amx_configure(op.step_units);
+}
+
+void clean_up(const fr_op &op) {
+    if (uses_tile_registers(op)) amx_release();
+}
+
+#else
+
+TileFunction function_for(const fr_op &op, int pixels) {
+    return neon_tile(op.dtype, op.form, pixels, op.step_units);
+}
+
+void prepare(const fr_op &) {}
+void clean_up(const fr_op &) {}
+
+#endif
 
 // Bytes from a tensor's first channel to a panel's.
 int64_t to_panel(const fr_op &op, const fr_tensor &tensor, int panel) {
@@ -129,7 +151,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
     tile.output_multiplier = op.output_multiplier;
     tile.residual_zero = op.residual_zero;
     tile.output_zero = op.output_zero;
-    if (uses_tile_registers(op)) amx_configure(op.step_units);
+    prepare(op);
     for (int panel = first_panel; panel < end_panel; panel++) {
         const char *weights = (const char *)op.weights + panel * op.panel_bytes;
         const char *ahead = nullptr;
@@ -170,7 +192,7 @@ void convolution_chunk(const Work &work, int64_t chunk) {
             if (ahead) ahead += (int64_t)ahead_lines * op.step_count * 64;
         }
     }
-    if (uses_tile_registers(op)) amx_release();
+    clean_up(op);
     if (op.rows) look_at_rows(work, begin_of(first), begin_of(end), first_panel, end_panel);
 }
 

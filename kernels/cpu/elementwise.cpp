@@ -38,11 +38,13 @@ int64_t elementwise_chunks(const Work &work) {
 }
 
 void elementwise_chunk(const Work &work, int64_t chunk) {
-#ifdef FR_X86
+#if defined(FR_X86)
     if (work.op->isa <= FR_AVX_VNNI)
         elementwise_avx2(work, chunk);
     else
         elementwise_avx512(work, chunk);
+#elif defined(FR_ARM)
+    elementwise_neon(work, chunk);
 #else
     (void)work, (void)chunk;  // there are no plans without an instruction set
 #endif

@@ -3,7 +3,7 @@
 #include "native.h"
 #include "target.h"
 
-#ifdef FR_X86
+#if defined(FR_X86)
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -63,6 +63,23 @@ extern "C" uint32_t fr_isas(void) {
     if (!leaf.amx_tile() || !may_use_tiles()) return found;
     if (bf16 && leaf.amx_bf16()) found |= 1u << FR_AMX_BF16;
     if (vnni && leaf.amx_int8()) found |= 1u << FR_AMX_INT8;
+    return found;
+}
+
+#elif defined(FR_ARM)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+extern "C" uint32_t fr_isas(void) {
+    uint32_t found = 1u << FR_NEON;
+#if defined(__linux__)
+    // Documentation/arch/arm64/elf_hwcaps.rst; headers of older systems have no names for them.
+    constexpr unsigned long kI8mm = 1ul << 13, kBf16 = 1ul << 14;
+    const unsigned long second = getauxval(AT_HWCAP2);
+    if (second & kBf16) found |= 1u << FR_NEON_BF16;
+    if (second & kI8mm) found |= 1u << FR_NEON_I8MM;
+#endif
     return found;
 }
 

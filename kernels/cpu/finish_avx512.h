@@ -26,6 +26,27 @@ struct Bfloat16Sums {
     static constexpr int kind = FR_BFLOAT16, stored = FR_FLOAT32;
 };
 
+// Of a pixel's channels, for Winograd's transforms.
+using Sixteen = __m512;
+
+FR_BF16 FR_INLINE Sixteen any_sixteen(const float *from) { return _mm512_loadu_ps(from); }
+
+// 16 channels: all of a line of float32, or half of one of bfloat16.
+template <class T>
+FR_BF16 FR_INLINE Sixteen load_sixteen(const char *from) {
+    if (T::stored == FR_FLOAT32) return _mm512_load_ps(from);
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)from)), 16));
+}
+
+template <class T>
+FR_BF16 FR_INLINE void store_sixteen(char *to, Sixteen x) {
+    if (T::stored == FR_FLOAT32)
+        _mm512_store_ps(to, x);
+    else
+        _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
 FR_BF16 FR_INLINE __m512 low_half(__m512i line) {
     return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(line)), 16));
@@ -96,6 +117,21 @@ FR_BF16 FR_INLINE void finish_any(const Tile &t, int i, __m512 low, __m512 high)
         store<T>(t, i, high_lanes != 0, low, high);
     }
 }
+
+// The ends of single pixels that are alike but for where they lie.
+template <class T>
+struct Ending {
+    bool plain;
+    __m512 floor;
+
+    FR_BF16 FR_INLINE explicit Ending(const Tile &t) : plain(is_plain(t)), floor(floor_of(t)) {}
+    FR_BF16 FR_INLINE void finish(const Tile &t, __m512 low, __m512 high) const {
+        if (plain)
+            finish_plain<T>(t, 0, floor, low, high);
+        else
+            finish_any<T>(t, 0, low, high);
+    }
+};
 
 // Whatever there may be at the end, once for all sizes of tiles: it has every activation in it.
 template <class T>

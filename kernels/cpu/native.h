@@ -33,7 +33,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 9  // changes with every change of this file
+#define FR_ABI 10  // changes with every change of this file
 
 enum fr_isa {
     FR_AVX2 = 0,
@@ -42,7 +42,10 @@ enum fr_isa {
     FR_AVX512_VNNI = 3,
     FR_AVX512_BF16 = 4,
     FR_AMX_BF16 = 5,
-    FR_AMX_INT8 = 6
+    FR_AMX_INT8 = 6,
+    FR_NEON = 7,
+    FR_NEON_BF16 = 8,
+    FR_NEON_I8MM = 9
 };
 enum fr_dtype { FR_FLOAT32 = 0, FR_BFLOAT16 = 1, FR_UINT8 = 2 };
 enum fr_kind {
@@ -86,12 +89,12 @@ enum fr_activation {
 // channel's unit, and has as many entries in `steps`. Weights are [panel][step][32] units, the 32
 // channels in the order into which the kernels' interleaving brings them: see pack.py.
 //
-// FR_GROUPED: a vector of 16 output channels (AVX2: 8) at a time, each lane from the units that its
-// group reads. A vector reads `reads` divided by its panel's vectors lines (AVX2: halves of lines),
-// at the offsets that `panel_input` has for each, [panel][vector][read]. Of each line it takes
-// `step_units` units: permuted so that every lane has one that it multiplies, for each filter tap,
-// which is a step. Weights are [panel][vector][read] of the permutations' indices, [unit][lane]
-// int32, and then [step][unit][lane] units.
+// FR_GROUPED: a vector of 16 output channels (AVX2: 8, NEON: 4) at a time, each lane from the units
+// that its group reads. A vector reads `reads` divided by its panel's vectors lines (AVX2: halves
+// of lines, NEON: quarters), at the offsets that `panel_input` has for each, [panel][vector][read].
+// Of each line it takes `step_units` units: permuted so that every lane has one that it multiplies,
+// for each filter tap, which is a step. Weights are [panel][vector][read] of the permutations'
+// indices, [unit][lane] int32, and then [step][unit][lane] units.
 enum fr_form { FR_PANELS = 0, FR_DEPTHWISE = 1, FR_GROUPED = 2 };
 enum fr_space { FR_ARENA = 0, FR_INPUT = 1, FR_OUTPUT = 2 };
 

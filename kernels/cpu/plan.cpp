@@ -124,7 +124,7 @@ std::unique_ptr<Room> new_room(const fr_plan &plan) {
     return room;
 }
 
-#ifdef FR_X86
+#ifdef FR_KERNELS
 int64_t chunks(const Work &work) {
     switch (work.op->kind) {
         case FR_CONVOLUTION: return convolution_chunks(work);

@@ -172,8 +172,10 @@ void Barrier::wait(int threads) {
     }
     for (int turn = 0; round_.load(std::memory_order_acquire) == round; turn++) {
         if (turn < 20000) {
-#ifdef FR_X86
+#if defined(FR_X86)
             _mm_pause();
+#elif defined(FR_ARM)
+            __asm__ volatile("yield");
 #endif
         } else {
             std::this_thread::yield();

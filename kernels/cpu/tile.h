@@ -72,5 +72,9 @@ TileFunction amx_uint8();
 void amx_configure(int step_units);
 void amx_release();
 
+// AArch64: a tile of any fr_dtype and fr_form, of 1 to 6 pixels.
+TileFunction neon_tile(int dtype, int form, int pixels, int step_units);
+TileFunction neon_bfloat16_sums(int pixels);  // as avx512_bfloat16_sums()
+
 }  // namespace fastres
 #endif

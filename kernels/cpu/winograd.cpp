@@ -10,10 +10,17 @@
 
 #include <algorithm>
 
-#include "finish_avx512.h"
 #include "plan.h"
+#include "target.h"
+#if defined(FR_X86)
+#include "finish_avx512.h"
+#define FR_WINOGRAD FR_WITH_AVX512_BF16
+#elif defined(FR_ARM)
+#include "finish_neon.h"
+#define FR_WINOGRAD
+#endif
 
-#ifdef FR_X86
+#ifdef FR_KERNELS
 
 namespace fastres {
 namespace {
@@ -75,31 +82,14 @@ struct Cursor {
     }
 };
 
-FR_BF16 FR_INLINE void to_frequencies(__m512 &a, __m512 &b, __m512 &c, __m512 &d) {
-    const __m512 first = _mm512_sub_ps(a, c), second = _mm512_add_ps(b, c);
-    const __m512 third = _mm512_sub_ps(c, b), fourth = _mm512_sub_ps(b, d);
+FR_WINOGRAD FR_INLINE void to_frequencies(Sixteen &a, Sixteen &b, Sixteen &c, Sixteen &d) {
+    const Sixteen first = a - c, second = b + c, third = c - b, fourth = b - d;
     a = first, b = second, c = third, d = fourth;
-}
-
-// 16 channels: all of a line of float32, or half of one of bfloat16.
-template <class T>
-FR_BF16 FR_INLINE __m512 load_channels(const char *from) {
-    if (T::stored == FR_FLOAT32) return _mm512_load_ps(from);
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256((const __m256i *)from)), 16));
-}
-
-template <class T>
-FR_BF16 FR_INLINE void store_channels(char *to, __m512 x) {
-    if (T::stored == FR_FLOAT32)
-        _mm512_store_ps(to, x);
-    else
-        _mm256_store_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
 // B' d B for every tile of the block.
 template <class T>
-FR_BF16 void transform(const Work &work, const Block &b) {
+FR_WINOGRAD void transform(const Work &work, const Block &b) {
     const fr_op &op = *work.op;
     const char *input = work.at(op.input) - op.input.row - op.input.pixel;  // padded by one
     const int64_t count = b.end - b.first;
@@ -111,13 +101,13 @@ FR_BF16 void transform(const Work &work, const Block &b) {
         char *to = b.transformed + tile * 64;
         for (int block = 0; block < b.channel_blocks; block++) {
             for (int byte = 0; byte < 64; byte += kStep) {
-                __m512 d[4][4];
+                Sixteen d[4][4];
 #pragma GCC unroll 4
                 for (int y = 0; y < 4; y++) {
 #pragma GCC unroll 4
                     for (int x = 0; x < 4; x++)
                         d[y][x] =
-                            load_channels<T>(corner + y * op.input.row + x * op.input.pixel + byte);
+                            load_sixteen<T>(corner + y * op.input.row + x * op.input.pixel + byte);
                     to_frequencies(d[y][0], d[y][1], d[y][2], d[y][3]);
                 }
 #pragma GCC unroll 4
@@ -125,7 +115,7 @@ FR_BF16 void transform(const Work &work, const Block &b) {
                     to_frequencies(d[0][x], d[1][x], d[2][x], d[3][x]);
 #pragma GCC unroll 4
                     for (int y = 0; y < 4; y++)
-                        store_channels<T>(to + (y * 4 + x) * frequency + byte, d[y][x]);
+                        store_sixteen<T>(to + (y * 4 + x) * frequency + byte, d[y][x]);
                 }
             }
             corner += op.input.plane;
@@ -135,22 +125,22 @@ FR_BF16 void transform(const Work &work, const Block &b) {
 }
 
 // A' m A for 16 channels of a tile, with the bias.
-FR_BF16 FR_INLINE void to_pixels(const char *from, int64_t frequency, __m512 bias,
-                                 __m512 (&pixels)[2][2]) {
-    __m512 rows[2][4];
+FR_WINOGRAD FR_INLINE void to_pixels(const char *from, int64_t frequency, Sixteen bias,
+                                     Sixteen (&pixels)[2][2]) {
+    Sixteen rows[2][4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; x++) {
-        __m512 m[4];
+        Sixteen m[4];
 #pragma GCC unroll 4
-        for (int y = 0; y < 4; y++) m[y] = _mm512_load_ps(from + (y * 4 + x) * frequency);
-        rows[0][x] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]);
-        rows[1][x] = _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]);
+        for (int y = 0; y < 4; y++) m[y] = load_sixteen<Float32>(from + (y * 4 + x) * frequency);
+        rows[0][x] = m[0] + m[1] + m[2];
+        rows[1][x] = m[1] - m[2] - m[3];
     }
 #pragma GCC unroll 2
     for (int y = 0; y < 2; y++) {
-        const __m512 *m = rows[y];
-        pixels[y][0] = _mm512_add_ps(_mm512_add_ps(m[0], m[1]), _mm512_add_ps(m[2], bias));
-        pixels[y][1] = _mm512_add_ps(_mm512_sub_ps(m[1], m[2]), _mm512_sub_ps(bias, m[3]));
+        const Sixteen *m = rows[y];
+        pixels[y][0] = (m[0] + m[1]) + (m[2] + bias);
+        pixels[y][1] = (m[1] - m[2]) + (bias - m[3]);
     }
 }
 
@@ -158,7 +148,7 @@ const int32_t kHere[1] = {0};
 
 // From products to output pixels, for every tile of the block, one panel.
 template <class T>
-FR_BF16 void finish(const Work &work, const Block &b, int panel) {
+FR_WINOGRAD void finish(const Work &work, const Block &b, int panel) {
     const fr_op &op = *work.op;
     constexpr int kBlocks = T::stored == FR_FLOAT32 ? 2 : 1;  // lines of a panel's pixel
     const int64_t count = b.end - b.first;
@@ -170,16 +160,15 @@ FR_BF16 void finish(const Work &work, const Block &b, int panel) {
     t.before = op.before;
     t.after = op.after;
     t.slopes = op.slopes ? op.slopes + panel * 32 : nullptr;
-    const bool plain = is_plain(t);
-    const __m512 floor = floor_of(t);
+    const Ending<T> ending(t);
     const float *own = (const float *)op.bias + panel * 32;
-    const __m512 bias[2] = {_mm512_loadu_ps(own), _mm512_loadu_ps(own + 16)};
+    const Sixteen bias[2] = {any_sixteen(own), any_sixteen(own + 16)};
     char *output = work.at(op.output) + panel * kBlocks * op.output.plane;
     const char *residual =
         op.has_residual ? work.at(op.residual) + panel * kBlocks * op.residual.plane : nullptr;
     Cursor cursor(b);
     for (int64_t tile = 0; tile < count; tile++, cursor.next()) {
-        __m512 low[2][2], high[2][2];
+        Sixteen low[2][2], high[2][2];
         const char *from = b.products + tile * 64;
         to_pixels(from, count * 128, bias[0], low);
         to_pixels(from + count * 64, count * 128, bias[1], high);
@@ -194,10 +183,7 @@ FR_BF16 void finish(const Work &work, const Block &b, int panel) {
                 t.output = to + y * op.output.row + x * op.output.pixel;
                 t.residual =
                     addend ? addend + y * op.residual.row + x * op.residual.pixel : nullptr;
-                if (plain)
-                    finish_plain<T>(t, 0, floor, low[y][x], high[y][x]);
-                else
-                    finish_any<T>(t, 0, low[y][x], high[y][x]);
+                ending.finish(t, low[y][x], high[y][x]);
             }
         }
     }
@@ -228,7 +214,11 @@ void winograd_chunk(const Work &work, int64_t chunk) {
     const int smaller = (int)(count / parts);
     const bool half = op.dtype == FR_BFLOAT16;
     const auto function = [&](int pixels) {
+#ifdef FR_X86
         return half ? avx512_bfloat16_sums(pixels) : avx512_float32(pixels, 16);
+#else
+        return half ? neon_bfloat16_sums(pixels) : neon_tile(FR_FLOAT32, FR_PANELS, pixels, 16);
+#endif
     };
     const TileFunction functions[2] = {function(smaller),
                                        smaller < op.tile ? function(smaller + 1) : nullptr};

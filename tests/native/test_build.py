@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from fastres.runtime.native import library as native_library
 from tests.support import ROOT
 from tests.support.cxx import (
     COMPILER,
@@ -226,6 +227,14 @@ def test_where_there_are_no_kernels_it_says_so(tmp_path: Path) -> None:
     assert loaded(library, "fr_isas") == [0]
     functions = ctypes.CDLL(str(library))
     assert all(hasattr(functions, name) for name in in_sources(r"FR_API .*?(fr_\w+)\("))
+
+
+def test_where_it_cannot_be_built_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_library, "find", lambda: None)
+    said = {"linux": "no C++ compiler", "darwin": "is for Linux, this is darwin"}
+    for platform, sentence in said.items():
+        monkeypatch.setattr(sys, "platform", platform)
+        assert sentence in native_library.load.__wrapped__()
 
 
 @pytest.mark.campaign

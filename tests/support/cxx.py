@@ -41,17 +41,18 @@ def settings() -> dict[str, Any]:
     return dict(module)
 
 
-def compile_all(output: Path, *flags: str | Path) -> Path:
+def compile_all(output: Path, *flags: str | Path, compiler: str | None = COMPILER) -> Path:
     """Compile all of the library's sources, as ``pip install`` does, into one file.
 
     Args:
         output: the file.
         flags: of the compiler, behind those of pyproject.toml: ``-shared``, or further sources.
+        compiler: another one, as for other processors.
     """
-    assert COMPILER
+    assert compiler
     module = settings()
     command = [
-        *(COMPILER, "-fPIC", *module["extra-compile-args"], *map(str, flags)),
+        *(compiler, "-fPIC", *module["extra-compile-args"], *map(str, flags)),
         *(str(ROOT / source) for source in module["sources"]),
         *("-o", str(output)),
     ]
@@ -60,9 +61,10 @@ def compile_all(output: Path, *flags: str | Path) -> Path:
     return output
 
 
-def shared_library(output: Path, *flags: str) -> Path:
+def shared_library(output: Path, *flags: str, compiler: str | None = COMPILER) -> Path:
     """The library with further flags of the compiler."""
-    return compile_all(output, "-shared", *flags, *settings()["extra-link-args"])
+    link = settings()["extra-link-args"]
+    return compile_all(output, "-shared", *flags, *link, compiler=compiler)
 
 
 def tool(name: str) -> str:

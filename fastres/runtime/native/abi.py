@@ -6,7 +6,7 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from typing import ClassVar
 
-ABI = 9
+ABI = 10
 """``FR_ABI`` of the header that this file follows."""
 
 KINDS = (
@@ -24,8 +24,10 @@ ACTIVATIONS = {
 }  # fmt: skip
 """``enum fr_activation``."""
 ISAS = (
-    "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"
+    "avx2", "avx_vnni", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
+    "neon", "neon_bf16", "neon_i8mm",
 )  # fmt: skip
+"""``enum fr_isa``: those of x86-64, then those of AArch64."""
 ARENA, INPUT, OUTPUT = range(3)
 
 

@@ -2,9 +2,9 @@
 
 The fused graph is cut into subgraphs that the library runs in one call each, threads, order and
 memory planned beforehand; a ResNet is one subgraph. What the library has no operation for runs as
-in the oneDNN engine, and the receipt says so. The library computes float32 with AVX2 or AVX-512 and
-bfloat16 with AVX-512's bfloat16 instructions or AMX, whichever the processor has; float16 is
-computed in float32.
+in the oneDNN engine, and the receipt says so. The library computes float32 with AVX2, AVX-512 or
+NEON, bfloat16 with AVX-512's bfloat16 instructions, AMX or Arm's, and uint8 with AVX2, VNNI, AMX or
+Arm's int8 instructions, whichever the processor has; float16 is computed in float32.
 
 NaN and infinity: a Winograd convolution would spread them over a tile, and multiplications by the
 zeros that fill up channel blocks over a pixel. The library therefore looks at what goes in and out,
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.dtypes import BY_DTYPE, NATIVE
+from fastres.dtypes import BY_DTYPE
 from fastres.ir.graph import module_of
 from fastres.ir.shapes import shapes
 from fastres.options import Options
@@ -61,9 +61,8 @@ class NativeEngine:
         if isinstance(library, str):
             return library
         for value in module.buffers():
-            dtype = torch.float32 if value.dtype == torch.float16 else value.dtype
-            known = dtype.is_floating_point and dtype in NATIVE
-            if known and _isa(library, dtype) is None:
+            dtype = _COMPUTED_IN.get(value.dtype)
+            if dtype is not None and _isa(library, dtype) is None:
                 return f"this processor has no instructions for {dtype} that it knows"
         return self._fallback.refusal(module)
 
@@ -112,6 +111,15 @@ class NativeEngine:
             executable.notes.append(float16.NOTE)
         executable.peak_bytes += sum(subgraph.arena_bytes for subgraph in subgraphs)
         return executable
+
+
+_COMPUTED_IN = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.bfloat16,
+    torch.float16: torch.float32,
+    torch.int8: torch.uint8,
+}
+"""The dtype of activations by that of the weights that they are multiplied by."""
 
 
 def _isa(library: Library, dtype: torch.dtype) -> str | None:

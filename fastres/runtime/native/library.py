@@ -166,6 +166,8 @@ def load() -> Library | str:
     """The library, or a sentence that says why there is none."""
     path = find()
     if path is None:
+        if not sys.platform.startswith("linux"):
+            return f"its library is for Linux, this is {sys.platform}"
         return "its library was not built (there was no C++ compiler when fastres was installed)"
     try:
         return Library(path)

@@ -1,8 +1,8 @@
 """Weights of grouped convolutions that multiply nothing by the zeros between groups.
 
 ``FR_DEPTHWISE`` and ``FR_GROUPED`` of ``kernels/cpu/native.h``, which says how they are laid out. A
-*vector* is the output channels of one register, 16 of AVX-512 and 8 of AVX2; a *piece* is as many
-units of an input's line, a whole one or a half.
+*vector* is the output channels of one register, 16 of AVX-512, 8 of AVX2, 4 of NEON; a *piece* is
+as many units of an input's line, a whole one, a half or a quarter.
 """
 
 from __future__ import annotations

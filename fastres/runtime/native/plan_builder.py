@@ -47,7 +47,7 @@ def uses_winograd(op: Op, isa: str) -> bool:
     conv = op.conv
     assert conv is not None and op.input is not None
     return (
-        isa in ("avx512", "avx512_bf16")
+        isa in ("avx512", "avx512_bf16", "neon", "neon_bf16")
         and op.lattice is None  # it writes whole tiles
         and (conv.r, conv.s) == (3, 3)
         and conv.stride == conv.dilation == (1, 1)

@@ -22,14 +22,14 @@ from fastres.system.target import cpu
 
 TILE_PIXELS = {
     "avx2": 6, "avx_vnni": 6, "avx512": 14, "avx512_vnni": 14, "avx512_bf16": 14, "amx_bf16": 32,
-    "amx_int8": 32,
+    "amx_int8": 32, "neon": 6, "neon_bf16": 6, "neon_i8mm": 6,
 }  # fmt: skip
 """Most pixels of a tile, by instruction set: what its registers hold."""
 
-VECTOR = {"avx2": 8, "avx_vnni": 8}
+VECTOR = {"avx2": 8, "avx_vnni": 8, "neon": 4, "neon_bf16": 4, "neon_i8mm": 4}
 """Lanes of 4 bytes of a register, where that is not 16."""
 
-_DEPTHWISE_UINT8 = {"avx2": 2, "avx_vnni": 2, "avx512_vnni": 12}
+_DEPTHWISE_UINT8 = {"avx2": 2, "avx_vnni": 2, "avx512_vnni": 12, "neon_i8mm": 6}
 
 
 def without_runs(isa: str) -> str:

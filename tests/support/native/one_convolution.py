@@ -41,6 +41,12 @@ IGNORED = -(2**30)
 """Entries of tables that nobody may use: the address is not the process's."""
 
 
+MOST_PIXELS = {
+    "avx2": 6, "avx512": 14, "avx512_bf16": 14, "amx_bf16": 32, "neon": 6, "neon_bf16": 6,
+}  # fmt: skip
+"""Of a tile, by instruction set."""
+
+
 @dataclass(frozen=True)
 class Case:
     """A convolution as its op sees it.
@@ -316,7 +322,7 @@ class Setting:
             step_count=case.steps,
             step_units=case.units,
             panels=case.panels,
-            tile={"amx_bf16": 32, "avx2": 6}.get(self.isa, 14),
+            tile=MOST_PIXELS[self.isa],
             group=case.group,
             chunk_panels=case.chunk_panels,
             prefetch=case.prefetch,
@@ -333,9 +339,10 @@ class Setting:
         op.output.channels = case.channels
         op.output.plane = op.residual.plane = self._slots * 64
         inputs = (COutside * 2)()
-        inputs[0].data, inputs[1].data = self.inputs.ctypes.data, self.residual.ctypes.data
         outputs = (COutside * 1)()
-        outputs[0].data = output.ctypes.data
+        arrays = (self.inputs, self.residual, output)
+        for outside, array in zip((*inputs, *outputs), arrays, strict=True):
+            outside.data, outside.image_bytes = array.ctypes.data, array.nbytes
         phase, guards = CPhase(0, 1, 1), (ctypes.c_int64 * 1)()
         plan = library.plan_create(ctypes.byref(op), 1, ctypes.byref(phase), 1, 1, 64, guards, 0)
         assert plan

@@ -39,7 +39,7 @@ from tests.support.native.one_convolution import (
 )
 
 MOST_PIXELS = {"avx2": 6, "avx_vnni": 6, "avx512_vnni": 14, "amx_int8": 32}
-"""Of a tile, by instruction set."""
+"""Of a tile, by instruction set that a processor here may have."""
 
 UINT8 = 2
 GROUP = 4
@@ -236,7 +236,7 @@ class Uint8Setting:
             step_count=case.steps,
             step_units=case.units,
             panels=case.panels,
-            tile=MOST_PIXELS[self.isa],
+            tile=MOST_PIXELS.get(self.isa, 6),
             group=case.group,
             chunk_panels=case.chunk_panels,
             prefetch=case.prefetch,
@@ -259,9 +259,10 @@ class Uint8Setting:
         op.output.channels = case.channels
         op.output.plane = op.residual.plane = self._slots * LANES
         inputs = (COutside * 2)()
-        inputs[0].data, inputs[1].data = self.inputs.ctypes.data, self.residual.ctypes.data
         outputs = (COutside * 1)()
-        outputs[0].data = output.ctypes.data
+        arrays = (self.inputs, self.residual, output)
+        for outside, array in zip((*inputs, *outputs), arrays, strict=True):
+            outside.data, outside.image_bytes = array.ctypes.data, array.nbytes
         phase, guards = CPhase(0, 1, 1), (ctypes.c_int64 * 1)()
         plan = library.plan_create(ctypes.byref(op), 1, ctypes.byref(phase), 1, 1, 64, guards, 0)
         assert plan
