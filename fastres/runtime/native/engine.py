@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fastres.dtypes import BY_DTYPE
+from fastres.dtypes import BY_DTYPE, NATIVE
 from fastres.ir.graph import module_of
 from fastres.ir.shapes import shapes
 from fastres.options import Options
