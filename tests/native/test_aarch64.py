@@ -263,3 +263,4 @@ def test_an_older_processor(program: Path, tmp_path: Path, monkeypatch: pytest.M
         assert NativeEngine().refusal(module) == (
             f"this processor has no instructions for {computed} that it knows"
         )
+    assert optimize(model, x, precision="int8", calibration=[x]).engine == "onednn"

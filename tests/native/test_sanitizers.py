@@ -136,8 +136,10 @@ def test_the_tests_of_the_engine_under_the_address_sanitizer(
 ) -> None:
     """Those of float numbers with their campaigns; those of uint8 without: they are a thousand."""
     tests = Path(__file__).parent
-    # Tests that read machine code mean the ordinary build's, and those of faults build others.
-    others = {Path(__file__), tests / "test_build.py", *tests.glob("*_mutations.py")}
+    # Tests that read machine code mean the ordinary build's; those of faults and of another
+    # processor build others.
+    named = {tests / name for name in ("test_build.py", "test_aarch64.py")}
+    others = {Path(__file__), *named, *tests.glob("*_mutations.py")}
     files = [
         str(path)
         for path in sorted(tests.glob("test_*.py"))
