@@ -130,11 +130,11 @@ def test_the_address_sanitizer_notices(checked: Path) -> None:
     assert "heap-buffer-overflow" in reports(checked)
 
 
-@pytest.mark.parametrize(("quantized", "lane"), [(False, ""), (True, "not campaign")])
+@pytest.mark.parametrize(("many", "lane"), [(False, ""), (True, "not campaign")])
 def test_the_tests_of_the_engine_under_the_address_sanitizer(
-    quantized: bool, lane: str, checked: Path
+    many: bool, lane: str, checked: Path
 ) -> None:
-    """Those of float numbers with their campaigns; those of uint8 without: they are a thousand."""
+    """With their campaigns, but those of uint8 and of operators, which are more than a thousand."""
     tests = Path(__file__).parent
     # Tests that read machine code mean the ordinary build's; those of faults and of another
     # processor build others.
@@ -143,7 +143,7 @@ def test_the_tests_of_the_engine_under_the_address_sanitizer(
     files = [
         str(path)
         for path in sorted(tests.glob("test_*.py"))
-        if path not in others and ("uint8" in path.name) == quantized
+        if path not in others and ("uint8" in path.name or "operators" in path.name) == many
     ]
     options = ["-q", "-p", "no:cacheprovider", "-m", lane, "-k", "not main_loop"]
     done = under_address_sanitizer(checked, "-m", "pytest", *options, *files)

@@ -85,7 +85,7 @@ def test_a_random_network_is_as_accurate_in_bfloat16(network: Network) -> None:
 
 
 @settings(
-    max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 @given(networks())
 def test_a_random_network_has_the_definitions_integers(network: Network) -> None:
