@@ -117,7 +117,11 @@ def compare(model: nn.Module, fast: Optimized, batches: Iterable[Any]) -> Compar
     for batch in batches:
         args, kwargs = as_arguments(batch)
         with torch.no_grad():
-            exact, plain = oracle(batch), eager(batch)
+            try:
+                exact, plain = oracle(batch), eager(batch)
+            except Exception:
+                fast(*args, **kwargs)  # of wrong arguments its error says more
+                raise
             give_back()
             ours = fast(*args, **kwargs)  # last: what it keeps for calls is not there before
             native = plain if itself is eager else itself(batch)
