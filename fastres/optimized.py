@@ -398,9 +398,11 @@ class OptimizedModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModule:
         for buffer in self.graph_module.buffers():
             moved = fn(buffer)
-            if moved.dtype != buffer.dtype or moved.device != buffer.device:
+            own = self.dtype if buffer.is_floating_point() else buffer.dtype
+            # What is wider than the rest (a bfloat16 network's classifier, say) stays so.
+            if moved.dtype not in (own, buffer.dtype) or moved.device != buffer.device:
                 raise OptionError(
-                    f"an optimised model stays {buffer.dtype} on {buffer.device}; to get one in "
+                    f"an optimised model stays {own} on {buffer.device}; to get one in "
                     f"{moved.dtype} on {moved.device}, call optimize() with precision=... or "
                     "device=..."
                 )

@@ -100,6 +100,7 @@ def test_precision_and_device_stay(model: nn.Module, precision: str) -> None:
     fast = optimize(model, images(2), precision=precision)
     own = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[precision]
     before = fast(images(2)[:0])
+    dtypes = {name: buffer.dtype for name, buffer in fast.graph_module.named_buffers()}
     changes: list[Callable[[Any], Any]] = [
         lambda m: m.half(),
         lambda m: m.double(),
@@ -111,7 +112,19 @@ def test_precision_and_device_stay(model: nn.Module, precision: str) -> None:
             change(fast)
         assert "call optimize() with precision=... or device=..." in str(caught.value)
     assert torch.equal(fast(images(2)[:0]), before)
-    assert {str(b.dtype) for b in fast.graph_module.buffers()} == {own}
+    assert {name: b.dtype for name, b in fast.graph_module.named_buffers()} == dtypes
+
+
+def test_what_is_wider_than_the_rest_stays_so() -> None:
+    model = nn.Sequential(conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    x = images(2)
+    fast = optimize(model, x, precision="bf16")
+    before = fast(x)
+    assert fast.bfloat16() is fast
+    assert torch.equal(fast(x), before)
+    assert {b.dtype for b in fast.buffers()} == {torch.bfloat16, torch.float32}
+    with pytest.raises(OptionError, match=r"an optimised model stays torch.bfloat16 on cpu"):
+        fast.float()
 
 
 def test_moves_that_change_nothing(fast: Any) -> None:

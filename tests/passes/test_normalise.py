@@ -90,7 +90,7 @@ def test_functional_convolutions(function: Function) -> None:
     ids=["transposed", "one-dimensional", "three-dimensional"],
 )
 def test_other_convolutions_stay(layer: nn.Module, operator: str) -> None:
-    fast = optimized(nn.Sequential(conv(), layer).eval())
+    fast = optimized(nn.Sequential(conv(), layer).eval(), engine="onednn")
     (node,) = [n for n in nodes(fast, operator, "convolution") if "fastres" not in str(n.target)]
     assert counts(fast, "convolution") == (1, 1)
     name = node.meta["module"]
