@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import fastres
-from benchmarks import accuracy, versions
+from benchmarks import accuracy, throughput, versions
 from benchmarks.coverage import record as coverage_record
 from benchmarks.coverage import table as coverage_table
 from benchmarks.gpu_day import tables as gpu_tables
@@ -142,6 +142,12 @@ def test_the_table_of_versions_is_the_record() -> None:
 
 def test_the_table_of_accuracy_is_the_record() -> None:
     assert marked(MEASURED, "accuracy") == accuracy.markdown(accuracy.read(accuracy.RECORD))
+
+
+def test_the_table_of_throughput_is_the_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput.main(["--from-record", str(RESULTS / "throughput.json")]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert marked(MEASURED, "throughput").splitlines() == printed
 
 
 def test_the_table_of_coverage_is_the_record() -> None:
