@@ -75,8 +75,9 @@ class Reads:
     def multiplications(self) -> float:
         """What a panel takes for one pixel and tap, in the time of so many multiplications.
 
-        Measured on a Zen 4 core, a unit permuted and multiplied takes one and a half, beside others
-        that go on meanwhile; a read has a line to load.
+        A unit permuted and multiplied is counted as one and a half, since the permutation goes on
+        beside other multiplications; a read has a line to load. ``python -m benchmarks.groups``
+        times the ways on a processor.
         """
         return self.of_panel * (0.25 + 1.5 * self.units)
 
