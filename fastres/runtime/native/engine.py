@@ -30,6 +30,7 @@ from fastres.runtime import float16
 from fastres.runtime.executable import Executable
 from fastres.runtime.lowering import Lowering, Rule, holds_tensors, keep
 from fastres.runtime.native.library import Library, load
+from fastres.runtime.native.lower import no_instructions
 from fastres.runtime.native.operations import LoweredSubgraph
 from fastres.runtime.native.packed_weights import PackedWeights
 from fastres.runtime.native.partition import partition, rewrite
@@ -63,7 +64,7 @@ class NativeEngine:
         for value in module.buffers():
             dtype = _COMPUTED_IN.get(value.dtype)
             if dtype is not None and _isa(library, dtype) is None:
-                return f"this processor has no instructions for {dtype} that it knows"
+                return no_instructions(dtype)
         return self._fallback.refusal(module)
 
     def build(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Executable:

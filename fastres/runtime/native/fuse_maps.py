@@ -18,8 +18,8 @@ def fuse_maps(lowered: LoweredSubgraph) -> LoweredSubgraph:
     """The same subgraph with fewer operations."""
     readers = Counter(value for op in lowered.ops for value in op.reads)
     touched = [value for op in lowered.ops for value in (*op.reads, op.output) if value is not None]
-    in_parts = {op.output for op in lowered.ops if op.lattice is not None}
-    holding = {value.whole[0] for value in touched if value.whole is not None}
+    tied = {value.whole[0] for value in touched if value.whole is not None}
+    tied |= {op.output for op in lowered.ops if op.lattice is not None and op.output is not None}
     makers: dict[Value, Op] = {}
     found: dict[Op, None] = {}  # in order
     for op in lowered.ops:
@@ -29,8 +29,7 @@ def fuse_maps(lowered: LoweredSubgraph) -> LoweredSubgraph:
                 value = form.input
                 assert value is not None
                 producer = makers.get(value)
-                is_alone = readers[value] == 1 and value.whole is None and value not in holding
-                is_alone = is_alone and value not in in_parts
+                is_alone = readers[value] == 1 and value.whole is None and value not in tied
                 if producer is None or not is_alone or not _continues(value, form):
                     continue
                 both = _merged(producer, form)

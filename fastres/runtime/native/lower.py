@@ -40,6 +40,11 @@ RULES: dict[Any, Rule] = {
 }
 
 
+def no_instructions(dtype: torch.dtype) -> str:
+    """Why nothing is computed in a dtype on this processor."""
+    return f"this processor has no instructions for {dtype} that it knows"
+
+
 def refusal(node: fx.Node, facts: Facts, dtypes: Collection[torch.dtype] = NATIVE) -> str | None:
     """Why the engine has no operation for a node at this size, or None where it has one.
 
@@ -52,7 +57,7 @@ def refusal(node: fx.Node, facts: Facts, dtypes: Collection[torch.dtype] = NATIV
     if not isinstance(facts.get(node), Tensor) or computed_in(node, facts) not in NATIVE:
         return "the native engine computes with no other numbers than float32, bfloat16 and uint8"
     if computed_in(node, facts) not in dtypes:
-        return f"this processor has no instructions for {computed_in(node, facts)} that it knows"
+        return no_instructions(computed_in(node, facts))
     return rule.refusal(node, facts)
 
 
