@@ -83,6 +83,24 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str) -> Ten
     return activate(y, activation).to(x.dtype)
 
 
+def layer_norm2d(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Each pixel's channels, less their mean and by their standard deviation.
+
+    ``(x - mean) / sqrt(variance + eps) * weight + bias`` with mean and variance over the channels
+    (Ba, Kiros and Hinton 2016), as ConvNeXt has it.
+
+    Args:
+        x: [N, C, H, W].
+        weight, bias: [C] or None.
+        eps: what is added to the variance.
+
+    Returns:
+        Shape and dtype of ``x``.
+    """
+    pixels = x.permute(0, 2, 3, 1)
+    return F.layer_norm(pixels, [x.shape[1]], weight, bias, eps).permute(0, 3, 1, 2)
+
+
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
     """``relu(x + y)`` for tensors of one shape: a residual addition no convolution could take."""
     return torch.relu(x + y)

@@ -10,6 +10,7 @@ from torch import fx
 
 from fastres.export.builder import Builder
 from fastres.export.rules.reduction import reduce
+from fastres.ir import ops
 from fastres.ir.graph import arguments
 
 aten = torch.ops.aten
@@ -69,10 +70,16 @@ def _layer_norm(b: Builder, node: fx.Node) -> str:
     return _affine(b, y, weight, bias, shape)
 
 
+def _layer_norm2d(b: Builder, node: fx.Node) -> str:
+    x, weight, bias, eps = arguments(node)
+    return _affine(b, _standardised(b, b.tensor(x), [1], eps), weight, bias, [1, -1, 1, 1])
+
+
 RULES: dict[Any, Any] = {
     aten.batch_norm.default: _batch_norm,
     aten.group_norm.default: _group_norm,
     aten.instance_norm.default: _instance_norm,
     aten.layer_norm.default: _layer_norm,
+    ops.layer_norm2d: _layer_norm2d,
 }
 """Operator -> translation."""

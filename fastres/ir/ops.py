@@ -9,6 +9,7 @@ operator           meaning
 =================  ======================================================================
 conv2d             ``activation(pre_activation(conv(x) + bias) + residual)``
 scale_shift        ``activation(x * scale + shift)`` per channel
+layer_norm2d       each pixel's channels less their mean and by their standard deviation
 add_relu           ``relu(x + y)``
 max_pool2d         largest value under each window
 global_avg_pool    mean over height and width
@@ -40,6 +41,7 @@ _SCHEMAS: dict[Callable[..., torch.Tensor | list[torch.Tensor]], str] = {
     reference.conv2d: "(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int[2] stride, "
     "int[4] padding, int[2] dilation, int groups, str pre_activation, str activation) -> Tensor",
     reference.scale_shift: "(Tensor x, Tensor scale, Tensor shift, str activation) -> Tensor",
+    reference.layer_norm2d: "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> Tensor",
     reference.add_relu: "(Tensor x, Tensor y) -> Tensor",
     reference.max_pool2d: "(Tensor x, int[2] kernel, int[2] stride, int[2] padding, "
     "int[2] dilation, bool ceil_mode) -> Tensor",
@@ -89,6 +91,7 @@ for _function, _schema in _SCHEMAS.items():
 
 conv2d = torch.ops.fastres.conv2d.default
 scale_shift = torch.ops.fastres.scale_shift.default
+layer_norm2d = torch.ops.fastres.layer_norm2d.default
 add_relu = torch.ops.fastres.add_relu.default
 max_pool2d = torch.ops.fastres.max_pool2d.default
 global_avg_pool = torch.ops.fastres.global_avg_pool.default

@@ -14,6 +14,7 @@ from torch import fx
 from fastres.passes import (
     absorb_padding,
     affine,
+    channels_first,
     drop,
     finish,
     fold_batch_norm,
@@ -30,6 +31,7 @@ from fastres.report import Report
 PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
     fold_constants.run,  # first: frozen BatchNorms and standardised weights become constants
     drop.run,  # before normalise, which looks at neighbours
+    channels_first.run,  # before normalise, which then sees its convolutions like all others
     normalise.run,  # one spelling per operation, for all that follow
     absorb_padding.run,  # before folding ahead, which asks whether a convolution pads
     affine.run,  # after normalise: merges with the BatchNorms found there

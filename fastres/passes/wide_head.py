@@ -49,7 +49,8 @@ def _may_belong(node: fx.Node, behind: list[fx.Node]) -> bool:
         return last
     value = value_of(node)
     is_single = isinstance(value, Tensor) and all(size == 1 for size in value.shape[2:])
-    return is_call(node, ops.global_avg_pool, *MOVES_DATA) and is_single
+    belongs = is_call(node, ops.global_avg_pool, ops.layer_norm2d, *MOVES_DATA)
+    return belongs and is_single
 
 
 def _multiplies(node: fx.Node) -> bool:

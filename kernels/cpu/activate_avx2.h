@@ -8,6 +8,7 @@
 #ifdef FR_X86
 
 FR_BEGIN_AVX2
+#define FR_WIDEST 32
 #include "functions.h"
 
 namespace fastres {

@@ -8,6 +8,7 @@
 #ifdef FR_X86
 
 FR_BEGIN_AVX512
+#define FR_WIDEST 64
 #include "functions.h"
 
 namespace fastres {

@@ -28,6 +28,7 @@ int64_t elementwise_chunks(const Work &work) {
             return (int64_t)work.images * ((op.output.channels + count - 1) / count);
         }
         case FR_MEAN: return work.images * blocks(op.input, op.dtype);
+        case FR_LAYER_NORM:
         case FR_IMPORT:
         case FR_CONVERT:
         case FR_GATHER: return (int64_t)work.images * op.output.height;

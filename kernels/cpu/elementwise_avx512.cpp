@@ -12,6 +12,7 @@
 #ifdef FR_X86
 
 FR_BEGIN_AVX512
+#define FR_WIDEST 64  // bytes of a register
 #include "elementwise_rows.h"
 FR_END
 

@@ -49,6 +49,7 @@ void elementwise(const Work &work, int64_t chunk) {
         case FR_MAP: FR_BY_DTYPE(map_row); break;
         case FR_CONVERT: convert_row(work, chunk); break;
         case FR_GROUP_NORM: FR_BY_FLOATS(group_norm); break;
+        case FR_LAYER_NORM: FR_BY_FLOATS(layer_norm_row); break;
         case FR_GATHER: gather_row(work, chunk); break;
         case FR_RESIZE: FR_BY_FLOATS(resize_row); break;
         case FR_CHANNEL_CONVOLUTION: FR_BY_FLOATS(channel_convolution); break;

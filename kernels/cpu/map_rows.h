@@ -19,19 +19,20 @@ FR_INLINE void activate(const fr_op &op, const fr_function &f, int channel, Lane
         activate_any(op, f, channel, x);
 }
 
+template <int N>
+FR_INLINE void activate_all(const fr_op &op, const fr_function &f, int channel, Lanes (&all)[N]) {
+    if (f.kind == FR_RELU) {
+        for (Lanes &x : all) x = x < Lanes{} ? Lanes{} : x;
+    } else if (f.kind != FR_NONE) {
+        for (Lanes &x : all) activate_any(op, f, channel, x);
+    }
+}
+
 // Lanes without a channel hold zero, whatever a function makes of that.
 FR_INLINE void keep_first(int count, Lanes &x) {
     if (count >= 16) return;
     const Integers lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     x = lane < count ? x : Lanes{};
-}
-
-// Rounded once: a shift that takes most of the product away would leave the product's rounding.
-FR_INLINE void scale_and_shift(Lanes &x, const float *scale, const float *shift) {
-    float numbers[16];
-    std::memcpy(numbers, &x, 64);
-    for (int i = 0; i < 16; i++) numbers[i] = __builtin_fmaf(numbers[i], scale[i], shift[i]);
-    std::memcpy(&x, numbers, 64);
 }
 
 // A tensor that is added or multiplied; where it has one row, column or channel, that stands for
@@ -50,52 +51,78 @@ struct Operand {
         if (tensor.height > 1) line += at.row * tensor.row;
         pixel = tensor.width > 1 ? tensor.pixel : 0;
     }
-    FR_INLINE void next(int v, Lanes &to) const {
-        load<DTYPE>(line, one_channel ? 0 : v, to);
-        if (one_channel) to = Lanes{} + to[0];
+    template <int N>
+    FR_INLINE void next(int column, int v, Lanes (&to)[N]) const {
+        const char *from = line + column * pixel;
+        for (int i = 0; i < N; i++, from += pixel) load<DTYPE>(from, one_channel ? 0 : v, to[i]);
+        if (one_channel)
+            for (Lanes &each : to) each = Lanes{} + each[0];
     }
 };
 
 // One row of one channel block of one image.
 template <int DTYPE>
+struct Map {
+    const fr_op &op;
+    Operand<DTYPE> x, factor, residual;
+    char *to;
+    int channel, present;
+
+    // N pixels at once, since asking what to do takes longer than doing it.
+    template <int N>
+    FR_INLINE void pixels(int column) const {
+        for (int v = 0; v < kVectors<DTYPE>; v++) {
+            const int first = channel + 16 * v;
+            Lanes values[N], others[N];
+            x.next(column, v, values);
+            if (op.scale && op.shift) {
+                // Rounded once: a shift that takes most of the product away would leave the
+                // product's rounding.
+                Lanes scale, shift;
+                std::memcpy(&scale, op.scale + first, 64);
+                std::memcpy(&shift, op.shift + first, 64);
+                for (Lanes &value : values) multiply_add(value, scale, shift);
+            } else if (op.scale) {
+                std::memcpy(&others[0], op.scale + first, 64);
+                for (Lanes &value : values) value *= others[0];
+            } else if (op.shift) {
+                std::memcpy(&others[0], op.shift + first, 64);
+                for (Lanes &value : values) value += others[0];
+            }
+            activate_all(op, op.before, first, values);
+            if (op.has_factor) {
+                factor.next(column, v, others);
+                for (int i = 0; i < N; i++) values[i] *= others[i];
+            }
+            if (op.has_residual) {
+                residual.next(column, v, others);
+                for (int i = 0; i < N; i++) values[i] += others[i] * op.residual_multiplier;
+            }
+            activate_all(op, op.after, first, values);
+            char *target = to + column * op.output.pixel;
+            for (int i = 0; i < N; i++, target += op.output.pixel) {
+                keep_first(present - 16 * v, values[i]);
+                store<DTYPE>(target, v, values[i]);
+            }
+        }
+    }
+};
+
+template <int DTYPE>
 FR_INLINE void map_row(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
     const Row<DTYPE> at(op.output, chunk);
-    Operand<DTYPE> x(work, op.input, at), factor = x, residual = x;
-    if (op.has_factor) factor = Operand<DTYPE>(work, op.factor, at);
-    if (op.has_residual) residual = Operand<DTYPE>(work, op.residual, at);
-    char *to = at.line(work, op.output);
-    const int channel = at.block * Number<DTYPE>::kLanes;
-    const int present = lanes_of<DTYPE>(op.output, at.block);
-    for (int column = 0; column < op.output.width; column++) {
-        for (int v = 0; v < kVectors<DTYPE>; v++) {
-            Lanes value, other;
-            x.next(v, value);
-            if (op.scale && op.shift) {
-                scale_and_shift(value, op.scale + channel + 16 * v, op.shift + channel + 16 * v);
-            } else if (op.scale) {
-                std::memcpy(&other, op.scale + channel + 16 * v, 64);
-                value *= other;
-            } else if (op.shift) {
-                std::memcpy(&other, op.shift + channel + 16 * v, 64);
-                value += other;
-            }
-            activate(op, op.before, channel + 16 * v, value);
-            if (op.has_factor) {
-                factor.next(v, other);
-                value *= other;
-            }
-            if (op.has_residual) {
-                residual.next(v, other);
-                value += other * op.residual_multiplier;
-            }
-            activate(op, op.after, channel + 16 * v, value);
-            keep_first(present - 16 * v, value);
-            store<DTYPE>(to, v, value);
-        }
-        x.line += x.pixel, factor.line += factor.pixel, residual.line += residual.pixel;
-        to += op.output.pixel;
-    }
+    const Operand<DTYPE> x(work, op.input, at);
+    const Map<DTYPE> map{op,
+                         x,
+                         op.has_factor ? Operand<DTYPE>(work, op.factor, at) : x,
+                         op.has_residual ? Operand<DTYPE>(work, op.residual, at) : x,
+                         at.line(work, op.output),
+                         at.block * Number<DTYPE>::kLanes,
+                         lanes_of<DTYPE>(op.output, at.block)};
+    int column = 0;
+    for (; column + 8 <= op.output.width; column += 8) map.template pixels<8>(column);
+    for (; column < op.output.width; column++) map.template pixels<1>(column);
 }
 
 // The sum of quantised numbers.

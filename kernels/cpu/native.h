@@ -33,7 +33,7 @@ extern "C" {
 #define FR_API __attribute__((visibility("default")))
 #endif
 
-#define FR_ABI 10  // changes with every change of this file
+#define FR_ABI 11  // changes with every change of this file
 
 enum fr_isa {
     FR_AVX2 = 0,
@@ -61,7 +61,8 @@ enum fr_kind {
     FR_RESIZE = 9,
     FR_CHANNEL_CONVOLUTION = 10,
     FR_CONVERT = 11,
-    FR_GROUP_NORM = 12
+    FR_GROUP_NORM = 12,
+    FR_LAYER_NORM = 13
 };
 enum fr_activation {
     FR_NONE = 0,
@@ -175,6 +176,7 @@ typedef struct {
     // FR_GROUP_NORM: after((input - mean) / sqrt(variance + epsilon) * scale + shift), mean and
     // variance of an image's `groups` groups of channels. Its scratch memory, in the fields of
     // FR_WINOGRAD, has two numbers of float32 for each channel, in whole lines.
+    // FR_LAYER_NORM: the same with the mean and variance of each pixel's channels.
     int32_t groups;
     float epsilon;
 

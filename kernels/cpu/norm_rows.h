@@ -1,4 +1,4 @@
-// Normalisation by an image's own numbers: mean and variance of groups of channels.
+// Normalisation by an image's own numbers: mean and variance of groups of channels, or of a pixel.
 
 namespace fastres {
 namespace {
@@ -94,6 +94,60 @@ FR_INLINE void group_norm(const Work &work, int64_t chunk) {
                 keep_first(c.end - channel, value);
                 store<DTYPE>(target + row * y.row + column * y.pixel, 0, value);
             }
+    }
+}
+
+// The sum of what `term` makes of a pixel's channels.
+template <int DTYPE, class Term>
+FR_INLINE double sum_of_channels(const fr_tensor &tensor, const char *pixel, const Term &term) {
+    Lanes sum = {};
+    for (int channel = 0; channel < tensor.channels; channel += 16) {
+        Lanes value;
+        load<DTYPE>(pixel + place<DTYPE>(tensor, channel / 16), 0, value);
+        term(value);
+        keep_first(tensor.channels - channel, value);
+        sum += value;
+    }
+    float lanes[16];
+    std::memcpy(lanes, &sum, 64);
+    double total = 0.0;
+    for (const float lane : lanes) total += lane;
+    return total;
+}
+
+// One row; of each pixel the variance from the squares of what is left without the mean, as above.
+template <int DTYPE>
+FR_INLINE void layer_norm_row(const Work &work, int64_t chunk) {
+    const fr_op &op = *work.op;
+    const fr_tensor &x = op.input, &y = op.output;
+    const int64_t image = chunk / y.height, row = chunk % y.height;
+    const char *from = work.at(x) + image * x.image + row * x.row;
+    char *to = work.at(y) + image * y.image + row * y.row;
+    for (int column = 0; column < y.width; column++, from += x.pixel, to += y.pixel) {
+        const double mean = sum_of_channels<DTYPE>(x, from, [](Lanes &) {}) / x.channels;
+        const float centre = (float)mean;
+        const auto square = [&](Lanes &value) {
+            value -= centre;
+            value *= value;
+        };
+        const double variance = sum_of_channels<DTYPE>(x, from, square) / x.channels;
+        const float scale = (float)(1.0 / std::sqrt(variance + op.epsilon));
+        for (int channel = 0; channel < y.channels; channel += 16) {
+            Lanes value, weight, bias;
+            load<DTYPE>(from + place<DTYPE>(x, channel / 16), 0, value);
+            value = (value - centre) * scale;
+            if (op.scale) {
+                std::memcpy(&weight, op.scale + channel, 64);
+                value *= weight;
+            }
+            if (op.shift) {
+                std::memcpy(&bias, op.shift + channel, 64);
+                value += bias;
+            }
+            activate(op, op.after, channel, value);
+            keep_first(y.channels - channel, value);
+            store<DTYPE>(to + place<DTYPE>(y, channel / 16), 0, value);
+        }
     }
 }
 

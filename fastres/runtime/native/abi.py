@@ -6,12 +6,12 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from typing import ClassVar
 
-ABI = 10
+ABI = 11
 """``FR_ABI`` of the header that this file follows."""
 
 KINDS = (
     "convolution", "winograd", "max_pool", "mean", "import", "export", "map", "avg_pool", "gather",
-    "resize", "channel_convolution", "convert", "group_norm",
+    "resize", "channel_convolution", "convert", "group_norm", "layer_norm",
 )  # fmt: skip
 FORMS = ("panels", "depthwise", "grouped")
 """``enum fr_form``."""

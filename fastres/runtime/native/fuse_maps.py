@@ -77,7 +77,7 @@ def _merged(first: Op, second: Op) -> Op | None:
         has_slot = second.scale is None and second.shift is None and second.factor is None
         if not has_slot or (second.residual is not None and not _is_plain_sum(second)):
             return None
-    elif first.kind == "group_norm":
+    elif first.kind in ("group_norm", "layer_norm"):
         is_function = second.factor is None and second.residual is None and first.after == NONE
         if not is_function or second.scale is not None or second.shift is not None:
             return None

@@ -122,7 +122,8 @@ class Op:
         scale, shift: one for each channel, of a map; see ``FR_MAP`` in ``kernels/cpu/native.h``.
         residual_multiplier: of a map.
         window: a pooling's.
-        groups, epsilon: of a normalisation by an image's own numbers.
+        groups, epsilon: of a normalisation by an image's own numbers, epsilon of one by a
+            pixel's, too.
         copies: (channel of the input, channel of the output, how many), of a gathering.
         sources: where a resized image's rows and columns come from.
         outside: which of the subgraph's inputs or outputs it reads or writes itself.

@@ -228,8 +228,9 @@ class PlanBuilder:
             self._outside(out, op)
         elif kind == "channel_convolution":
             fill_taps(out, op, self.packed, self.kept)
+        out.epsilon = op.epsilon
         if op.groups:
-            out.groups, out.epsilon = op.groups, op.epsilon
+            out.groups = op.groups
             assert op.output is not None
             out.scratch_bytes = 2 * math.ceil(op.output.layout.channels / 16) * LINE
             out.scratch_offset = self.arena.reserve(out.scratch_bytes * self.threads)

@@ -1,4 +1,4 @@
-"""Normalisation by an image's own mean and variance."""
+"""Normalisation by an image's own mean and variance, or a pixel's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fastres.ir import ops
 from fastres.ir.graph import argument_of, arguments, constant
 from fastres.runtime.native.operations import Named
 from fastres.runtime.native.rules_maps import FLOATS
@@ -23,10 +24,17 @@ def _read(node: fx.Node, facts: Facts) -> tuple[int, Any, Any, Any]:
     return args[1], args[2], args[3], argument_of(node, 4, "eps", 1e-5)
 
 
-def _refusal(node: fx.Node, facts: Facts) -> str | None:
+def _input_refusal(node: fx.Node, facts: Facts) -> str | None:
     x = facts[arguments(node)[0]]
     if not is_batch(x) or x.dim() != 4 or x.dtype not in FLOATS:
         return "its input is no batch of images"
+    return None
+
+
+def _refusal(node: fx.Node, facts: Facts) -> str | None:
+    fault = _input_refusal(node, facts)
+    if fault is not None:
+        return fault
     if node.target is aten.instance_norm.default and not arguments(node)[5]:
         return "it normalises with numbers of its own"
     groups, weight, bias, epsilon = _read(node, facts)
@@ -54,6 +62,24 @@ def _vector(node: Any) -> Named | None:
     return None if value is None else (f"{node.target} for {len(value)}", value)
 
 
+def _layer_norm_refusal(node: fx.Node, facts: Facts) -> str | None:
+    _, weight, bias, _ = arguments(node)
+    if any(each is not None and constant(each) is None for each in (weight, bias)):
+        return "its weight is computed from the input"
+    return _input_refusal(node, facts)
+
+
+def _lower_layer_norm(builder: SubgraphBuilder, node: fx.Node) -> None:
+    x, weight, bias, epsilon = arguments(node)
+    assert isinstance(x, fx.Node)
+    scale, shift = _vector(weight), _vector(bias)
+    builder.append("layer_norm", node, x, epsilon=epsilon, scale=scale, shift=shift)
+
+
 _RULE = Rule(_refusal, _lower)
 
-RULES: dict[Any, Rule] = {aten.group_norm.default: _RULE, aten.instance_norm.default: _RULE}
+RULES: dict[Any, Rule] = {
+    aten.group_norm.default: _RULE,
+    aten.instance_norm.default: _RULE,
+    ops.layer_norm2d: Rule(_layer_norm_refusal, _lower_layer_norm),
+}
