@@ -42,6 +42,8 @@ void elementwise_chunk(const Work &work, int64_t chunk) {
 #if defined(FR_X86)
     if (work.op->isa <= FR_AVX_VNNI)
         elementwise_avx2(work, chunk);
+    else if (work.op->isa == FR_AVX512_BF16 || work.op->isa == FR_AMX_BF16)
+        elementwise_avx512_bf16(work, chunk);
     else
         elementwise_avx512(work, chunk);
 #elif defined(FR_ARM)

@@ -56,6 +56,7 @@ int64_t elementwise_chunks(const Work &);
 void elementwise_chunk(const Work &, int64_t chunk);
 void elementwise_avx2(const Work &, int64_t chunk);
 void elementwise_avx512(const Work &, int64_t chunk);
+void elementwise_avx512_bf16(const Work &, int64_t chunk);
 void elementwise_neon(const Work &, int64_t chunk);
 
 }  // namespace fastres

@@ -48,12 +48,17 @@ FR_INLINE void store(char *line, int vector, const Lanes &from) {
     if (DTYPE == FR_FLOAT32) {
         std::memcpy(line, &from, 64);
     } else {
+#ifdef FR_STORES_BFLOAT16
+        const __m256bh halves = _mm512_cvtneps_pbh((__m512)from);
+        std::memcpy(line + vector * 32, &halves, 32);
+#else
         Bits bits;
         std::memcpy(&bits, &from, 64);
         const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
         const Halves halves =
             __builtin_convertvector((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded, Halves);
         std::memcpy(line + vector * 32, &halves, 32);
+#endif
     }
 }
 

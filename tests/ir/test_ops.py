@@ -159,6 +159,11 @@ def scale_shift_arguments(shape: tuple[int, ...], activation: str) -> tuple[Any,
     return (random(*shape), random(shape[1]), random(shape[1]), activation)
 
 
+def layer_norm_arguments(shape: tuple[int, ...], affine: bool) -> tuple[Any, ...]:
+    vectors = [random(shape[1]) if affine else None for _ in range(2)]
+    return (random(*shape), *vectors, 1e-3)
+
+
 def linear_arguments(shape: tuple[int, ...], bias: bool, activation: str) -> tuple[Any, ...]:
     return (random(*shape), random(4, shape[-1]), random(4) if bias else None, activation)
 
@@ -195,6 +200,10 @@ def cases() -> dict[str, tuple[str, Callable[[], tuple[Any, ...]]]]:
         add("scale_shift", str(shape), scale_shift_arguments, shape, "none")
     for activation in ("relu", "hardswish"):
         add("scale_shift", activation, scale_shift_arguments, images[0], activation)
+    for shape in [*images, (1, 1, 2, 6)]:
+        for affine in (True, False):
+            name = f"{shape}, {'affine' if affine else 'plain'}"
+            add("layer_norm2d", name, layer_norm_arguments, shape, affine)
     for shape in [*images, (4,)]:
         add("add_relu", str(shape), lambda s: (random(*s), random(*s)), shape)
     for shape in [*images, (1, 1, 1, 6)]:

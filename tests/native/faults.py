@@ -60,7 +60,7 @@ class Fault:
         return f"{self.file}: {self.what}"
 
 
-ROWS = ("elementwise_avx2.cpp", "elementwise_avx512.cpp")
+ROWS = ("elementwise_avx2.cpp", "elementwise_avx512.cpp", "elementwise_avx512_bf16.cpp")
 
 FAULTS = [
     Fault(
@@ -171,12 +171,12 @@ FAULTS = [
     ),
     Fault(
         *("map_rows.h", "a summand's factor forgotten"),
-        *("other * op.residual_multiplier", "other"),
+        *("others[i] * op.residual_multiplier", "others[i]"),
         ROWS,
     ),
     Fault(
         *("map_rows.h", "one channel for the first lane only"),
-        *("if (one_channel) to = Lanes{} + to[0];", ""),
+        *("for (Lanes &each : to) each = Lanes{} + each[0];", "(void)to;"),
         ROWS,
     ),
     Fault(
@@ -186,12 +186,30 @@ FAULTS = [
     ),
     Fault(
         *("map_rows.h", "numbers in lanes without a channel"),
-        *("            keep_first(present - 16 * v, value);\n", ""),
+        *("                keep_first(present - 16 * v, values[i]);\n", ""),
         ROWS,
     ),
     Fault(
         *("map_rows.h", "a shift forgotten"),
-        *("__builtin_fmaf(numbers[i], scale[i], shift[i])", "numbers[i] * scale[i]"),
+        *("multiply_add(value, scale, shift);", "value *= scale;"),
+        ROWS,
+    ),
+    Fault(
+        *("map_rows.h", "a row's last pixels forgotten"),
+        *("for (; column < op.output.width; column++)", "for (; column < 0; column++)"),
+        ROWS,
+    ),
+    Fault(
+        *("norm_rows.h", "lanes without a channel in a pixel's variance"),
+        *("        keep_first(tensor.channels - channel, value);\n", ""),
+        ROWS,
+    ),
+    Fault(
+        *("norm_rows.h", "the first sixteen's weights for all of a pixel"),
+        *(
+            "std::memcpy(&weight, op.scale + channel, 64);\n                value",
+            "std::memcpy(&weight, op.scale, 64);\n                value",
+        ),
         ROWS,
     ),
     Fault(
@@ -348,9 +366,10 @@ def _check_operators(precision: str, isa: str) -> None:
         call(aten.add.Tensor, product, x, alpha=-0.5),
         call(aten.mul.Tensor, call(aten.sigmoid.default, x), pixels),
         call(ops.scale_shift, x, scale, shift, "none"),
+        call(ops.layer_norm2d, x, scale, shift, 1e-5),
         call(aten.avg_pool2d.default, x, [3, 3], [2, 2], [1, 1], False, False),
         call(aten.adaptive_avg_pool2d.default, x, [4, 5]),
-        call(aten.upsample_bilinear2d.vec, x, [9, 11], False, None),
+        call(aten.upsample_bilinear2d.vec, x, [9, 13], False, None),
         call(aten.constant_pad_nd.default, x, [1, 0, 2, 1], 0.0),
         call(aten.cat.default, [x, product, x], 1),
         call(aten.slice.Tensor, x, 1, 3, 20),
@@ -358,7 +377,7 @@ def _check_operators(precision: str, isa: str) -> None:
         call(aten.conv1d.default, vector, constant("taps", torch.randn(1, 1, 3)), None, [1], [1]),
     ))  # fmt: skip
     dtype = PRECISIONS[precision]
-    sizes = ((2, 40, 6, 7), (2, 40, 1, 1), (2, 1, 6, 7))
+    sizes = ((2, 40, 6, 11), (2, 40, 1, 1), (2, 1, 6, 11))
     inputs = [torch.randn(size).bfloat16().float() for size in sizes]
     for name, value in root.named_buffers():
         root.register_buffer(name, value.bfloat16().float())

@@ -96,6 +96,18 @@ def cascade(m: Any, y: Tensor) -> Tensor:
     return torch.cat([a, b, m.one(b + c)], 1)
 
 
+def pixels(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+    """A function of a pixel's channels, as the last axis."""
+    return function(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def convnext(m: Any, y: Tensor) -> Tensor:
+    def block(z: Tensor) -> Tensor:
+        return m.narrow(F.gelu(m.wide(m.it(z)))) * m.scale.weight
+
+    return y + pixels(block, y)
+
+
 CASES: dict[str, Case] = {
     **{
         layer.__name__: module(layer)
@@ -137,6 +149,21 @@ CASES: dict[str, Case] = {
     ),
     "InstanceNorm": module(lambda: nn.InstanceNorm2d(40, affine=True)),
     "InstanceNorm, plain": module(lambda: nn.InstanceNorm2d(40)),
+    "LayerNorm2d": Case(lambda m, y: pixels(m.it, y), parts={"it": lambda: nn.LayerNorm(40)}),
+    "LayerNorm2d of whole lines": Case(
+        lambda m, y: F.gelu(pixels(m.it, y)), 96, parts={"it": lambda: nn.LayerNorm(96, eps=1e-6)}
+    ),
+    "LayerNorm2d, plain": Case(
+        lambda m, y: pixels(m.it, y).relu() + y,
+        parts={"it": lambda: nn.LayerNorm(40, elementwise_affine=False)},
+    ),
+    "LayerNorm2d of large numbers": Case(
+        lambda m, y: pixels(m.it, y + 3000), parts={"it": lambda: nn.LayerNorm(40)}
+    ),
+    "ConvNeXt": Case(convnext, parts={
+        "it": lambda: nn.LayerNorm(40), "wide": lambda: nn.Linear(40, 90),
+        "narrow": lambda: nn.Linear(90, 40), "scale": lambda: nn.BatchNorm2d(40),
+    }),
     "average": function(lambda y: F.avg_pool2d(y, 3, 2, 1)),
     "average, rounded up": function(lambda y: F.avg_pool2d(y, 3, 2, 1, ceil_mode=True)),
     "average without padding": function(

@@ -106,6 +106,19 @@ def scale_shift(x: Tensor, scale: Tensor, shift: Tensor, activation: str) -> Ten
     return activate(out, activation)
 
 
+def layer_norm2d(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    y = torch.empty_like(x, dtype=torch.float64)
+    for n, i, j in itertools.product(range(x.shape[0]), range(x.shape[2]), range(x.shape[3])):
+        pixel = [float(value) for value in x[n, :, i, j]]
+        mean = sum(pixel) / len(pixel)
+        variance = sum((value - mean) ** 2 for value in pixel) / len(pixel)
+        for c, value in enumerate(pixel):
+            scale = 1.0 if weight is None else float(weight[c])
+            shift = 0.0 if bias is None else float(bias[c])
+            y[n, c, i, j] = (value - mean) / math.sqrt(variance + eps) * scale + shift
+    return y
+
+
 def add_relu(x: Tensor, y: Tensor) -> Tensor:
     return activate(x.double() + y.double(), "relu")
 
