@@ -104,10 +104,10 @@ def why_not_plain(value: Tensor) -> str | None:
         return "it is on the meta device, without values"
     if value.layout != torch.strided:
         return f"it is a {value.layout} tensor"
-    for name, what in _REASONS.items():
-        if extra & _bits(name):
-            return what
     if extra:
+        for name, what in _REASONS.items():
+            if extra & _bits(name):
+                return what
         return f"it is none that kernels can read ({_tensor_keys(value)})"
     if forward_ad._current_level >= 0 and has_tangent(value):
         return "it has a tangent (forward-mode differentiation)"
