@@ -8,6 +8,7 @@ ours:
 - ``"source"``: name of the captured node whose value this node computes, so that a value can be
   compared with the same value in another graph of the same model;
 - ``"lowered"``: the node is a cast that ``torch.autocast`` makes in the user's model;
+- ``"of_maps"``: the node computes with one of several maps that the user's model has stacked;
 - ``"added"``: the node is no part of the user's model, an option of ``optimize`` added it.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fastres.ir import ops
 from fastres.kernels.activations import BY_ATEN
 from fastres.kernels.spec import pair
 
@@ -282,5 +284,6 @@ KERNELS_OF_SOME: tuple[Any, ...] = (
     torch.ops.aten.tanh.default,
     torch.ops.aten.upsample_bilinear2d.vec,
     torch.ops.aten.upsample_nearest2d.vec,
+    ops.layer_norm2d,
 )
 """What torch can do and some engines have kernels for: each says itself what it leaves to torch."""

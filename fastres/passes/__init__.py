@@ -23,6 +23,7 @@ from fastres.passes import (
     fold_input,
     fuse,
     normalise,
+    unstack,
     wide_head,
 )
 from fastres.passes.context import Context
@@ -32,6 +33,7 @@ PASSES: tuple[Callable[[fx.GraphModule, Context], None], ...] = (
     fold_constants.run,  # first: frozen BatchNorms and standardised weights become constants
     drop.run,  # before normalise, which looks at neighbours
     channels_first.run,  # before normalise, which then sees its convolutions like all others
+    unstack.run,  # likewise
     normalise.run,  # one spelling per operation, for all that follow
     absorb_padding.run,  # before folding ahead, which asks whether a convolution pads
     affine.run,  # after normalise: merges with the BatchNorms found there

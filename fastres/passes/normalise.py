@@ -13,6 +13,7 @@
     view                                         -> reshape, or flatten where it is one
     split, chunk                                 -> slice, one for each part that is read
     slice of everything                          -> nothing
+    slice of what was written to the same slice  -> what was written
 
 What has no such form stays ATen. Later passes need to know one name for each thing only.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 
 def is_residual_addition(node: fx.Node) -> bool:
-    """Whether a node adds two feature maps (not a constant, not a number)."""
-    return is_call(node, aten.add.Tensor) and all(
+    """Whether a node adds two feature maps (not a constant, not a number), and no stacked ones."""
+    return is_call(node, aten.add.Tensor) and not node.meta.get("of_maps") and all(
         isinstance(arg, fx.Node)
         and isinstance(value_of(arg), Tensor)
         and value_of(arg).dim() == 4
@@ -276,13 +277,33 @@ def _split(node: fx.Node, context: Context) -> None:
 
 def _slice(node: fx.Node, context: Context) -> None:
     x, *rest = arguments(node)
+    bounds = _bounds(x, rest)
+    if bounds is None:
+        node.replace_all_uses_with(x)
+        erase_unused([node])
+    elif is_call(x, aten.slice_scatter.default) and bounds == _bounds(x, arguments(x)[2:]):
+        node.replace_all_uses_with(arguments(x)[1])  # what was written there
+        erase_unused([node, x])
+
+
+def _slice_scatter(node: fx.Node, context: Context) -> None:
+    """What an in-place operation on a slice comes to, GhostNet's ``out[:, :c] += x`` say."""
+    x, written, *rest = arguments(node)
+    if _bounds(x, rest) is None:
+        node.replace_all_uses_with(written)
+        erase_unused([node])
+
+
+def _bounds(x: Any, rest: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Axis, start, end and step of a slice of ``x``; None where it is all of it."""
     defaults: tuple[Any, ...] = (0, None, None, 1)
     dim, start, end, step = (*rest, *defaults[len(rest) :])
     size = value_of(x).shape[dim]
-    everything = end is None or end == sys.maxsize or (isinstance(size, int) and end == size)
+    known = isinstance(size, int) and isinstance(end, int)
+    everything = end is None or end == sys.maxsize or (known and end >= size)
     if start in (None, 0) and step == 1 and everything:
-        node.replace_all_uses_with(x)
-        erase_unused([node])
+        return None
+    return dim % value_of(x).dim(), start or 0, end, step
 
 
 _REWRITES: dict[Any, Callable[[fx.Node, Context], None]] = {
@@ -304,4 +325,5 @@ _REWRITES: dict[Any, Callable[[fx.Node, Context], None]] = {
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
     aten.slice.Tensor: _slice,
+    aten.slice_scatter.default: _slice_scatter,
 }

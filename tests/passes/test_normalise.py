@@ -344,3 +344,25 @@ def test_the_receipt_lists_what_is_left_once_and_warns() -> None:
     assert [str(remark) for remark in fast.report.left] == [
         "(the model itself): aten.softplus.default: no operator of fastres covers it"
     ]
+
+
+def added_to_a_slice(m: Any, x: Tensor) -> Tensor:
+    out = torch.cat([m.conv(x), m.conv(x.relu())], 1)[:, :6, :, :]
+    out += m.wide(x)
+    return m.end(out)
+
+
+def test_what_is_written_to_a_slice() -> None:
+    """GhostNet's residual addition, in place on a slice of a concatenation."""
+    parts = {"conv": conv(), "wide": conv(4, 6), "end": conv(6, 5)}
+    assert "slice_scatter" not in operators(optimized(net(added_to_a_slice, **parts)))
+
+
+def test_a_slice_that_is_written_and_another_that_is_read() -> None:
+    def function(m: Any, x: Tensor) -> Tensor:
+        y = m.conv(x) * 1.0
+        y[:, 1:3] += m.narrow(x)
+        return m.end(y) + y[:, :2].sum(1, keepdim=True) + y[:, 1:3].mean(1, keepdim=True)
+
+    fast = optimized(net(function, conv=conv(), narrow=conv(4, 2), end=conv()))
+    assert "slice_scatter" in operators(fast)
