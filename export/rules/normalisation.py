@@ -12,6 +12,7 @@ from fastres.export.builder import Builder
 from fastres.export.rules.reduction import reduce
 from fastres.ir import ops
 from fastres.ir.graph import arguments
+from fastres.ir.views import LayerNorm2d
 
 aten = torch.ops.aten
 
@@ -71,8 +72,9 @@ def _layer_norm(b: Builder, node: fx.Node) -> str:
 
 
 def _layer_norm2d(b: Builder, node: fx.Node) -> str:
-    x, weight, bias, eps = arguments(node)
-    return _affine(b, _standardised(b, b.tensor(x), [1], eps), weight, bias, [1, -1, 1, 1])
+    norm = LayerNorm2d.of(node)
+    y = _standardised(b, b.tensor(norm.x), [1], norm.eps)
+    return _affine(b, y, norm.weight, norm.bias, [1, -1, 1, 1])
 
 
 RULES: dict[Any, Any] = {

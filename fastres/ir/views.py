@@ -160,6 +160,18 @@ class ScaleShift(View):
 
 
 @dataclass(frozen=True)
+class LayerNorm2d(View):
+    """Each pixel's channels, less their mean and by their standard deviation."""
+
+    target: ClassVar[Any] = ops.layer_norm2d
+
+    x: fx.Node
+    weight: fx.Node | None
+    bias: fx.Node | None
+    eps: float
+
+
+@dataclass(frozen=True)
 class AddRelu(View):
     """``relu(x + y)``."""
 
@@ -498,6 +510,7 @@ VIEWS: dict[Any, type[View]] = {
     for view in (
         Conv2d,
         ScaleShift,
+        LayerNorm2d,
         AddRelu,
         MaxPool2d,
         GlobalAvgPool,

@@ -5,9 +5,9 @@
     permute(0, 2, 3, 1) -> layer_norm -> permute(0, 3, 1, 2)        -> fastres::layer_norm2d
     permute(0, 2, 3, 1) -> linear -> gelu -> linear -> permute(...) -> conv2d -> gelu -> conv2d
 
-ConvNeXt's blocks and every ``LayerNorm2d`` are spelled this way: a linear layer over the channels of
-an image is a convolution of one pixel. Functions of single numbers move along, and so do sums and
-products with what has been moved, with numbers and with a constant for each channel.
+ConvNeXt's blocks and every ``LayerNorm2d`` are spelled this way: a linear layer over the channels
+of an image is a convolution of one pixel. Functions of single numbers move along, and so do sums
+and products with what has been moved, with numbers and with a constant for each channel.
 
 Checks: the value between is the image with its channels last, in every reader's eyes; weights are
 constants. Whoever else reads a value with channels last gets it from a ``permute``.

@@ -70,12 +70,16 @@ def run(module: fx.GraphModule, context: Context) -> None:
 
 def is_residual_addition(node: fx.Node) -> bool:
     """Whether a node adds two feature maps (not a constant, not a number), and no stacked ones."""
-    return is_call(node, aten.add.Tensor) and not node.meta.get("of_maps") and all(
-        isinstance(arg, fx.Node)
-        and isinstance(value_of(arg), Tensor)
-        and value_of(arg).dim() == 4
-        and constant(arg) is None
-        for arg in arguments(node)[:2]
+    return (
+        is_call(node, aten.add.Tensor)
+        and not node.meta.get("of_maps")
+        and all(
+            isinstance(arg, fx.Node)
+            and isinstance(value_of(arg), Tensor)
+            and value_of(arg).dim() == 4
+            and constant(arg) is None
+            for arg in arguments(node)[:2]
+        )
     )
 
 

@@ -69,9 +69,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
             replace(node, summed)
     # What is no longer read, and what was made for a sum that then stayed.
     read = {node for node, _ in known}
-    erase_unused(
-        node for node in reversed(list(graph.nodes)) if node in read or node not in before
-    )
+    erase_unused(node for node in reversed(list(graph.nodes)) if node in read or node not in before)
 
 
 def _sums_maps(node: fx.Node) -> bool:
@@ -111,7 +109,7 @@ def _found(node: fx.Node, count: int, known: Known) -> Parts | None:
         if any(s is None or not _are_of(s, n) for s, n in zip(sides, arguments(node), strict=True)):
             return None
         with node.graph.inserting_before(node):
-            pairs = zip(*sides, strict=True)  # type: ignore[arg-type]
+            pairs = zip(*sides, strict=True)
             return [_compute(node, aten.mul.Tensor, a, b) for a, b in pairs]
     if is_call(node, aten.softmax.int):
         pair = _parts(source, count, known)
@@ -164,9 +162,7 @@ def _of_groups(node: fx.Node, count: int) -> Parts | None:
         starts = [(group * count + each) * size for group in range(groups)]
         pieces = [_slice(node, source, start, start + size) for start in starts]
         with node.graph.inserting_before(node):
-            parts.append(
-                pieces[0] if groups == 1 else _compute(node, aten.cat.default, pieces, 1)
-            )
+            parts.append(pieces[0] if groups == 1 else _compute(node, aten.cat.default, pieces, 1))
     return parts
 
 

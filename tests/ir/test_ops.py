@@ -421,6 +421,7 @@ class EveryOperator(nn.Module):
         y = ops.resize_crop(x, 7, 6, "bilinear", True)
         y = ops.conv2d(y, weights.weight, weights.bias, None, *sides, "none", "relu")
         y = ops.scale_shift(y, weights.bias, weights.bias, "silu")
+        y = ops.layer_norm2d(y, weights.bias, None, 1e-5)
         ends = (y, None, [1, 1], weights.square, weights.bias)
         wide, y = ops.bottleneck(y, weights.narrow, None, weights.wide, weights.bias, *ends, *none)
         pool = ([2, 2], [1, 1], [1, 1])

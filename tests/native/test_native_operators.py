@@ -96,13 +96,13 @@ def cascade(m: Any, y: Tensor) -> Tensor:
     return torch.cat([a, b, m.one(b + c)], 1)
 
 
-def pixels(function: Callable[[Tensor], Tensor], y: Tensor) -> Tensor:
+def pixels(function: Callable[[Tensor], Any], y: Tensor) -> Any:
     """A function of a pixel's channels, as the last axis."""
     return function(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def convnext(m: Any, y: Tensor) -> Tensor:
-    def block(z: Tensor) -> Tensor:
+    def block(z: Tensor) -> Any:
         return m.narrow(F.gelu(m.wide(m.it(z)))) * m.scale.weight
 
     return y + pixels(block, y)

@@ -30,7 +30,8 @@ def selective(m: Any, x: Tensor, paths: int = 2) -> Tensor:
     maps = torch.stack([m.one(x), m.two(x), m.one(x.relu())][:paths], 1)
     weights = m.choose(pooled(maps.sum(1))) if paths == 2 else m.more(pooled(maps.sum(1)))
     weights = weights.view(x.shape[0], paths, 4, 1, 1).softmax(1)
-    return (maps * weights).sum(1)
+    result: Tensor = (maps * weights).sum(1)
+    return result
 
 
 def split_attention(m: Any, x: Tensor, groups: int) -> Tensor:
@@ -41,7 +42,8 @@ def split_attention(m: Any, x: Tensor, groups: int) -> Tensor:
     weights = m.choose(pooled(maps.sum(dim=1)))
     weights = weights.view(n, groups, 2, -1).transpose(1, 2).softmax(dim=1).reshape(n, -1)
     weights = weights.view(n, -1, 1, 1).reshape(n, 2, channels // 2, 1, 1)
-    return (maps * weights).sum(dim=1)
+    result: Tensor = (maps * weights).sum(dim=1)
+    return result
 
 
 def model(function: Callable[[Any, Tensor], Any]) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import fx
 
 from fastres.ir import ops
 from fastres.ir.graph import argument_of, arguments, constant
+from fastres.ir.views import LayerNorm2d
 from fastres.runtime.native.operations import Named
 from fastres.runtime.native.rules_maps import FLOATS
 from fastres.runtime.native.subgraph_builder import Facts, Rule, SubgraphBuilder, is_batch
@@ -63,17 +64,16 @@ def _vector(node: Any) -> Named | None:
 
 
 def _layer_norm_refusal(node: fx.Node, facts: Facts) -> str | None:
-    _, weight, bias, _ = arguments(node)
-    if any(each is not None and constant(each) is None for each in (weight, bias)):
+    norm = LayerNorm2d.of(node)
+    if any(each is not None and constant(each) is None for each in (norm.weight, norm.bias)):
         return "its weight is computed from the input"
     return _input_refusal(node, facts)
 
 
 def _lower_layer_norm(builder: SubgraphBuilder, node: fx.Node) -> None:
-    x, weight, bias, epsilon = arguments(node)
-    assert isinstance(x, fx.Node)
-    scale, shift = _vector(weight), _vector(bias)
-    builder.append("layer_norm", node, x, epsilon=epsilon, scale=scale, shift=shift)
+    norm = LayerNorm2d.of(node)
+    scale, shift = _vector(norm.weight), _vector(norm.bias)
+    builder.append("layer_norm", node, norm.x, epsilon=norm.eps, scale=scale, shift=shift)
 
 
 _RULE = Rule(_refusal, _lower)
