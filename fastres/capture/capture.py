@@ -25,9 +25,10 @@ from fastres.capture import nested
 from fastres.capture.contract import Contract
 from fastres.capture.defaults import make_defaults_explicit
 from fastres.capture.diagnose import why_not_captured
-from fastres.capture.export_program import Exported, export_with_dynamic_sizes, import_ahead
+from fastres.capture.export_program import Exported, export_with_dynamic_sizes
 from fastres.capture.functional import can_make_functional, is_in_place, make_functional
 from fastres.capture.guard import state_restored
+from fastres.capture.imports import import_ahead
 from fastres.capture.wrappers import copy_keeping_modes
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.ir.graph import (

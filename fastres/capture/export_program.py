@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ from fastres.capture.contract import Contract, contract_of, fixed_size
 from fastres.capture.decisions import Decisions, TangledSizes
 from fastres.capture.quick_shapes import quick_shapes
 from fastres.errors import InputError
-from fastres.system import forking, versions
-from fastres.system.collector import full_collections_later
+from fastres.system import forking
 
 MAX_OPERATIONS = 60
 """Operations in the expression of one size, beyond which heights and widths become plain numbers.
@@ -338,87 +336,6 @@ def export(
     with torch.no_grad(), quick_shapes(), TracingMode(decisions), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # attributes set in forward: `state_restored` reports them
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-
-
-class _TinyModel(nn.Module):
-    """One convolution: exporting it imports what exporting any model does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(1, 1, 1, 1, dtype=torch.float32, device="cpu"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.get_buffer("weight"))
-
-
-class _ImportThread:
-    """Has torch import what capture needs, once, in a thread of its own.
-
-    Ctrl-C reaches the main thread only. An import that it cuts off would leave names half
-    registered in torch and sympy, and no later capture in the process would work.
-    """
-
-    def __init__(self) -> None:
-        self._done = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def wait(self) -> None:
-        """Return when everything is imported; the first caller starts the thread."""
-        if self._done.is_set():
-            return
-        if not torch.cuda.is_available():
-            _stand_in_for_a_gpu()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._stay, name="fastres-imports", daemon=True)
-            self._thread.start()
-        self._done.wait()
-
-    def _stay(self) -> None:
-        """Import everything, and then wait for ever.
-
-        On a machine without a GPU, a CUDA build of torch 2.11 crashes in the next capture once the
-        thread of the first one is over (see :func:`fastres.system.versions.stand_in_for_a_gpu`).
-        """
-        self._load()
-        threading.Event().wait()
-
-    def _load(self) -> None:
-        try:
-            model = _TinyModel().eval()
-            x = torch.zeros(2, 1, 4, 4, dtype=torch.float32, device="cpu")
-            # Of 1.6 s that this takes, collections were 0.4.
-            with full_collections_later():
-                export_with_dynamic_sizes(model, inspect.signature(model.forward), (x,), {})
-        finally:
-            self._done.set()  # even after an error: the capture itself will raise it again
-
-
-def _stand_in_for_a_gpu() -> None:
-    """Have torch make what its CUDA builds use where there is no GPU, in a thread that never ends.
-
-    It lives as long as the thread that asked first, and torch asks in every capture; 2.11 crashes
-    in the first one behind the end of that thread.
-    """
-    if threading.current_thread() is threading.main_thread():
-        versions.stand_in_for_a_gpu()
-        return
-    ready = threading.Event()
-
-    def create_and_wait() -> None:
-        versions.stand_in_for_a_gpu()
-        ready.set()
-        threading.Event().wait()
-
-    threading.Thread(target=create_and_wait, name="fastres-stays", daemon=True).start()
-    ready.wait()
-
-
-_loader = _ImportThread()
-
-
-def import_ahead() -> None:
-    """Have torch import what :func:`export` needs, so that Ctrl-C cannot cut it off."""
-    _loader.wait()
 
 
 def _reset_export_flags() -> None:

@@ -14,7 +14,7 @@ from fastres.accuracy.sample import (
     random_arguments,
 )
 from fastres.capture import pipeline
-from fastres.capture.export_program import import_ahead
+from fastres.capture.imports import import_ahead
 from fastres.capture.wrappers import unwrapped
 from fastres.errors import (
     FastresWarning,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastres.capture.export_program import import_ahead
+from fastres.capture.imports import import_ahead
 from fastres.capture.wrappers import unwrapped
 from fastres.checks import is_number, refusal
 from fastres.errors import (

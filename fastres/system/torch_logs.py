@@ -1,4 +1,4 @@
-"""Silence torch's log of errors that it also raises, and that fastres reports in its own words."""
+"""Silence torch's log of errors that it also raises, and of what is no concern of the user's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _LOGGERS = (
     "torch._subclasses.fake_tensor",
     "torch.fx.experimental.symbolic_shapes",
     "torch._export.non_strict_utils",
+    "torch.utils.flop_counter",
 )
 
 

@@ -101,7 +101,7 @@ def pixels(function: Callable[[Tensor], Any], y: Tensor) -> Any:
     return function(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def convnext(m: Any, y: Tensor) -> Tensor:
+def convnext(m: Any, y: Tensor) -> Any:
     def block(z: Tensor) -> Any:
         return m.narrow(F.gelu(m.wide(m.it(z)))) * m.scale.weight
 

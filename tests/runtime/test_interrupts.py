@@ -46,7 +46,7 @@ def test_the_next_one_works(after: float) -> None:
 def test_what_is_imported_draws_no_random_numbers() -> None:
     code = """
         import torch
-        from fastres.capture.export_program import import_ahead
+        from fastres.capture.imports import import_ahead
         torch.manual_seed(0)
         before = torch.get_rng_state()
         torch.set_default_dtype(torch.float64)
