@@ -29,6 +29,7 @@ from fastres.capture.export_program import Exported, export_with_dynamic_sizes
 from fastres.capture.functional import can_make_functional, is_in_place, make_functional
 from fastres.capture.guard import state_restored
 from fastres.capture.imports import import_ahead
+from fastres.capture.quick_shapes import quick_shapes
 from fastres.capture.wrappers import copy_keeping_modes
 from fastres.errors import CaptureError, FastresError, ModelError, OptionError
 from fastres.ir.graph import (
@@ -293,7 +294,7 @@ def _from_program(
     autocast_notes = nested.inline(program)
     if not can_make_functional(program.graph):
         # torch's functionalisation gets views right; it takes seconds, so only where it is needed.
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), quick_shapes(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of its own classes
             program = program.run_decompositions({})
     from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols  # imports sympy

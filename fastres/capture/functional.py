@@ -1,7 +1,7 @@
 """In-place operations made functional: ``relu_(x)`` becomes ``relu(x)``, read by x's later readers.
 
 Exact as long as nobody reads the same memory under another name, so views are looked for first;
-where there are any, torch's own functionalisation has to be used (right in every case, but seconds
+where somebody does, torch's own functionalisation has to be used (right in every case, but seconds
 for a ResNet-50).
 """
 
@@ -44,11 +44,30 @@ def can_make_functional(graph: fx.Graph) -> bool:
         members.setdefault(root, {root}).add(node)
     for root, aliases in members.items():
         last_write = max(order[node] for node in aliases)
-        if is_view(root):
+        first_write = min(order[node] for node in aliases - {root})
+        if is_view(root) and not _is_all_that_is_read(root, order, first_write, roots):
             return False
         for alias in aliases:
             if any(is_view(user) and order[user] < last_write for user in alias.users):
                 return False
+    return True
+
+
+def _is_all_that_is_read(
+    view: fx.Node, order: dict[fx.Node, int], write: int, roots: dict[fx.Node, fx.Node]
+) -> bool:
+    """Whether from a write on, nobody reads a view's memory but through the view.
+
+    GhostNet adds to ``torch.cat([...])[:, :c]``, of which it never reads the rest.
+    """
+    while is_view(view):
+        source = arguments(view)[0]
+        if not isinstance(source, fx.Node) or source.op != "call_function" or source in roots:
+            return False  # the caller's memory, the model's, or what was written to already
+        others = [user for user in source.users if user is not view]
+        if any(is_view(user) or is_in_place(user) or order[user] > write for user in others):
+            return False
+        view = source
     return True
 
 
