@@ -84,7 +84,8 @@ def functionalised(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run(program: ExportedProgram, *args: Any) -> ExportedProgram:
         called.append("torch")
-        return original(program, *args)
+        result: ExportedProgram = original(program, *args)
+        return result
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", run)
     return called
