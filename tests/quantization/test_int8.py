@@ -317,3 +317,20 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
 def test_calibration_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = list(calibrating._shown(iter([1, 2, 3])))
     assert shown == [1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore::fastres.errors.FastresWarning")
+def test_integers_that_two_pieces_of_the_network_read() -> None:
+    """Between them is what the CPU library lacks; the value is quantised in the first."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        y = torch.relu(nn.functional.avg_pool2d(net.stem(x), 3, 1, 1))
+        between = net.one(y).cumsum(1)
+        answer: Tensor = net.two(y) + between
+        return answer
+
+    parts = {"stem": conv(4, 8), "one": conv(8, 8), "two": conv(8, 8)}
+    model, x = measured(Net(forward, **parts)), images(4)
+    fast = fastres.optimize(model, x[:1], precision="int8", calibration=[x])
+    torch.testing.assert_close(fast(x), fast.by_definition(x), rtol=1e-5, atol=1e-5)
+    assert relative(fast(x), model(x)) < 0.1

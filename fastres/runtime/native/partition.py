@@ -142,8 +142,12 @@ def rewrite(
             [(n, facts[c or n].dtype) for n, c in zip(outputs, casts, strict=True)],
             facts,
         )
-        # A cast between two subgraphs goes into the one that comes first.
-        sources = [n if n in absorbed else _source(n, nodes, facts) for n in operations.inputs]
+        # A cast between two subgraphs goes into the one that comes first, where it may have been
+        # one of the operations: then what it casts need not have left that subgraph.
+        sources = [
+            n if n in absorbed or n in inside else _source(n, nodes, facts)
+            for n in operations.inputs
+        ]
         absorbed.update(cast for cast in casts if cast is not None)
         function = make(operations, [facts[source].dtype for source in sources])
         result = graph.call_function(function, tuple(values[source] for source in sources))
