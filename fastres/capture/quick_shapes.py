@@ -50,7 +50,7 @@ def _no_notes() -> Iterator[None]:
     from torch.fx.experimental import proxy_tensor
 
     switched = [
-        (torch.fx.config, "do_not_emit_stack_traces", True),
+        (getattr(torch.fx, "config", None), "do_not_emit_stack_traces", True),
         (proxy_tensor, "_extract_tensor_metadata", _nothing),
     ]
     known = [(owner, name, new) for owner, name, new in switched if hasattr(owner, name)]
