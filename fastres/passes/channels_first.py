@@ -38,6 +38,7 @@ def run(module: fx.GraphModule, context: Context) -> None:
     """Move what can be moved, in the graph's order."""
     graph = module.graph
     moved: Moved = {}
+    made: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -48,8 +49,8 @@ def run(module: fx.GraphModule, context: Context) -> None:
         elif _is_permutation(node, _TO_FIRST) and source in moved:
             assert isinstance(source, fx.Node)
             first = moved[source]
-            if first.meta.get("moved"):
-                first.meta["source"] = node.meta.get("source")
+            if first in made and "source" in node.meta:
+                first.meta["source"] = node.meta["source"]
             node.replace_all_uses_with(first)
             graph.erase_node(node)
         else:
@@ -59,9 +60,9 @@ def run(module: fx.GraphModule, context: Context) -> None:
                 new.meta["val"] = value_of(node).permute(_TO_FIRST)
                 new.meta["module"] = node.meta.get("module", "")
                 new.meta["added"] = node.meta.get("added", False)
-                new.meta["moved"] = True
                 moved[node] = new
-    _hand_out(graph, moved)
+                made.add(new)
+    _hand_out(graph, moved, made)
 
 
 def _is_permutation(node: fx.Node, order: list[int]) -> bool:
@@ -86,11 +87,11 @@ def _is_function(node: fx.Node) -> bool:
         isinstance(node.target, torch._ops.OpOverload)
         and torch.Tag.pointwise in node.target.tags
         and node.all_input_nodes == [arguments(node)[0]]
-        and same_rank(node, arguments(node)[0])
+        and _same_rank(node, arguments(node)[0])
     )
 
 
-def same_rank(node: fx.Node, other: Any) -> bool:
+def _same_rank(node: fx.Node, other: Any) -> bool:
     """Whether both are tensors of as many axes."""
     values = [value_of(each) if isinstance(each, fx.Node) else None for each in (node, other)]
     ranks = [value.dim() for value in values if isinstance(value, Tensor)]
@@ -128,9 +129,8 @@ def _elementwise(node: fx.Node, moved: Moved) -> fx.Node | None:
     channels = value_of(node).shape[-1]
     sides: list[Any] = []
     for argument in arguments(node):
-        if argument in moved:
-            assert isinstance(argument, fx.Node)
-            if not same_rank(node, argument):
+        if isinstance(argument, fx.Node) and argument in moved:
+            if not _same_rank(node, argument):
                 return None
             sides.append(moved[argument])
             continue
@@ -156,11 +156,11 @@ _REWRITES: dict[Any, Callable[[fx.Node, Moved], fx.Node | None]] = {
 }
 
 
-def _hand_out(graph: fx.Graph, moved: Moved) -> None:
+def _hand_out(graph: fx.Graph, moved: Moved, made: set[fx.Node]) -> None:
     """Give the values back with channels last to those that read them so, and drop the rest."""
     for last, first in reversed(moved.items()):
         left = [user for user in last.users if user not in moved]
-        if left and first.meta.get("moved"):
+        if left and first in made:
             with graph.inserting_after(first):
                 given = call(graph, aten.permute.default, (first, _TO_LAST), last.name)
             given.meta.update(last.meta)

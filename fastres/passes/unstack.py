@@ -98,7 +98,7 @@ def _parts(node: Any, count: int, known: Known) -> Parts | None:
 
 
 def _found(node: fx.Node, count: int, known: Known) -> Parts | None:
-    source = arguments(node)[0]
+    source = arguments(node)[0] if arguments(node) else None
     value = value_of(node)
     if is_call(node, aten.stack.default):
         maps: Any = source
@@ -113,7 +113,12 @@ def _found(node: fx.Node, count: int, known: Known) -> Parts | None:
             return [_compute(node, aten.mul.Tensor, a, b) for a, b in pairs]
     if is_call(node, aten.softmax.int):
         pair = _parts(source, count, known)
-        if pair is None or count != 2 or arguments(node)[1] != 1 or value.shape[1] != count:
+        if (
+            pair is None
+            or count != 2
+            or arguments(node)[1] != 1
+            or not _same(value.shape[1:2], (count,))
+        ):
             return None
         if argument_of(node, 2, "dtype", None) is not None:
             return None
@@ -136,11 +141,14 @@ def _channels(node: fx.Node, count: int) -> Parts | None:
     source, shape = arguments(node)[0], value_of(node).shape
     assert isinstance(source, fx.Node)
     image = value_of(source)
-    if image.dim() != 4 or len(shape) != 5 or shape[1] != count:
+    if image.dim() != 4 or len(shape) != 5:
         return None
-    if image.shape[1] != count * shape[2] or not _same(image.shape[2:], shape[3:]):
+    size: Any = shape[2]
+    if not isinstance(size, int) or not _same(
+        (count, *image.shape[1:]), (shape[1], count * size, *shape[3:])
+    ):
         return None
-    return [_slice(node, source, each * shape[2], (each + 1) * shape[2]) for each in range(count)]
+    return [_slice(node, source, each * size, (each + 1) * size) for each in range(count)]
 
 
 def _of_groups(node: fx.Node, count: int) -> Parts | None:
@@ -152,7 +160,9 @@ def _of_groups(node: fx.Node, count: int) -> Parts | None:
     assert isinstance(source, fx.Node)
     vector = value_of(source)
     is_vector = vector.dim() == 4 and _same(vector.shape[2:], (1, 1))
-    if len(shape) != 4 or sorted(axes) != [1, 2] or not is_vector or shape[2] != count:
+    if len(shape) != 4 or sorted(axes) != [1, 2] or not is_vector:
+        return None
+    if not _same(shape[2:3], (count,)):
         return None
     groups, size = shape[1], shape[3]
     if not all(isinstance(each, int) for each in (groups, size)):

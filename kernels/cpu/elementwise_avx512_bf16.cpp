@@ -11,7 +11,7 @@
 
 #ifdef FR_X86
 
-FR_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+FR_BEGIN_AVX512_BF16
 #define FR_STORES_BFLOAT16
 #define FR_WIDEST 64  // bytes of a register
 #include "elementwise_rows.h"

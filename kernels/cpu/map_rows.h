@@ -159,9 +159,8 @@ template <int FROM, int TO>
 FR_INLINE void convert(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
     const fr_tensor &x = op.input, &y = op.output;
-    const int64_t image = chunk / y.height, row = chunk % y.height;
-    const char *from = work.at(x) + image * x.image + row * x.row;
-    char *to = work.at(y) + image * y.image + row * y.row;
+    const char *from = whole_row(work, x, chunk);
+    char *to = whole_row(work, y, chunk);
     for (int first = 0; first < y.channels; first += 16) {
         const char *source = from + place<FROM>(x, first / 16);
         char *target = to + place<TO>(y, first / 16);

@@ -16,9 +16,8 @@ FR_INLINE void copy(char *to, const char *from, int bytes) {
 // One row of one image.
 FR_INLINE void gather_row(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
-    const int64_t image = chunk / op.output.height, row = chunk % op.output.height;
-    const char *from = work.at(op.input) + image * op.input.image + row * op.input.row;
-    char *to = work.at(op.output) + image * op.output.image + row * op.output.row;
+    const char *from = whole_row(work, op.input, chunk);
+    char *to = whole_row(work, op.output, chunk);
     for (int i = 0; i < op.copy_count; i++) {
         const int64_t read = op.copies[3 * i], written = op.copies[3 * i + 1];
         const int bytes = op.copies[3 * i + 2];

@@ -120,9 +120,8 @@ template <int DTYPE>
 FR_INLINE void layer_norm_row(const Work &work, int64_t chunk) {
     const fr_op &op = *work.op;
     const fr_tensor &x = op.input, &y = op.output;
-    const int64_t image = chunk / y.height, row = chunk % y.height;
-    const char *from = work.at(x) + image * x.image + row * x.row;
-    char *to = work.at(y) + image * y.image + row * y.row;
+    const char *from = whole_row(work, x, chunk);
+    char *to = whole_row(work, y, chunk);
     for (int column = 0; column < y.width; column++, from += x.pixel, to += y.pixel) {
         const double mean = sum_of_channels<DTYPE>(x, from, [](Lanes &) {}) / x.channels;
         const float centre = (float)mean;

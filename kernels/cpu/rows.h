@@ -42,7 +42,8 @@ FR_INLINE void load(const char *line, int vector, Lanes &to) {
     }
 }
 
-// Half to even, as Number<FR_BFLOAT16>::store.
+// Half to even, as Number<FR_BFLOAT16>::store. Like the convolutions', the processor's own
+// instruction takes numbers below 2^-126 for zero.
 template <int DTYPE>
 FR_INLINE void store(char *line, int vector, const Lanes &from) {
     if (DTYPE == FR_FLOAT32) {
@@ -86,6 +87,12 @@ FR_INLINE void quantize(const Lanes &numbers, int32_t zero, Integers &q) {
 FR_INLINE void store_bytes(char *line, int vector, const Integers &q) {
     const Bytes bytes = __builtin_convertvector(q, Bytes);
     std::memcpy(line + vector * 16, &bytes, 16);
+}
+
+// Where the row of all channel blocks begins that a chunk is, of a tensor as high as the output.
+FR_INLINE char *whole_row(const Work &work, const fr_tensor &tensor, int64_t chunk) {
+    return work.at(tensor) + chunk / tensor.height * tensor.image +
+           chunk % tensor.height * tensor.row;
 }
 
 // One row of one channel block of one image: a chunk of what is as large as its output.

@@ -49,6 +49,7 @@
         "fma,f16c")
 #define FR_BEGIN_AVX2 FR_BEGIN("avx2,fma,f16c")
 #define FR_BEGIN_AVX512 FR_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
+#define FR_BEGIN_AVX512_BF16 FR_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
 #endif
 
 #ifdef FR_ARM

@@ -25,22 +25,22 @@ def _read(node: fx.Node, facts: Facts) -> tuple[int, Any, Any, Any]:
     return args[1], args[2], args[3], argument_of(node, 4, "eps", 1e-5)
 
 
-def _input_refusal(node: fx.Node, facts: Facts) -> str | None:
-    x = facts[arguments(node)[0]]
+def _tensors_refusal(x: Any, parameters: tuple[Any, Any]) -> str | None:
+    """Of either normalisation: why not with this input, or with this weight and bias."""
     if not is_batch(x) or x.dim() != 4 or x.dtype not in FLOATS:
         return "its input is no batch of images"
+    if any(each is not None and constant(each) is None for each in parameters):
+        return "its weight is computed from the input"
     return None
 
 
 def _refusal(node: fx.Node, facts: Facts) -> str | None:
-    fault = _input_refusal(node, facts)
+    groups, weight, bias, epsilon = _read(node, facts)
+    fault = _tensors_refusal(facts[arguments(node)[0]], (weight, bias))
     if fault is not None:
         return fault
     if node.target is aten.instance_norm.default and not arguments(node)[5]:
         return "it normalises with numbers of its own"
-    groups, weight, bias, epsilon = _read(node, facts)
-    if any(each is not None and constant(each) is None for each in (weight, bias)):
-        return "its weight is computed from the input"
     plain = isinstance(groups, int) and isinstance(epsilon, float)
     return None if plain else "its arguments are computed from the input"
 
@@ -65,9 +65,7 @@ def _vector(node: Any) -> Named | None:
 
 def _layer_norm_refusal(node: fx.Node, facts: Facts) -> str | None:
     norm = LayerNorm2d.of(node)
-    if any(each is not None and constant(each) is None for each in (norm.weight, norm.bias)):
-        return "its weight is computed from the input"
-    return _input_refusal(node, facts)
+    return _tensors_refusal(facts[norm.x], (norm.weight, norm.bias))
 
 
 def _lower_layer_norm(builder: SubgraphBuilder, node: fx.Node) -> None:
