@@ -67,7 +67,7 @@ class _ImportThread:
         try:
             model = _TinyModel().eval()
             x = torch.zeros(2, 1, 4, 4, dtype=torch.float32, device="cpu")
-            # Of 1.6 s that this takes, collections were 0.4.
+            # So many objects are made that stay that collections are a good part of the time.
             with full_collections_later(), _without_triton():
                 export_with_dynamic_sizes(model, inspect.signature(model.forward), (x,), {})
         finally:
@@ -98,8 +98,8 @@ def _stand_in_for_a_gpu() -> None:
 def _without_triton() -> Iterator[None]:
     """Let this thread's imports find no Triton where there is no GPU to use it on.
 
-    torch imports it whole to know the name of one of its types, which takes 75 MB and 0.15 s. For
-    whoever imports it in another thread or later it is there as ever.
+    torch imports it whole to know the name of one of its types, and with it a compiler's library.
+    For whoever imports it in another thread or later it is there as ever.
     """
     if torch.cuda.is_available() or torch.xpu.is_available() or "triton" in sys.modules:
         yield
